@@ -1,0 +1,28 @@
+"""Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
+
+from ._version import __version__
+from .config import QUICK, TrainConfig
+from .data import Data, Split, hold_out, load_data
+from .inference import attend, evaluate
+from .models import Attended, create_model, list_models
+from .train import Run, TrainingDiverged, data_for, fit, load_run
+
+__all__ = [
+    "QUICK",
+    "Attended",
+    "Data",
+    "Run",
+    "Split",
+    "TrainConfig",
+    "TrainingDiverged",
+    "__version__",
+    "attend",
+    "create_model",
+    "data_for",
+    "evaluate",
+    "fit",
+    "hold_out",
+    "list_models",
+    "load_data",
+    "load_run",
+]
