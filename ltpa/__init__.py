@@ -4,8 +4,9 @@ from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
 from .inference import attend, evaluate
+from .measure import entropy
 from .models import Attended, create_model, list_models
-from .train import Run, TrainingDiverged, data_for, fit, load_run
+from .train import Run, TrainingDiverged, data_for, fit, load_run, snapshot_indices
 
 __all__ = [
     "QUICK",
@@ -19,10 +20,12 @@ __all__ = [
     "attend",
     "create_model",
     "data_for",
+    "entropy",
     "evaluate",
     "fit",
     "hold_out",
     "list_models",
     "load_data",
     "load_run",
+    "snapshot_indices",
 ]

@@ -7,6 +7,8 @@ was interrupted.
 import torch
 from torch import Tensor
 
+from .errors import closest
+
 AUGMENTATIONS = ("auto", "flip+shift", "shift", "none")
 _DIGITS = ("svhn",)
 
@@ -31,7 +33,12 @@ def augmented_batch(images: Tensor, index: Tensor, mode: str, seed: int, epoch: 
 
     Returns:
         uint8 (B, 3, H, W) in channels_last memory format.
+
+    Raises:
+        ValueError: another mode.
     """
+    if mode not in AUGMENTATIONS[1:]:
+        raise ValueError(f"mode={mode!r}: {closest(mode, AUGMENTATIONS[1:])}")
     if mode == "none":
         return images[index].contiguous(memory_format=torch.channels_last)
     height, width = images.shape[-2:]
@@ -47,8 +54,8 @@ def augmented_batch(images: Tensor, index: Tensor, mode: str, seed: int, epoch: 
 
 def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
     """63 random bits a sample, as non-negative int64, from (seed, epoch, sample): the SplitMix64 finaliser, chained."""
-    bits = torch.full_like(index, seed)
-    for value in (epoch, index):
+    bits = torch.zeros_like(index)
+    for value in (seed, epoch, index):
         bits = bits + value + -7046029254386353131  # 0x9E3779B97F4A7C15; int64 arithmetic wraps
         for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
             bits = (bits ^ (bits >> shift & (1 << 64 - shift) - 1)) * factor

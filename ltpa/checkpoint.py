@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,28 @@ from safetensors.torch import save
 from torch import Tensor
 
 KEEP = 2
+_PART = ".part-"  # how the names of files begin that are not written to the end
 
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, flushes it to the disk, then renames it: never half a file.
 
+    No folder is made: where a mounted drive has vanished, its files must not appear beneath the mount point.
+
     Raises:
         OSError: with the folder's name; the file that was there before is still there.
     """
+    temporary = path.with_name(_PART + secrets.token_hex(8))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
             raise
     except OSError as error:
         reason = error.strerror or str(error)
@@ -79,13 +81,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
 def load_checkpoint(
     folder: Path, report: Callable[[str], None] = print
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None; a damaged one is reported and set aside as `*.damaged`."""
+    """The newest checkpoint that is whole, or None; damaged ones are reported and set aside as `*.damaged`."""
     for path in reversed(_checkpoints(folder)):
         if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
             return load_tensors(path)
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
-        report(f"checkpoint {path.name} is damaged; it was set aside as {aside.name} and the one before it is used")
+        report(f"checkpoint {path} is damaged: it is set aside as {aside.name}, and the one before it is looked for")
     return None
 
 
@@ -103,14 +105,17 @@ def _serialised(tensors: dict[str, Tensor], meta: dict[str, Any] | None) -> byte
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of a run that is complete; its weights stay."""
-    for path in _leftovers(folder):
+    """Removes the checkpoints of a run that is complete, damaged ones too; its weights stay."""
+    for path in folder.glob("step-*"):
         with contextlib.suppress(OSError):
             path.unlink()
+    remove_parts(folder)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    yield from _checkpoints(folder)
-    yield from folder.glob(".part-*")
+def remove_parts(folder: Path) -> None:
+    """Removes what a killed process had not written to the end."""
+    for path in folder.glob(_PART + "*"):
+        with contextlib.suppress(OSError):
+            path.unlink()

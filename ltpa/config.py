@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -55,7 +55,7 @@ class TrainConfig:
     normalizer: str = "softmax"
     dropout: bool = False
     dataset: str = "cifar10"
-    data_dir: str = "data"
+    data_dir: str | Path = "data"
     image_size: int = 32
     train_limit: int | None = None
     test_limit: int | None = None
@@ -70,20 +70,26 @@ class TrainConfig:
     device: str = "auto"
     seed: int = 0
     snapshots: int = 0
-    run_dir: str | None = None
+    run_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Checks every field and reports all problems at once."""
-        problems = [problem for field in fields(self) if (problem := _check(field.name, getattr(self, field.name)))]
-        raise_problems(problems)
-        for name in ("width", "validation", "learning_rate", "weight_decay", "label_smoothing"):
+        raise_problems(check_fields(self))
+        for name in _NUMBERS:
             object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("data_dir", "run_dir"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else str(value))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """From names and values, such as a parameter file; an unknown name is answered with the closest known one."""
-        raise_problems(unknown_names(values, known := [field.name for field in fields(cls)]))
-        return cls(**{name: values[name] for name in known if name in values})
+        if not isinstance(values, Mapping):
+            raise TypeError(f"settings must be a dictionary of names and values, not {values!r}")
+        known = {name: values[name] for field in fields(cls) if (name := field.name) in values}
+        problems = unknown_names(values, [field.name for field in fields(cls)])
+        raise_problems(problems + [problem for item in known.items() if (problem := check_field(*item))])
+        return cls(**known)
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this run a different one from others, all but device, precision and folders."""
@@ -98,6 +104,11 @@ class TrainConfig:
         changed = {f.name: v for f in fields(self) if (v := self.identity().get(f.name, f.default)) != f.default}
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.model}-{self.dataset}-{digest}"
+
+
+def check_fields(config: Any) -> list[tuple[type, str]]:
+    """The problems with the fields of a dataclass of settings; the rules go by the fields' names."""
+    return [problem for f in fields(config) if (problem := check_field(f.name, getattr(config, f.name)))]
 
 
 def unknown_names(values: Mapping[str, Any], known: list[str]) -> list[tuple[type, str]]:
@@ -121,13 +132,15 @@ _CHOICES = {
 }
 _WHOLE = {  # name: (least, most, may be None)
     "image_size": (32, 1024, False),
-    "train_limit": (2, None, True),
-    "test_limit": (1, None, True),
-    "epochs": (1, None, False),
-    "batch_size": (2, None, False),
+    "train_limit": (2, 10**9, True),
+    "test_limit": (1, 10**9, True),
+    "epochs": (1, 10**6, False),
+    "batch_size": (2, 10**6, False),
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
+    "examples": (1, 64, False),
 }
+_MAY_BE_NONE = ("run_dir",)
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),
@@ -137,8 +150,8 @@ _NUMBERS = {  # name: (condition, what is allowed)
 }
 
 
-def _check(name: str, value: Any) -> tuple[type, str] | None:
-    """The problem with one field's value, or None."""
+def check_field(name: str, value: Any) -> tuple[type, str] | None:
+    """The problem with one field's value, as the kind of error and its message, or None."""
     if name in _CHOICES:
         if not isinstance(value, str):
             return TypeError, f"{name} must be a string, not {value!r}"
@@ -150,15 +163,14 @@ def _check(name: str, value: Any) -> tuple[type, str] | None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
             return TypeError, f"{name} must be a whole number{' or None' if may_be_none else ''}, not {value!r}"
-        if value < least or (most is not None and value > most):
-            limits = f"at least {least}" + ("" if most is None else f" and at most {most}")
+        if not least <= value <= most:
             why = " (batch norm compares images)" if name == "batch_size" else ""
-            return ValueError, f"{name} must be {limits}{why}, not {value}"
+            return ValueError, f"{name} must be at least {least} and at most {most}{why}, not {value}"
     elif name in _NUMBERS:
         allowed, words = _NUMBERS[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             return TypeError, f"{name} must be a number, not {value!r}"
-        if not math.isfinite(value) or not allowed(value):
+        if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
     elif name == "dropout":
         if not isinstance(value, bool):
@@ -166,13 +178,24 @@ def _check(name: str, value: Any) -> tuple[type, str] | None:
     elif name == "device":
         if not isinstance(value, str):
             return TypeError, f"device must be a string, not {value!r}"
-        kind, _, number = value.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        if not re.fullmatch("auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?", value):
             return ValueError, f"device={value!r}: known: auto, cpu, cuda, cuda:<number>, mps"
-    elif not isinstance(value, str | Path) and not (name == "run_dir" and value is None):
+    elif name == "chosen":
+        if not isinstance(value, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
+            return TypeError, f"chosen must be a list of whole numbers, not {value!r}"
+        if not value or min(value) < 0:
+            return ValueError, f"chosen must name images from 0 up, not {value!r}"
+    elif value is None and name in _MAY_BE_NONE:
+        return None
+    elif not isinstance(value, str | Path):
         return TypeError, f"{name} must be a path, not {value!r}"
-    elif str(value or "x").strip() == "":
+    elif not str(value).strip():
         return ValueError, f"{name} must not be empty"
+    else:
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            return ValueError, f"{name}={str(value)!r}: there is no such user; a folder of that name is './{value}'"
     return None
 
 

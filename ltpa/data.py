@@ -1,9 +1,11 @@
 """Data sets as tensors: `load_data(name)` for the embedded shapes, CIFAR, SVHN and folders of one's own images."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from io import BytesIO
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .download import fetch_cifar, fetch_svhn
@@ -23,6 +25,7 @@ DATASETS = ("shapes", "cifar10", "cifar100", "svhn", "folder")
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
 MAX_PIXELS = 50_000_000  # of one image file; a few kilobytes can unpack to gigabytes
 
 
@@ -84,36 +87,49 @@ def load_data(
 
     Args:
         name: "shapes" (made by code, no download), "cifar10", "cifar100", "svhn" (needs scipy), or "folder":
-            `root/train/<class>/*` and `root/test/<class>/*`, or only `root/<class>/*`, of which a seeded, stratified
-            fifth becomes the test split.
+            `root/train/<class>/*` and `root/test/<class>/*`, or only `root/<class>/*`, of which a seeded fifth of
+            every class becomes the test split.
         root: folder for downloads, or of one's own images.
-        image_size: side of the square images in pixels, from 32 up; others are scaled (shorter side) and cropped.
-        train_limit, test_limit: use at most so many images, balanced over the classes and chosen by the seed.
+        image_size: side of the square images in pixels, from 32 to 1024; of others the middle square is scaled.
+        train_limit, test_limit: use at most so many images, balanced over the classes and chosen by the seed; of
+            "shapes" the first ones, which are balanced in every 500.
         seed: for the split and the limits, and for what "shapes" draws.
         download: whether CIFAR and SVHN may be downloaded.
         objects: only "shapes": 2 draws scenes of two objects, masks (N, 2, H, W) and labels (N, 2).
 
     Raises:
         ValueError: an unknown name, a number out of range, or a folder that cannot be used.
-        TypeError: a number that is not whole.
+        TypeError: a number that is not whole, or a root that is no path.
         FileNotFoundError: a folder that is missing, or data that may not be downloaded.
+        DownloadError: see `ltpa.download.fetch`.
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
-    for label, value, least in (
-        ("image_size", image_size, 32),
-        ("train_limit", train_limit, 1),
-        ("test_limit", test_limit, 1),
-        ("objects", objects, 1),
+    for label, value, least, most in (
+        ("image_size", image_size, 32, 1024),
+        ("train_limit", train_limit, 1, 10**9),
+        ("test_limit", test_limit, 1, 10**9),
+        ("seed", seed, 0, 2**31 - 1),
+        ("objects", objects, 1, 2),
     ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is None and label.endswith("_limit"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{label} must be a whole number, not {value!r}")
-        if value is not None and value < least:
-            raise ValueError(f"{label} must be at least {least}, not {value}")
-    if objects > 2 or (objects == 2 and name != "shapes"):
-        raise ValueError(f"objects={objects}: only 'shapes' draws scenes of two objects, and no more than two")
+        if not least <= value <= most:
+            raise ValueError(f"{label} must be at least {least} and at most {most}, not {value}")
+    if objects == 2 and name != "shapes":
+        raise ValueError("objects=2: only 'shapes' draws scenes of two objects")
+    if not isinstance(root, str | Path):
+        raise TypeError(f"data_dir must be a path, not {root!r}")
+    if not str(root).strip():
+        raise ValueError("data_dir must not be empty; '.' is the current folder")
+    try:
+        root = Path(root).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"data_dir {str(root)!r}: there is no such user; a folder of that name is './~...'") from error
 
-    root, notes = Path(root).expanduser(), []
+    notes = []
     if name == "shapes":
         classes = SHAPES
         train, test = (
@@ -126,7 +142,7 @@ def load_data(
         else:
             classes, train, test = _read_torchvision(name, root, download)
         train, test = (
-            part if limit is None else part[stratified(part.labels, limit, seed)]
+            part if limit is None or limit >= len(part) else part[stratified(part.labels, limit, seed)]
             for part, limit in ((train, train_limit), (test, test_limit))
         )
         if train.images.shape[-1] != image_size:
@@ -135,7 +151,7 @@ def load_data(
 
 
 def hold_out(data: Data, fraction: float, seed: int = 0) -> Data:
-    """Replaces the test split by a seeded, stratified part of the training split: for choosing settings.
+    """Replaces the test split by a seeded part of every class of the training split: for choosing settings.
 
     Args:
         data: a data set; its test split is dropped, so that nothing can be chosen on it.
@@ -144,26 +160,37 @@ def hold_out(data: Data, fraction: float, seed: int = 0) -> Data:
 
     Raises:
         ValueError: a fraction that leaves one of the two parts empty.
+        TypeError: a fraction that is no number.
     """
-    count = round(len(data.train) * fraction)
-    if not 0 < count < len(data.train):
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"validation must be a number, not {fraction!r}")
+    if not 0 < fraction < 1 or not 0 < round(len(data.train) * fraction) < len(data.train):
         raise ValueError(f"validation={fraction} of {len(data.train)} images leaves one part empty: choose e.g. 0.1")
-    held = stratified(data.train.labels, count, seed)
-    kept = torch.ones(len(data.train), dtype=torch.bool)
-    kept[held] = False
-    train = data.train[kept.nonzero().squeeze(1)]
+    kept, held = _parted(data.train.labels, round(len(data.train) * fraction), seed)
+    train = data.train[kept]
     mean, std = channel_statistics(train.images)
     return replace(data, train=train, test=data.train[held], mean=mean, std=std)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of `count` samples, as equally over the classes as possible, chosen by the seed, in ascending order."""
+def _parted(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the samples that are kept and of the `count` that are taken from them, the same part of each class."""
+    taken = stratified(labels, count, seed, proportional=True)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[taken] = False
+    return kept.nonzero().squeeze(1), taken
+
+
+def stratified(labels: Tensor, count: int, seed: int, proportional: bool = False) -> Tensor:
+    """Indices of `count` samples, chosen by the seed, in ascending order.
+
+    As many of each class as possible, or in proportion to the classes.
+    """
     labels = labels.flatten(1)[:, 0] if labels.ndim > 1 else labels
     shuffled = torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable"))
-    rank = torch.empty_like(shuffled)  # of a sample among those of its class
+    rank = torch.empty(len(labels), dtype=torch.float64)  # of a sample among those of its class
     for label in labels.unique():
         of_class = shuffled[labels[shuffled] == label]
-        rank[of_class] = torch.arange(len(of_class))
+        rank[of_class] = torch.arange(0.5, len(of_class), dtype=torch.float64) / (len(of_class) if proportional else 1)
     order = shuffled[torch.argsort(rank[shuffled], stable=True)]
     return order[:count].sort().values
 
@@ -215,7 +242,9 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Sequence[s
                 f"{name} is not in {root} or not complete; allow the download (download=True) or put it there"
             ) from error
     if name == "svhn":
-        splits = [Split(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()) for part in parts]
+        splits = [
+            Split(torch.from_numpy(part.data).contiguous(), torch.from_numpy(part.labels).long()) for part in parts
+        ]
         return [str(digit) for digit in range(10)], *splits
     splits = [
         Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
@@ -224,41 +253,43 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Sequence[s
     return parts[0].classes, *splits
 
 
-def _read_folder(root: Path, size: int, seed: int) -> tuple[Sequence[str], Split, Split, list[str]]:
-    if not root.is_dir():
+def _read_folder(root: Path, size: int, seed: int) -> tuple[list[str], Split, Split, list[str]]:
+    if not os.path.isdir(root):  # which, unlike Path.is_dir, takes everything
         raise FileNotFoundError(
             f"data_dir {str(root)!r} is not a folder (looked in {Path.cwd()}); "
             "it should hold train/<class>/* and test/<class>/*, or <class>/*"
         )
     notes = []
-    parts = {part.name for part in _subfolders(root)} & {"train", "test"}
+    folders = _subfolders(root)
+    parts = {part.name.lower(): part for part in folders if part.name.lower() in ("train", "test")}
     if len(parts) == 1:
-        missing = ({"train", "test"} - parts).pop()
-        raise ValueError(f"{root} holds {parts.pop()}/ but no {missing}/; give both, or only one folder per class")
+        (present,) = parts
+        missing = "test" if present == "train" else "train"
+        raise ValueError(f"{root} holds {present}/ but no {missing}/; give both, or only one folder per class")
     if parts:
-        classes = _class_names(root / "train")
-        strangers = sorted(set(_class_names(root / "test")) - set(classes))
-        if strangers:
-            raise ValueError(f"{root / 'test'} has classes that train/ lacks: {', '.join(strangers)}")
-        absent = sorted(set(classes) - set(_class_names(root / "test")))
-        if absent:
-            notes.append(f"no test images of: {', '.join(absent)}")
-        train, train_digests = _read_classes(root / "train", classes, size)
-        test, test_digests = _read_classes(root / "test", classes, size)
+        classes, test_classes = _class_names(parts["train"]), _class_names(parts["test"], least=1)
+        if strangers := sorted(set(test_classes) - set(classes)):
+            raise ValueError(
+                f"{parts['test']} has classes that train/ lacks: {', '.join(strangers)}; known: {', '.join(classes)}"
+            )
+        train, train_digests = _read_classes(parts["train"], classes, classes, size)
+        test, test_digests = _read_classes(parts["test"], test_classes, classes, size)
+        if others := [part.name for part in folders if part not in parts.values()]:
+            notes.append(f"beside train/ and test/, these folders of {root} are not read: {', '.join(others)}")
     else:
         classes = _class_names(root)
-        everything, digests = _read_classes(root, classes, size)
-        count = max(1, round(len(everything) * TEST_FRACTION))
-        chosen = stratified(everything.labels, count, seed)
-        kept = torch.ones(len(everything), dtype=torch.bool)
-        kept[chosen] = False
-        train, test = everything[kept.nonzero().squeeze(1)], everything[chosen]
-        train_digests = [digest for digest, keep in zip(digests, kept.tolist(), strict=True) if keep]
-        test_digests = [digests[i] for i in chosen.tolist()]
+        everything, digests = _read_classes(root, classes, classes, size)
+        kept, chosen = _parted(everything.labels, max(1, round(len(everything) * TEST_FRACTION)), seed)
+        train, test = everything[kept], everything[chosen]
+        train_digests, test_digests = ([digests[i] for i in part.tolist()] for part in (kept, chosen))
         notes.append(
             f"{root} has no train/ and test/: {len(test)} of {len(everything)} images were set aside for the test, "
             f"stratified, seed {seed}"
         )
+        if len(train.labels.unique()) < len(classes):
+            raise ValueError(f"{root} has too few images to set some aside for the test; give each class at least two")
+    if absent := [name for label, name in enumerate(classes) if not (test.labels == label).any()]:
+        notes.append(f"no test images of: {', '.join(absent)}")
     copies = sum(Counter(test_digests)[digest] for digest in set(train_digests) & set(test_digests))
     if copies:
         notes.append(f"{copies} test images are exact copies of training images: the test accuracy flatters")
@@ -266,46 +297,54 @@ def _read_folder(root: Path, size: int, seed: int) -> tuple[Sequence[str], Split
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith((".", "__")))
+    try:
+        return sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith((".", "__")))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error}); choose a folder that you may read") from error
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
-
-
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, least: int = 2) -> list[str]:
     names = [part.name for part in _subfolders(folder)]
     if not names:
         raise ValueError(f"{folder} has no sub-folders; put the images of each class into a folder with its name")
-    if len(names) == 1 and folder.name != "test":
+    if len(names) < least:
         raise ValueError(f"{folder} has one class only, {names[0]!r}; a classifier needs at least two")
     return names
 
 
-def _read_classes(folder: Path, classes: Sequence[str], size: int) -> tuple[Split, list[bytes]]:
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+    if not files:
+        raise ValueError(f"{folder} holds no images that may be read ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def _read_classes(folder: Path, names: list[str], classes: list[str], size: int) -> tuple[Split, list[bytes]]:
     files, labels = [], []
-    for label, name in enumerate(classes):
-        of_class = _image_files(folder / name) if (folder / name).is_dir() else []
-        if not of_class and (folder / name).is_dir():
-            raise ValueError(f"{folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    for name in names:
+        of_class = _image_files(folder / name)
         files += of_class
-        labels += [label] * len(of_class)
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        read = list(pool.map(lambda file: _read_image_file(file, size), files, chunksize=64))
+        labels += [classes.index(name)] * len(of_class)
+    # What Pillow warns about, such as broken EXIF data, nobody needs to know here.
+    with ThreadPoolExecutor(max_workers=8) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = list(pool.map(lambda file: _read_image_file(file, size), files))
     images = torch.from_numpy(np.stack([pixels for pixels, _ in read])).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(labels)), [digest for _, digest in read]
 
 
 def _read_image_file(file: Path, size: int) -> tuple[np.ndarray, bytes]:
-    content = file.read_bytes()
     try:
+        content = file.read_bytes()
         image = open_image(content)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}; replace or delete it") from error
     return np.asarray(crop_square(image, size)), blake2b(content, digest_size=16).digest()
 
 
@@ -319,20 +358,26 @@ def open_image(content: bytes) -> Image.Image:
         ValueError: not an image that Pillow can read, or one of more than 50 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are too many; at most {MAX_PIXELS:,} are read")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except ValueError:
-        raise
+        image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
+        if image.width * image.height <= MAX_PIXELS:
+            return _to_rgb(image)
+        problem = f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are read"
+    except UnidentifiedImageError:
+        problem = f"not an image of a known format ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # Pillow's decoders raise what they like on broken files
         raise ValueError(f"not a readable image ({type(error).__name__}: {error})") from error
-    if image.mode.startswith("I") or image.mode == "F":
+    raise ValueError(problem)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    with suppress(Exception):  # of broken EXIF data, which say nothing about the pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, save it with 8 bits")
+    if image.mode.startswith("I"):  # 16 bits, or 32 with unknown limits
         values = np.asarray(image, dtype=np.float64)
-        if values.max(initial=0) > 255:
+        if image.mode != "I" or values.max() > 255:
             values = values / 257
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -342,11 +387,8 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """Scales the shorter side to `size` pixels and cuts out the middle square."""
-    if image.size == (size, size):
-        return image
-    scale = size / min(image.size)
-    wide, high = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((wide, high), Image.Resampling.BILINEAR)
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    """The middle square of an image, scaled to `size` pixels."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .backbones import check_images
 from .data import Split
+from .errors import closest
 from .measure import entropy
 from .models import Attended, ImageClassifier
 
 BATCH = 500
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -23,7 +26,13 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    kind = str(name).partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={name!r}: {closest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r}: the number after the colon must be that of a GPU, from 0") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise ValueError(
@@ -41,12 +50,14 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     Fast at bf16 are CUDA capability 8 and up, and CPUs with AMX or AVX512-BF16 instructions.
 
     Raises:
-        ValueError: fp16 on anything but a GPU.
+        ValueError: an unknown name, or fp16 on anything but a GPU.
     """
+    if name != "auto" and name not in _DTYPES:
+        raise ValueError(f"precision={name!r}: {closest(name, ('auto', *_DTYPES))}")
     if name == "fp16" and device.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU; on a CPU choose 'auto', 'bf16' or 'fp32'")
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_is_fast_at_bf16() else torch.float32
@@ -87,7 +98,14 @@ def attend_batches(
 
     Yields:
         which images, and what the model saw in them.
+
+    Raises:
+        TypeError, ValueError: images that no model here can read; see also `choose_precision`.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = model.mean.device
     dtype = choose_precision(precision, device)
     was_training = model.training
@@ -95,9 +113,12 @@ def attend_batches(
     try:
         for start in range(0, len(images), batch_size):
             part = slice(start, min(start + batch_size, len(images)))
-            batch = to_float(images[part].to(device)).contiguous(memory_format=torch.channels_last)
+            batch = to_float(images[part].to(device))
+            check_images(batch)
+            batch = batch.to(model.mean.dtype, memory_format=torch.channels_last)
             with autocast(device, dtype):
-                yield part, model.attend(batch)
+                seen = model.attend(batch)
+            yield part, seen  # not within autocast, which would reach the caller's code
     finally:
         model.train(was_training)
 
@@ -107,19 +128,29 @@ def attend(model: ImageClassifier, images: Tensor, precision: str = "auto", batc
 
     Args:
         model, images, precision, batch_size: see `attend_batches`.
+
+    Raises:
+        TypeError, ValueError: no images, or see `attend_batches`.
     """
-    found = [seen for _, seen in attend_batches(model, images, precision, batch_size)]
+    found = [_to_cpu(seen) for _, seen in attend_batches(model, images, precision, batch_size)]
     if not found:
         raise ValueError("there are no images to look at")
-
-    def join(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part.float().cpu() for part in parts]).clone()
-
     return Attended(
-        logits=join([seen.logits for seen in found]),
-        maps=OrderedDict((level, join([seen.maps[level] for seen in found])) for level in found[0].maps),
-        scores=OrderedDict((level, join([seen.scores[level] for seen in found])) for level in found[0].scores),
-        global_feature=None if found[0].global_feature is None else join([seen.global_feature for seen in found]),
+        logits=torch.cat([seen.logits for seen in found]),
+        maps=OrderedDict((level, torch.cat([seen.maps[level] for seen in found])) for level in found[0].maps),
+        scores=OrderedDict((level, torch.cat([seen.scores[level] for seen in found])) for level in found[0].scores),
+        global_feature=None if found[0].global_feature is None else torch.cat([seen.global_feature for seen in found]),
+    )
+
+
+def _to_cpu(seen: Attended) -> Attended:
+    """In float32 and on the CPU, so that the results of many batches do not fill the GPU."""
+    g = seen.global_feature
+    return Attended(
+        logits=seen.logits.float().cpu(),
+        maps=OrderedDict((level, maps.float().cpu()) for level, maps in seen.maps.items()),
+        scores=OrderedDict((level, scores.float().cpu()) for level, scores in seen.scores.items()),
+        global_feature=None if g is None else g.float().cpu(),
     )
 
 
@@ -134,11 +165,20 @@ def evaluate(
 
     Returns:
         {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}.
+
+    Raises:
+        TypeError, ValueError: no images, labels that are not one class an image, or see `attend_batches`.
     """
+    if not len(split):
+        raise ValueError("there are no images to evaluate on")
+    if split.labels.shape != (len(split),):
+        raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
     sums: dict[str, float] = {}
     for part, seen in attend_batches(model, split.images, precision, batch_size):
-        labels = split.labels[part].to(seen.logits.device)
-        logits = seen.logits.float()
+        labels, logits = split.labels[part], seen.logits.float()
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")
+        labels = labels.to(logits.device)
         found = {
             "accuracy": (logits.argmax(1) == labels).sum(),
             "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),

@@ -3,18 +3,22 @@
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from . import plots
 from ._version import __version__
-from .config import QUICK, TrainConfig, raise_problems, unknown_names
+from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
+from .data import Data
 from .inference import choose_device, choose_precision
-from .train import Run, fit, load_run
+from .models import Attended
+from .train import Run, data_for, fit, load_run
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _OF_IPYTHON = ("In", "Out")
@@ -24,56 +28,101 @@ _SIZE = ("width", "dataset", "data_dir", "image_size", "train_limit", "test_limi
 _checked = False
 
 
-def train_config(namespace: Mapping[str, Any]) -> TrainConfig:
-    """The settings of a training notebook, from its parameters; the same small run for everybody without a GPU.
+@dataclass(frozen=True)
+class LookConfig:
+    """Parameters of a notebook that looks at a run.
 
-    On a machine without a GPU the default size of a run would take hours. If no parameter of the size was changed, the
-    quick parameters take the place of the unchanged ones, and it is said.
-
-    Args:
-        namespace: the notebook's `globals()`.
+    Attributes:
+        run: a run's folder, or "auto" (see `find_run`).
+        examples: pictures a figure.
+        chosen: numbers of test images to show.
+        seed: of the random choice of images.
+        data_dir: where the run's data lie; "auto" is where they were when it was trained.
+        device: "auto", "cpu" or "cuda".
+        epochs, train_limit, test_limit: of the quick model that is trained where there is no run.
 
     Raises:
-        ValueError, TypeError: one message with everything that is wrong with the parameters.
+        ValueError, TypeError: one message with all problems.
     """
-    values = parameters(namespace, TrainConfig.__dataclass_fields__)
-    config = TrainConfig.from_dict(values)
-    default = TrainConfig()
-    changed = {name for name, value in values.items() if value != getattr(default, name)}
-    if choose_device(config.device).type == "cpu" and not changed & set(_SIZE):
-        print(
-            "There is no GPU here, and the default run would take hours on a CPU. On Colab: Runtime > Change runtime "
-            "type > T4 GPU, then run all again.\nGoing on with the quick parameters: "
-            + ", ".join(f"{name}={value}" for name, value in QUICK.items() if name not in changed)
-        )
-        config = TrainConfig.from_dict({**values, **{k: v for k, v in QUICK.items() if k not in changed}})
-    return config
+
+    run: str = "auto"
+    examples: int = 5
+    chosen: Sequence[int] = (0, 1, 2)
+    seed: int = 0
+    data_dir: str = "auto"
+    device: str = "auto"
+    epochs: int = QUICK["epochs"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        raise_problems(check_fields(self))
+
+    def draw(self, count: int) -> Tensor:
+        """Indices of at most `examples` of `count` images, by the seed."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.examples]
 
 
-def parameters(namespace: Mapping[str, Any], known: Mapping[str, Any] | list[str]) -> dict[str, Any]:
-    """The notebook's parameters; refuses any that it does not know, and moves to the project's folder.
+Config = TypeVar("Config")
+
+
+def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
+    """The notebook's parameters as settings of one kind; moves to the project's folder.
 
     papermill passes a misspelt parameter without a word. What stands in the notebook's namespace the first time this
     is called can only be parameters, so a plain value with an unknown name is one that was misspelt.
 
     Args:
         namespace: the notebook's `globals()`.
-        known: the names of the parameters.
+        kind: the dataclass of the settings, such as `TrainConfig`.
 
     Raises:
-        TypeError: unknown parameters, each with the closest known name.
+        ValueError, TypeError: one message with all problems: unknown names with the closest known one, wrong values.
     """
     global _checked
     os.chdir(project_folder())
+    known = [field.name for field in fields(kind)]
+    problems = []
     if not _checked:
         plain = {
             name: value
             for name, value in namespace.items()
             if not name.startswith("_") and name not in _OF_IPYTHON and isinstance(value, _PLAIN)
         }
-        raise_problems(unknown_names(plain, list(known)))
-        _checked = True
-    return {name: namespace[name] for name in known if name in namespace}
+        problems = unknown_names(plain, known)
+    values = {name: namespace[name] for name in known if name in namespace}
+    problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
+    raise_problems(problems)
+    _checked = True
+    return kind(**values)
+
+
+def train_config(namespace: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a training notebook, from its parameters; a small run instead of hours where there is no GPU.
+
+    If no parameter that makes a run long was changed, the quick parameters take the place of the unchanged ones on a
+    machine without a GPU, and it is said.
+
+    Args:
+        namespace: the notebook's `globals()`.
+
+    Raises:
+        ValueError, TypeError: see `parameters`; a GPU that was asked for and is not there.
+    """
+    config = parameters(namespace, TrainConfig)
+    default = TrainConfig()
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    changed = {name for name, value in values.items() if value != getattr(default, name)}
+    if choose_device(config.device).type != "cpu" or changed & set(_SIZE):
+        return config
+    quick = {name: value for name, value in QUICK.items() if name not in changed}
+    print(
+        "There is no GPU here, and the default run would take hours on a CPU. On Colab: Runtime > "
+        "Change runtime type > T4 GPU, then run all again.\nGoing on with the quick parameters: "
+        + ", ".join(f"{name}={value}" for name, value in quick.items())
+    )
+    return TrainConfig(**{**values, **quick})
 
 
 def project_folder() -> Path:
@@ -83,7 +132,9 @@ def project_folder() -> Path:
     Colab. The environment variable LTPA_FOLDER names another one.
     """
     if os.environ.get("LTPA_FOLDER"):
-        return Path(os.environ["LTPA_FOLDER"])
+        folder = Path(os.environ["LTPA_FOLDER"]).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "ltpa" / "_version.py").is_file():
@@ -119,31 +170,62 @@ def _commit() -> str:
     return f" (commit {found.stdout.strip()})" if found.returncode == 0 and (folder.parent / ".git").exists() else ""
 
 
-def find_run(name: str, fallback: Mapping[str, Any] | None = None, device: str = "auto") -> Run:
-    """The run to look at.
-
-    Args:
-        name: a run's folder, or "auto": the newest run under `runs/`, else a quick one that is trained on the spot.
-        fallback: settings of that quick run that differ from `ltpa.QUICK`.
-        device: where to put the model.
+def find_run(look: LookConfig) -> Run:
+    """The run to look at: the one that is named; for "auto" the newest under `runs/`, else a quick one, trained now.
 
     Raises:
-        FileNotFoundError, ValueError: see `ltpa.load_run`; other settings of the quick run that do not work.
+        FileNotFoundError, ValueError: see `ltpa.load_run`.
     """
-    if name != "auto":
-        return load_run(name, device)
-    written = {folder: _written(folder) for folder in Path("runs").glob("*") if (folder / "config.json").is_file()}
-    for folder in sorted(written, key=lambda folder: written[folder], reverse=True):
+    if look.run != "auto":
+        return load_run(look.run, look.device)
+    for folder in sorted((path.parent for path in Path("runs").glob("*/config.json")), key=_written, reverse=True):
         try:
-            run = load_run(folder, device)
+            run = load_run(folder, look.device)
         except (ValueError, FileNotFoundError) as error:
             print(f"left out: {error}")
             continue
-        print(f"looking at the newest run, {folder}: {len(run.history)} epochs of {run.config.model} "
-              f"on {run.config.dataset}")  # fmt: skip
+        print(f"the newest run, {folder}: {len(run.history)} epochs of {run.config.model} on {run.config.dataset}")
         return run
     print("there is no run under runs/ yet: training the quick model first, on pictures drawn by code")
-    return fit(TrainConfig.from_dict({**QUICK, "snapshots": 8, "device": device, **(fallback or {})}))
+    limits = {"epochs": look.epochs, "train_limit": look.train_limit, "test_limit": look.test_limit}
+    return fit(TrainConfig(**{**QUICK, **limits, "snapshots": 8, "device": look.device}))
+
+
+def test_data(run: Run, look: LookConfig) -> Data:
+    """The data of a run, to look at its test images.
+
+    Raises:
+        FileNotFoundError, ValueError: see `ltpa.load_data`; images that are not of the classes of the run.
+    """
+    data = data_for(run.config if look.data_dir == "auto" else replace(run.config, data_dir=look.data_dir))
+    if data.classes != run.classes:
+        raise ValueError(
+            f"the classes of the data, {', '.join(data.classes)}, are not those of the run, {', '.join(run.classes)}; "
+            "set data_dir to the folder that the run was trained on"
+        )
+    return data
+
+
+def show_maps(data: Data, seen: Attended, titles: list[str], picked: Sequence[int] | Tensor, alt: str) -> None:
+    """Shows some test images with their maps.
+
+    Args:
+        data: the data set.
+        seen: what the model saw in all its test images.
+        titles: a title for every test image.
+        picked: numbers of the images to show.
+        alt: what the picture shows, for those who cannot see it.
+
+    Raises:
+        ValueError: a number beyond the test set.
+    """
+    picked = torch.as_tensor(picked)
+    if int(picked.max()) >= len(data.test):
+        raise ValueError(f"there is no test image {int(picked.max())}: there are {len(data.test)}, counted from 0")
+    sample = data.test[picked]
+    maps = {level: maps[picked] for level, maps in seen.maps.items()}
+    figure = plots.attention_figure(sample.images, maps, titles=[titles[i] for i in picked], masks=sample.masks)
+    plots.show(figure, alt)
 
 
 def _written(folder: Path) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "arrow", "hourglass")
 SIZE_RANGE = (0.25, 0.5)  # diameter of an object, as a fraction of the side
 _BLOCK = 500
+_PIXELS = 2**20  # worked on at a time, which bounds the memory
 _STROKES = 5  # distractors a picture
 
 Array = NDArray[np.float64]
@@ -30,48 +31,65 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
     Returns:
         images uint8 (N, 3, S, S); labels int64 (N,) and masks bool (N, S, S), for two objects (N, 2) and (N, 2, S, S).
         A pixel belongs to the mask if at least half of it is covered by the object.
+
+    Raises:
+        ValueError: a number out of range.
     """
-    starts = range(0, count, _BLOCK)
-    blocks = [_draw_block(image_size, (seed, objects, number), objects) for number in range(len(starts))]
-    images, labels, masks = (np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True))
+    if count < 1 or image_size < 16 or seed < 0 or objects not in (1, 2):
+        raise ValueError(f"cannot draw {count=} shapes with {image_size=}, {seed=}, {objects=}: see the docstring")
+    portions = []
+    for number in range(-(-count // _BLOCK)):
+        key, end, step = (seed, objects, number), min(_BLOCK, count - number * _BLOCK), max(1, _PIXELS // image_size**2)
+        labels = _labels(_Uniform(key, 0, _BLOCK))[:, :objects]
+        for start in range(0, end, step):
+            stop = min(start + step, end)
+            portions.append(_draw(_Uniform(key, start, stop), labels[start:stop], image_size))
+    images, labels, masks = (np.concatenate(parts) for parts in zip(*portions, strict=True))
     if objects == 1:
         labels, masks = labels[:, 0], masks[:, 0]
     return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(masks)
 
 
 class _Uniform:
-    """Uniform numbers in [low, high) from the raw 64-bit stream of PCG64."""
+    """Uniform numbers in [low, high) from the raw 64-bit stream of PCG64, for some pictures of a block."""
 
-    def __init__(self, key: tuple[int, ...]) -> None:
-        self._bits = np.random.PCG64(key)
+    def __init__(self, key: tuple[int, ...], start: int, stop: int) -> None:
+        self._bits, self._start, self._stop = np.random.PCG64(key), start, stop
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
-        raw = self._bits.random_raw(int(np.prod(shape))) >> np.uint64(11)
-        return low + (high - low) * (raw.astype(np.float64) * 2.0**-53).reshape(shape)
+        """Numbers of a shape for each of the pictures; those of the other pictures of the block are skipped."""
+        each = int(np.prod(shape))
+        self._bits.advance(self._start * each)
+        raw = self._bits.random_raw((self._stop - self._start) * each) >> np.uint64(11)
+        self._bits.advance((_BLOCK - self._stop) * each)
+        return low + (high - low) * (raw.astype(np.float64) * 2.0**-53).reshape(-1, *shape)
 
 
-def _draw_block(
-    size: int, key: tuple[int, ...], objects: int
+def _labels(draw: _Uniform) -> NDArray[np.int64]:
+    """Classes of a first and another object in each picture of a block: (n, 2)."""
+    first = np.argsort(draw(), kind="stable") % len(CLASSES)
+    other = first + 1 + (draw() * (len(CLASSES) - 1)).astype(np.int64)
+    return np.stack([first, other % len(CLASSES)], axis=1).astype(np.int64)
+
+
+def _draw(
+    draw: _Uniform, labels: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
-    draw = _Uniform(key)
-    n = _BLOCK
-    first = np.argsort(draw(n), kind="stable") % len(CLASSES)
-    labels = np.stack([first, (first + 1 + (draw(n) * (len(CLASSES) - 1)).astype(np.int64)) % len(CLASSES)], axis=1)
-    labels = labels[:, :objects]
-
-    base = draw(n, 3, low=0.1, high=0.5)
+    _labels(draw)  # to be where the stream goes on
+    n, objects = labels.shape
+    base = draw(3, low=0.1, high=0.5)
     picture = _background(draw, base, size)
     for _ in range(_STROKES):
-        picture = _paint(picture, _stroke(draw, n, size), _colour(draw, base))
+        picture = _paint(picture, _stroke(draw, size), _colour(draw, base))
     masks = np.empty((n, objects, size, size), dtype=bool)
-    places = _places(draw, n, objects)
+    places = _places(draw, objects)
     for i in range(objects):
         cover = _object(draw, labels[:, i], places[:, i], size)
         masks[:, i] = cover >= 0.5
         picture = _paint(picture, cover, _colour(draw, base))
-    picture *= _light(draw, n, size)
-    picture += 0.05 * (draw(n, 3, size, size, low=-1) + draw(n, 3, size, size, high=1))
-    return np.rint(picture.clip(0, 1) * 255).astype(np.uint8), labels.astype(np.int64), masks
+    picture *= _light(draw, size)
+    picture += 0.05 * (draw(3, size, size, low=-1) + draw(3, size, size, high=1))
+    return np.rint(picture.clip(0, 1) * 255).astype(np.uint8), labels, masks
 
 
 def _paint(picture: Array, cover: Array, colour: Array) -> Array:
@@ -81,21 +99,20 @@ def _paint(picture: Array, cover: Array, colour: Array) -> Array:
 
 def _colour(draw: _Uniform, base: Array) -> Array:
     """Colours (n, 3), brighter than the base colour in every channel; objects and strokes alike."""
-    return base + draw(*base.shape, low=0.1, high=0.5)
+    return base + draw(3, low=0.1, high=0.5)
 
 
 def _background(draw: _Uniform, base: Array, size: int) -> Array:
     """Base colour, soft blotches at two scales and a grating: (n, 3, S, S)."""
-    n = len(base)
-    picture = np.broadcast_to(base[:, :, None, None], (n, 3, size, size)).copy()
+    picture = np.broadcast_to(base[:, :, None, None], (*base.shape, size, size)).copy()
     for cells, strength in ((3, 0.12), (8, 0.10)):
         up = _upsample(cells, size)
-        picture += up @ draw(n, 3, cells, cells, low=-strength, high=strength) @ up.T
+        picture += up @ draw(3, cells, cells, low=-strength, high=strength) @ up.T
     y, x = _grid(size)
-    angle, waves, phase = draw(n, high=np.pi), draw(n, low=2, high=7), draw(n, high=2 * np.pi)
+    angle, waves, phase = draw(high=np.pi), draw(low=2, high=7), draw(high=2 * np.pi)
     along = (np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y) / size
     grating = np.sin(2 * np.pi * waves[:, None, None] * along + phase[:, None, None])
-    return picture + grating[:, None] * draw(n, 3, low=-0.1, high=0.1)[:, :, None, None]
+    return picture + grating[:, None] * draw(3, low=-0.1, high=0.1)[:, :, None, None]
 
 
 def _upsample(cells: int, size: int) -> Array:
@@ -110,12 +127,12 @@ def _grid(size: int) -> tuple[Array, Array]:
     return centres[:, None], centres[None, :]
 
 
-def _stroke(draw: _Uniform, n: int, size: int) -> Array:
+def _stroke(draw: _Uniform, size: int) -> Array:
     """A distractor that is no class: a line with round ends, from speck to half the side long; coverage (n, S, S)."""
     y, x = _grid(size)
-    x0, y0, angle = draw(n, high=size), draw(n, high=size), draw(n, high=2 * np.pi)
-    length = size * 0.5 * draw(n) ** 2
-    radius = draw(n, low=0.02, high=0.05) * size
+    x0, y0, angle = draw(high=size), draw(high=size), draw(high=2 * np.pi)
+    length = size * 0.5 * draw() ** 2
+    radius = draw(low=0.02, high=0.05) * size
     dx, dy = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
     px, py = x - x0[:, None, None], y - y0[:, None, None]
     along = (px * dx + py * dy).clip(0, length[:, None, None])
@@ -123,23 +140,23 @@ def _stroke(draw: _Uniform, n: int, size: int) -> Array:
     return (radius[:, None, None] - distance + 0.5).clip(0, 1)
 
 
-def _places(draw: _Uniform, n: int, objects: int) -> Array:
+def _places(draw: _Uniform, objects: int) -> Array:
     """Diameter and centre of each object as fractions of the side, wholly inside the picture: (n, objects, 3).
 
     Two objects lie in different halves, side by side or one above the other.
     """
-    diameter = draw(n, objects, low=SIZE_RANGE[0], high=SIZE_RANGE[1])
-    along, across = draw(n, objects), draw(n, objects)
+    diameter = draw(objects, low=SIZE_RANGE[0], high=SIZE_RANGE[1])
+    along, across = draw(objects), draw(objects)
     room = 1.0 / objects - diameter
     split = np.arange(objects) / objects + diameter / 2 + along * room
     free = diameter / 2 + across * (1 - diameter)
-    upright = draw(n, 1) < 0.5
+    upright = draw(1) < 0.5
     return np.stack([diameter, np.where(upright, free, split), np.where(upright, split, free)], axis=2)
 
 
 def _object(draw: _Uniform, labels: NDArray[np.int64], place: Array, size: int) -> Array:
     """Coverage (n, S, S) in quarters: four sample points a pixel."""
-    angle = draw(len(labels), high=2 * np.pi)
+    angle = draw(high=2 * np.pi)
     cover = np.zeros((len(labels), size, size))
     for label in range(len(CLASSES)):
         rows = np.flatnonzero(labels == label)
@@ -184,9 +201,9 @@ def _inside(name: str, u: Array, v: Array) -> NDArray[np.bool_]:
     return (np.abs(v) <= 0.85) & (np.abs(u) <= 0.62 * np.abs(v))
 
 
-def _light(draw: _Uniform, n: int, size: int) -> Array:
+def _light(draw: _Uniform, size: int) -> Array:
     """Brightness that changes over the picture, from one random side: factors (n, 1, S, S) around 1."""
     y, x = _grid(size)
-    angle, strength = draw(n, high=2 * np.pi), draw(n, high=0.35)
+    angle, strength = draw(high=2 * np.pi), draw(high=0.35)
     along = (np.cos(angle)[:, None, None] * (x / size - 0.5) + np.sin(angle)[:, None, None] * (y / size - 0.5)) * 2
     return (1 + strength[:, None, None] * along)[:, None]

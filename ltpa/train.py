@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -27,10 +28,12 @@ from tqdm import tqdm
 
 from ._version import __version__
 from .augment import augmented_batch, choose_augmentation
+from .backbones import check_images
 from .checkpoint import (
     load_checkpoint,
     load_tensors,
     remove_checkpoints,
+    remove_parts,
     save_checkpoint,
     save_tensors,
     write,
@@ -40,13 +43,19 @@ from .data import Data, hold_out, load_data, stratified
 from .inference import attend, autocast, choose_device, choose_precision, evaluate, to_float
 from .models import ImageClassifier, create_model
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None
+
 WARM_UP = 0.25  # of all steps: the learning rate rises, then falls to zero
 MOMENTUM = 0.9
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
+TIMED_STEPS = 5  # after the first one, which is slower; then it is said how long the run will take
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss is no longer a finite number; the weights of the last finished epoch are kept."""
+    """Loss or weights are no longer finite numbers; the weights of the last finished epoch are kept."""
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Run:
             of the held-out images where `validation` is set), learning_rate, seconds (of the whole epoch), and
             entropy_<level>, the mean entropy of the test images' maps (1 = uniform).
         path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` had to say about data and training.
+        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written.
     """
 
     config: TrainConfig
@@ -95,20 +104,26 @@ def fit(
     SGD with Nesterov momentum and a one-cycle schedule (linear up over a quarter of the steps, linear down to zero);
     test accuracy after every epoch, of the weights that are saved; nothing is chosen by it.
 
+    SIGTERM and Ctrl-C (the notebook's stop button) take effect after the step under way, when it is saved. What cannot
+    be written in between is reported, and training goes on. Only one process at a time trains in a folder: a second
+    one on the same machine waits for it.
+
     Args:
         config: the settings.
-        data: the data set; None loads the one that the settings name (`data_for`).
+        data: the data set; None loads the one that the settings name (`data_for`). It is used as it is: a data set of
+            one's own is split for validation with `hold_out`.
         resume: go on with what `config.path` holds; False refuses a folder that holds a run.
         on_epoch: called with the run after every epoch, and once at the start of a resumed run.
-        progress: show a progress bar and messages on standard output.
+        progress: show a progress bar and messages on standard output; otherwise nothing is printed.
 
     Raises:
         ValueError: settings and machine, or settings and data, or settings and run folder do not fit together.
         FileExistsError: resume is False and the folder holds a run.
         TrainingDiverged: the loss is not finite.
-        OSError: the run folder cannot be written; what it holds stays.
+        OSError: the run folder cannot be written, at the start or after the last epoch (the message then says where
+            the weights are instead); what it holds stays.
     """
-    say = print if progress else (lambda message: None)
+    say = tqdm.write if progress else (lambda message: None)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     data = data_for(config) if data is None else data
@@ -116,10 +131,13 @@ def fit(
         say(f"note: {note}")
     _check_data(data)
     path = config.path
-    _claim_folder(path, config, data, resume)
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run_dir {path} is a file; name a folder")
+    with _locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _claim_folder(path, config, data, resume)
+        for folder in (path, path / "checkpoints", path / "snapshots"):
+            remove_parts(folder)
+        _seed(config.seed, device)
         model = create_model(
             config.model,
             len(data.classes),
@@ -129,15 +147,21 @@ def fit(
             mean=data.mean,
             std=data.std,
         ).to(device, memory_format=torch.channels_last)
-        run = Run(config, data.classes, model, path, notes=list(data.notes))
+        run = Run(config, data.classes, model.eval(), path, notes=list(data.notes))
+
+        def note(message: str) -> None:
+            run.notes.append(message)
+            say(f"note: {message}")
+
         state = _State.start(run, dtype, device)
-        state.restore(say)
+        from_checkpoint = state.restore(say, note)
         if run.history and on_epoch:
             on_epoch(run)
         if not run.complete:
-            _train(run, state, data, device, dtype, on_epoch, progress, say)
-    remove_checkpoints(path / "checkpoints")
-    model.eval()
+            _train(run, state, data, device, dtype, on_epoch, progress, say, note)
+        elif from_checkpoint:
+            _save_epoch(run)  # the run may have ended when this could not be written
+        remove_checkpoints(path / "checkpoints")
     return run
 
 
@@ -164,7 +188,7 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
         FileNotFoundError: no such folder, or a file of the run is missing; the message names it.
         ValueError: a file of the run is damaged.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no run folder {str(path)!r}; runs are folders with a config.json")
     missing = [name for name in ("config.json", "history.csv", "weights.safetensors") if not (path / name).is_file()]
@@ -176,15 +200,14 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
     settings = _read_settings(path)
     weights, _ = load_tensors(path / "weights.safetensors")
     config = _config_of(path, settings)
-    model = create_model(
-        config.model, len(settings["classes"]), width=config.width, normalizer=config.normalizer, dropout=config.dropout
-    )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path}/weights.safetensors does not fit the model in config.json: {error}") from error
+    classes = tuple(settings["classes"])
+    with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
+        model = create_model(
+            config.model, len(classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
+        )
+    _fill(model, weights, path / "weights.safetensors")
     model.to(choose_device(device), memory_format=torch.channels_last).eval()
-    return Run(config, tuple(settings["classes"]), model, path, _read_history(path))
+    return Run(config, classes, model, path, _read_history(path))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -196,10 +219,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """The samples of every step of an epoch: a permutation given by (seed, epoch), in batches of nearly equal size.
 
-    No sample is left out, and no batch is a small remainder: sizes differ by one at most.
+    No sample is left out, and no batch is a small remainder: sizes differ by one at most. Only where one sample would
+    be left alone (an odd number in pairs), a batch of three takes it in: batch norm compares images.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return list(order.tensor_split(math.ceil(count / batch_size)))
+    return list(order.tensor_split(_steps_per_epoch(count, batch_size)))
+
+
+def _steps_per_epoch(count: int, batch_size: int) -> int:
+    return max(1, min(math.ceil(count / batch_size), count // 2))
 
 
 def optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
@@ -243,13 +271,14 @@ class _State:
         }
         save_checkpoint(self.run.path / "checkpoints", self.step, tensors, meta)
 
-    def restore(self, say: Callable[[str], None]) -> None:
-        """Takes up the newest whole checkpoint; without one, a complete run's weights; else starts anew."""
+    def restore(self, say: Callable[[str], None], note: Callable[[str], None]) -> bool:
+        """Takes up the newest whole checkpoint (then True); without one, a complete run's weights; or starts anew."""
         run = self.run
-        found = load_checkpoint(run.path / "checkpoints", say)
+        found = load_checkpoint(run.path / "checkpoints", note)
         if found is not None:
             tensors, meta = found
-            run.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."})
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            _fill(run.model, weights, run.path / "checkpoints")
             for number, parameter in enumerate(self._parameters()):
                 if f"momentum.{number}" in tensors:
                     momentum = tensors[f"momentum.{number}"].to(parameter.device)
@@ -263,11 +292,13 @@ class _State:
         elif (run.path / "weights.safetensors").is_file() and (run.path / "history.csv").is_file():
             history = _read_history(run.path)
             if len(history) >= run.config.epochs:
+                weights = run.path / "weights.safetensors"
+                _fill(run.model, load_tensors(weights)[0], weights)
                 run.history[:] = history
-                run.model.load_state_dict(load_tensors(run.path / "weights.safetensors")[0])
                 say(f"{run.path} is complete: nothing to train")
             else:
-                say(f"{run.path} has no checkpoint to go on from: it is trained from the start")
+                note(f"{run.path} has no checkpoint to go on from: it is trained from the start")
+        return found is not None
 
 
 def _train(
@@ -279,16 +310,29 @@ def _train(
     on_epoch: Callable[[Run], None] | None,
     progress: bool,
     say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> None:
     config = run.config
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     mode = choose_augmentation(config.augment, config.dataset)
-    per_epoch = math.ceil(len(images) / config.batch_size)
+    per_epoch = _steps_per_epoch(len(images), config.batch_size)
     steps = per_epoch * config.epochs
     watched = data.test.images[snapshot_indices(data, config.snapshots)] if config.snapshots else None
+
+    def failed(save: Callable[..., Any], *args: Any) -> OSError | None:
+        """Saves; where that cannot be, the error: it is noted, and what was saved before is still there."""
+        try:
+            save(*args)
+        except OSError as error:
+            note(f"step {state.step} is not saved, what was saved before stays: {error}")
+            return error
+        return None
+
+    for folder in ("checkpoints", "snapshots") if config.snapshots else ("checkpoints",):
+        (run.path / folder).mkdir(exist_ok=True)
     if watched is not None and state.step == 0:
-        _save_snapshot(run, watched, 0)
-    started, first, saved = time.monotonic(), state.step, time.monotonic()
+        failed(_save_snapshot, run, watched, 0)
+    first, saved, error = state.step, time.monotonic(), None
     with _Progress(steps, state.step, progress) as bar, _interrupts() as interrupted:
         while state.step < steps:
             epoch, position = divmod(state.step, per_epoch)
@@ -299,21 +343,28 @@ def _train(
                 index = batches[number].to(device)
                 batch = augmented_batch(images, index, mode, config.seed, epoch)
                 rate = learning_rate(state.step, steps, config.learning_rate)
-                torch.manual_seed(config.seed * 1_000_003 + state.step)
+                _seed(config.seed * 1_000_003 + state.step, device)
                 loss, correct = _step(run.model, state, batch, labels[index], rate, config.label_smoothing, dtype)
                 state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
                 state.step += 1
                 bar.step(state, run, epoch)
-                if state.step - first == 5:
-                    left = (steps - state.step) * (time.monotonic() - started) / 5
-                    say(f"{config.epochs} epochs on {_describe(device, dtype)}: about {_duration(left)} to go")
+                if state.step - first in (1, 1 + TIMED_STEPS):
+                    state.sums.tolist()  # waits for the GPU
+                    if state.step - first == 1:
+                        started = time.monotonic()
+                    else:
+                        left = (steps - state.step) * (time.monotonic() - started) / TIMED_STEPS
+                        left *= 1 + len(data.test) / (3 * len(images))  # a test costs a third of training on as many
+                        say(f"{config.epochs} epochs on {_describe(device, dtype)}: about {_duration(left)} to go")
+                if number + 1 == per_epoch:
+                    break  # saved below, with the results of the epoch
                 if interrupted or time.monotonic() - saved > SAVE_MINUTES * 60:
                     state.seconds += time.monotonic() - tick
-                    tick = saved = time.monotonic()
                     _check_finite(state, run)
-                    state.save()
+                    error = failed(state.save)
+                    tick = saved = time.monotonic()
                     if interrupted:
-                        say(f"interrupted; saved after step {state.step}: call fit again to go on")
+                        say(_interrupted_words(f"step {state.step}", error))
                         interrupted.raise_again()
             _check_finite(state, run)
             scores = evaluate(run.model, data.test, config.precision)
@@ -332,17 +383,25 @@ def _train(
                 }
             )
             state.sums, state.seconds = _zeros(device), 0.0
-            _save_epoch(run)
-            if watched is not None:
-                _save_snapshot(run, watched, epoch + 1)
-            state.save()
+            run.model.eval()
+            error = failed(_save_epoch, run)
+            if error is None and watched is not None:
+                failed(_save_snapshot, run, watched, epoch + 1)
+            if error is None:
+                failed(state.save)
             saved = time.monotonic()
             bar.step(state, run, epoch)
+            if error is not None and run.complete:
+                _rescue(run, error)
             if on_epoch:
                 on_epoch(run)
-            if interrupted and state.step < steps:
-                say(f"interrupted; saved after epoch {epoch + 1}: call fit again to go on")
+            if interrupted:
+                say(_interrupted_words(f"epoch {epoch + 1}", error))
                 interrupted.raise_again()
+
+
+def _interrupted_words(after: str, error: OSError | None) -> str:
+    return f"interrupted after {after}; " + ("saved: call fit again to go on" if error is None else "it is not saved")
 
 
 def _step(
@@ -373,11 +432,12 @@ def _zeros(device: torch.device) -> Tensor:
 
 
 def _check_finite(state: _State, run: Run) -> None:
-    """Before anything is saved: the loss of the epoch so far is a number."""
-    if not math.isfinite(state.sums[0].item()):
+    """Before anything is saved: the loss of the epoch so far is a number, and so are the weights."""
+    finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
+    if not finite or not math.isfinite(state.sums[0].item()):
         kept = f"the weights of epoch {len(run.history)} are kept in {run.path}" if run.history else "nothing was saved"
         raise TrainingDiverged(
-            f"the loss is not finite after step {state.step}; {kept}. "
+            f"the {'loss' if finite else 'loss or a weight'} is not finite after step {state.step}; {kept}. "
             f"Try a lower learning rate (it was {run.config.learning_rate}) or precision='fp32'"
         )
 
@@ -401,13 +461,46 @@ def _save_epoch(run: Run) -> None:
     write(run.path / "history.csv", table.getvalue().encode())
 
 
-def _read_history(path: Path) -> list[dict[str, float]]:
-    with (path / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def _rescue(run: Run, error: OSError) -> None:
+    """The run is over and its folder cannot be written: the weights go to the system's folder for temporary files."""
     try:
-        return [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
-    except (TypeError, ValueError) as error:
+        place = Path(tempfile.mkdtemp(prefix="ltpa-")) / "weights.safetensors"
+        save_tensors(place, run.model.state_dict(), {"epochs": len(run.history)})
+        where = f"the trained weights are in {place}"
+    except OSError as second:
+        where = f"nor can the trained weights be kept elsewhere ({second.strerror})"
+    raise OSError(error.errno, f"{error.strerror}; {where}") from error
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    try:
+        text = (path / "history.csv").read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        history = [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
+        if not text.endswith("\n") or not history or not {"train_loss", "test_accuracy"} <= history[0].keys():
+            raise ValueError("it is not whole")
+        if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
+            raise ValueError("epochs are missing")
+    except (TypeError, KeyError, ValueError, csv.Error) as error:
         raise ValueError(f"{path / 'history.csv'} is damaged: {error}") from error
+    return history
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit the model in config.json: {error}") from error
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed`, but only for the generators that `fit` uses and restores: not for those of other GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _check_data(data: Data) -> None:
@@ -415,23 +508,29 @@ def _check_data(data: Data) -> None:
         raise ValueError("training needs one label an image; scenes of two objects are for looking, not for training")
     if len(data.train) < 2 or not len(data.test):
         raise ValueError(f"{len(data.train)} training and {len(data.test)} test images are too few to train and test")
+    if len(data.classes) < 2:
+        raise ValueError(f"a classifier needs at least two classes, not {len(data.classes)}")
     for name, split in (("training", data.train), ("test", data.test)):
+        if split.labels.shape != (len(split),) or split.labels.dtype != torch.int64:
+            raise ValueError(f"{name} labels must be {len(split)} of int64, as many as images")
         outside = int(((split.labels < 0) | (split.labels >= len(data.classes))).sum())
         if outside:
             raise ValueError(f"{outside} {name} labels lie outside 0 ... {len(data.classes) - 1}, the known classes")
+        if split.images.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.images.dtype}")
+        check_images(to_float(split.images[:1]))
 
 
 def _fingerprint(data: Data) -> dict[str, Any]:
     """What data a run was trained on, so that it never goes on with other data."""
-    digest = zlib.crc32(data.train.labels.numpy().tobytes(), zlib.crc32(data.train.images.numpy().tobytes()))
-    digest = zlib.crc32(data.test.labels.numpy().tobytes(), zlib.crc32(data.test.images.numpy().tobytes(), digest))
+    digest = 0
+    for values in (data.train.images, data.train.labels, data.test.images, data.test.labels):
+        digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
     return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
 
 
 def _claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> None:
     """Writes config.json into a new folder; refuses one that belongs to other settings or other data."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"run_dir {path} is a file; name a folder")
     settings = {
         **config.identity(),
         "classes": list(data.classes),
@@ -440,7 +539,7 @@ def _claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> 
     if (path / "config.json").is_file():
         if not resume:
             raise FileExistsError(f"{path} holds a run already; choose another run_dir, or resume=True")
-        before = _read_settings(path)
+        before = {**TrainConfig().identity(), **_read_settings(path)}  # a setting that is newer than the run
         differing = [
             f"  {name}: {before.get(name)!r} there, {settings[name]!r} now"
             for name in settings
@@ -452,21 +551,25 @@ def _claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> 
                 f"choose another run_dir, for example {path}-2, or leave run_dir out: then every setting has its own"
             )
         return
-    strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+    strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]
     if strangers:
         raise ValueError(
             f"the folder {path} is not a run (it has no config.json) and not empty ({strangers[0]}, ...); "
             "choose another run_dir"
         )
-    write(path / "config.json", json.dumps({**settings, "ltpa": __version__}, indent=2).encode())
+    settings |= {"data_dir": config.data_dir, "ltpa": __version__}  # to be found again, not to be compared
+    write(path / "config.json", json.dumps(settings, indent=2).encode())
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((path / "config.json").read_text())
-        return settings if isinstance(settings["classes"], list) else {}["classes"]
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        classes = settings["classes"]
+        if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes must be two names or more")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged ({error!r}); delete the folder or restore it") from error
+    return settings
 
 
 def _config_of(path: Path, settings: dict[str, Any]) -> TrainConfig:
@@ -542,7 +645,31 @@ def _interrupts() -> Iterator[_Interrupted]:
         yield found
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set in Python
+
+
+@contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Makes the folder and holds its lock, which ends with the process; waits while another process holds it.
+
+    Where a file system has no locks (some mounted drives), there is none.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is training in {path}: waiting until it ends")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _duration(seconds: float) -> str:

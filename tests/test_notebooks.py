@@ -1,0 +1,167 @@
+"""Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
+KERNEL = os.environ.get("LTPA_KERNEL", "python3")
+
+
+def execute(notebook: Path, output: Path, parameters: dict, folder: Path, kernel: str = KERNEL) -> None:
+    """Runs a notebook with papermill; `folder` takes the place of the repository, so that it has a runs/ of its own."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    before = dict(os.environ)
+    os.environ.update(LTPA_FOLDER=str(folder), PYTHONPATH=str(ROOT))
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            parameters=parameters,
+            kernel_name=kernel,
+            progress_bar=False,
+            execution_timeout=300,
+            cwd=str(folder),
+        )
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def parameters_of(notebook: Path, kind: str = "test") -> dict:
+    return yaml.safe_load((ROOT / "notebooks" / "params" / kind / f"{notebook.stem}.yaml").read_text()) or {}
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Runs each notebook once: {name: path of the executed copy}."""
+    copies = {}
+
+    def run(notebook: Path) -> Path:
+        if notebook not in copies:
+            folder = tmp_path_factory.mktemp(notebook.stem)
+            copies[notebook] = folder / notebook.name
+            execute(notebook, copies[notebook], parameters_of(notebook), folder)
+        return copies[notebook]
+
+    return run
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(notebook, executed):
+    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells), "a cell without a count was not executed"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 3
+    assert all(o.metadata.get("image/png", o.metadata).get("alt") for o in pictures), "a picture lacks its text"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.skipif(KERNEL != "python3", reason="nbval starts the kernel of the environment that it is installed in")
+def test_prints_the_same_again(notebook, executed, tmp_path):
+    copy = tmp_path / notebook.name
+    content = nbformat.read(executed(notebook), as_version=4)
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "nbval passes cells without a count unseen"
+    compared = [c for c in code if "nbval-ignore-output" not in c.metadata.get("tags", []) and c.outputs]
+    printed = [o.text for c in compared for o in c.outputs if o.output_type == "stream"]
+    assert sum(text.count("\n") for text in printed) >= 3, "too little is compared"
+    nbformat.write(content, copy)
+    (tmp_path / "runs").mkdir()
+    env = {**os.environ, "LTPA_FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    result = subprocess.run([*command, str(copy)], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert f"{len(code)} passed" in result.stdout
+
+
+def test_nbval_would_notice(executed, tmp_path):
+    """The comparison above can fail: with one printed digit changed it does."""
+    content = nbformat.read(executed(NOTEBOOKS[0]), as_version=4)
+    lines = [
+        output
+        for cell in content.cells
+        if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])
+        for output in cell.outputs
+        if output.output_type == "stream" and "%" in output.text
+    ]
+    lines[0].text = lines[0].text.replace("%", "1 %")
+    nbformat.write(content, tmp_path / "changed.ipynb")
+    (tmp_path / "runs").mkdir()
+    env = {**os.environ, "LTPA_FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    result = subprocess.run([*command, "changed.ipynb"], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "1 failed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epoch": 1}, "unknown parameter 'epoch': did you mean 'epochs'?"),
+        ({"epochs": "ten", "width": -1}, "epochs must be a whole number, not 'ten'\nwidth must be above 0"),
+        ({"model": "vgg-att3-concat-cp"}, "did you mean 'vgg-att3-concat-pc'?"),
+        ({"device": "cuda:7", "dataset": "shapes"}, "device='cuda:7': this machine has"),
+        ({"dataset": "folder", "data_dir": "nowhere"}, "data_dir 'nowhere' is not a folder"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_parameters_stop_it_at_once(wrong, message, tmp_path):
+    notebook = ROOT / "notebooks" / "01_train.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        execute(notebook, tmp_path / "out.ipynb", {**parameters_of(notebook), **wrong}, tmp_path)
+    assert message in caught.value.evalue
+    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
+    injected = next(i for i, c in enumerate(cells) if "injected-parameters" in c.metadata.get("tags", []))
+    failed = next(i for i, c in enumerate(cells) if any(o.output_type == "error" for o in c.outputs))
+    # What the parameters themselves show is refused in the first cell after the injected one, a missing folder in the
+    # cell that reads it.
+    assert failed == injected + (2 if "data_dir" in wrong else 1)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_parameters_arrive(tmp_path):
+    """papermill without a tag `parameters` would have its values overwritten: the run's own record has them."""
+    import json
+
+    notebook = ROOT / "notebooks" / "01_train.ipynb"
+    execute(notebook, tmp_path / "out.ipynb", {**parameters_of(notebook), "seed": 5, "run_dir": "runs/here"}, tmp_path)
+    settings = json.loads((tmp_path / "runs" / "here" / "config.json").read_text())
+    expected = {**parameters_of(notebook), "seed": 5}
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_without_a_gpu_the_defaults_become_the_quick_parameters(tmp_path):
+    """The whole notebook at its defaults would train the quick model for a minute: only its first cells are run."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    content = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4)
+    code = [i for i, cell in enumerate(content.cells) if cell.cell_type == "code"]
+    content.cells = content.cells[: code[2] + 1]
+    nbformat.write(content, tmp_path / "head.ipynb")
+    execute(tmp_path / "head.ipynb", tmp_path / "out.ipynb", {"seed": 3}, tmp_path)
+    text = "".join(
+        o.text
+        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+        if cell.cell_type == "code"
+        for o in cell.outputs
+        if o.output_type == "stream"
+    )
+    assert "There is no GPU here" in text
+    assert "T4 GPU" in text
+    assert "dataset = 'shapes'" in text
+    assert "width = 0.125" in text
+    assert "seed = 3" in text
