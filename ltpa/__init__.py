@@ -6,6 +6,7 @@ from .data import Data, Split, hold_out, load_data
 from .inference import attend, evaluate
 from .measure import entropy
 from .models import Attended, create_model, list_models
+from .reference_weights import load_reference
 from .train import Run, TrainingDiverged, data_for, fit, load_run, snapshot_indices
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "hold_out",
     "list_models",
     "load_data",
+    "load_reference",
     "load_run",
     "snapshot_indices",
 ]

@@ -10,6 +10,7 @@ A level has n local features `l_i` (one vector per spatial position) and the net
 
 A level whose width differs from that of `g` is first mapped to it by a linear map W without bias (a 1x1 convolution).
 W is never applied to the map itself: <g, W l> = <W^T g, l> and sum_i a_i W l_i = W sum_i a_i l_i are exact and cheap.
+(`add` has its own map W_l of the local features as they are, which W could add nothing to.)
 
 In `pc` the score is <u, l_i> + <u, g>. The second term is the same at every position, and softmax does not change when
 a constant is added to all its inputs: with softmax, the map of `pc` does not depend on `g` at all.
@@ -25,7 +26,8 @@ NORMALIZERS = ("softmax", "sigmoid")
 class Attention(nn.Module):
     """Reads one level of local features through an attention map.
 
-    Scores and weights are computed in at least float32, whatever the precision of the features.
+    Scores and weights are computed in at least float32, whatever the precision of the features (only the map W_l of
+    `add` has that of the features). The module's own weights stay float32 or float64: mixed precision is autocast's.
 
     Args:
         local_channels: C_l, the width of the local features.
@@ -49,7 +51,7 @@ class Attention(nn.Module):
         self.W = nn.Linear(local_channels, global_channels, bias=False) if local_channels != global_channels else None
         if compatibility == "add":
             self.W_l = nn.Linear(local_channels, global_channels, bias=False)
-            self.W_g = nn.Linear(global_channels, global_channels)
+            self.W_g = nn.Linear(global_channels, global_channels, bias=False)
         if compatibility != "dp":
             # Not zero: the gradient of a layer before a zero u would be zero, and so would every score.
             self.u = nn.Parameter(torch.randn(global_channels) / global_channels**0.5)
@@ -64,39 +66,37 @@ class Attention(nn.Module):
 
         Args:
             local: local features `l`, (N, C_l, h, w).
-            g: global features, (N, C); may be None where `uses_global_feature` is False, and the scores then lack
-                the constant <u, g>.
+            g: global features, (N, C), or (1, C): one for all. May be None where `uses_global_feature` is False; the
+                scores then lack the constant <u, g>.
 
         Returns:
             descriptor (N, C), weights (N, h, w) and scores (N, h, w).
+
+        Raises:
+            ValueError: `g` is None although the map depends on it.
         """
+        if g is None and self.uses_global_feature:
+            raise ValueError(f"{self.compatibility} with {self.normalizer} needs the global feature, but g is None")
+        size = local.shape[-2:]
+        features = local.flatten(2).transpose(1, 2)  # (N, n, C_l)
+        exact = torch.promote_types(local.dtype, torch.float32)
         with torch.autocast(local.device.type, enabled=False):
-            exact = torch.promote_types(local.dtype, torch.float32)
-            positions = local.flatten(2).transpose(1, 2)  # (N, n, C_l), a view when `local` is channels_last
-            if self.compatibility == "add":
-                assert g is not None
-                hidden = (self._features(self.W_l, positions) + self.W_g(g.to(exact)).unsqueeze(1)).tanh()
-                scores = hidden @ self.u
-                positions = positions.to(exact)
-            else:
-                positions = positions.to(exact)
-                scores = self._linear_scores(positions, g)  # (N, n)
-            if self.normalizer == "softmax":
-                weights = scores.softmax(dim=1)
-                descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)  # (N, C_l)
-            else:
-                weights = scores.sigmoid()
-                descriptor = (weights.unsqueeze(1) @ positions).squeeze(1) / weights.shape[1]
+            positions = features.to(exact)
+            g = None if g is None else g.to(exact)
+            scores = (
+                self._additive(features, g) if self.compatibility == "add" else self._linear(positions, g)
+            )  # (N, n)
+            weights = scores.softmax(dim=1) if self.normalizer == "softmax" else scores.sigmoid()
+            descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)  # (N, C_l)
+            if self.normalizer == "sigmoid":
+                descriptor = descriptor / weights.shape[1]
             if self.W is not None:
                 descriptor = self.W(descriptor)  # (N, C)
-        size = local.shape[-2:]
         return descriptor, weights.unflatten(1, size), scores.unflatten(1, size)
 
-    def _linear_scores(self, positions: Tensor, g: Tensor | None) -> Tensor:
-        """`dp` and `pc` as <v, l_i> + constant, with v = W^T g or W^T u: (N, n)."""
-        g = None if g is None else g.to(positions.dtype)
+    def _linear(self, positions: Tensor, g: Tensor | None) -> Tensor:
+        """`dp` and `pc` as <v, l_i> + constant, where v = W^T g or W^T u."""
         v = g if self.compatibility == "dp" else self.u  # (N, C) or (C,)
-        assert v is not None, "dp needs the global feature"
         if self.W is not None:
             v = v @ self.W.weight
         if self.compatibility == "dp":
@@ -104,8 +104,7 @@ class Attention(nn.Module):
         scores = positions @ v
         return scores if g is None else scores + (g @ self.u).unsqueeze(1)
 
-    @staticmethod
-    def _features(linear: nn.Linear, positions: Tensor) -> Tensor:
-        """W_l l_i in the precision of the features (it is a 1x1 convolution like those before it), then float32."""
-        mapped = nn.functional.linear(positions, linear.weight.to(positions.dtype))
-        return mapped.to(torch.promote_types(mapped.dtype, torch.float32))
+    def _additive(self, features: Tensor, g: Tensor) -> Tensor:
+        """`add`: W_l l_i in the precision of the features, like the convolutions before it; the rest in float32."""
+        mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
+        return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u

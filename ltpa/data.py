@@ -357,11 +357,13 @@ def open_image(content: bytes) -> Image.Image:
     Raises:
         ValueError: not an image that Pillow can read, or one of more than 50 megapixels.
     """
+    problem = f"more than {MAX_PIXELS:,} pixels"
     try:
         image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
         if image.width * image.height <= MAX_PIXELS:
             return _to_rgb(image)
-        problem = f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are read"
+    except Image.DecompressionBombError:
+        pass
     except UnidentifiedImageError:
         problem = f"not an image of a known format ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # Pillow's decoders raise what they like on broken files

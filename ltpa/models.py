@@ -2,15 +2,28 @@
 
 import fnmatch
 import itertools
+import math
+import numbers
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .attention import COMPATIBILITIES, NORMALIZERS, Attention
-from .backbones import BN_EPS, VGG_LEVELS, GlobalBranch, VGGTrunk, check_images, scaled
+from .backbones import (
+    BN_EPS,
+    VGG16_POOLS,
+    VGG_LEVELS,
+    GlobalBranch,
+    ResNet164,
+    ResNetGlobalBranch,
+    VGGTrunk,
+    check_images,
+    scaled,
+)
 from .errors import closest
 
 
@@ -50,9 +63,21 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
     def set_normalisation(self, mean: Iterable[float], std: Iterable[float]) -> None:
-        """Sets mean and standard deviation per channel (R, G, B), for images in [0, 1]."""
-        for buffer, values in ((self.mean, mean), (self.std, std)):
-            buffer.copy_(torch.as_tensor(tuple(values), dtype=buffer.dtype).view(1, 3, 1, 1))
+        """Sets mean and standard deviation per channel (R, G, B), for images in [0, 1].
+
+        Raises:
+            ValueError: not three finite numbers each, or a standard deviation that is not above 0.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            try:
+                triple = [float(value) for value in values]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} must be three numbers, not {values!r}") from error
+            if len(triple) != 3 or not all(map(math.isfinite, triple)) or (name == "std" and min(triple) <= 0):
+                above = " above 0" if name == "std" else ""
+                raise ValueError(f"{name} must be three finite numbers{above} (red, green, blue), not {values!r}")
+            buffer = getattr(self, name)
+            buffer.copy_(torch.tensor(triple, dtype=buffer.dtype).view(1, 3, 1, 1))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Checks the images (N, 3, H, W) and brings them to zero mean and unit variance per channel.
@@ -61,7 +86,7 @@ class ImageClassifier(nn.Module):
             TypeError, ValueError: see `ltpa.backbones.check_images`.
         """
         check_images(images)
-        return (images - self.mean) / self.std
+        return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1], H and W from 32 up -> logits (N, num_classes)."""
@@ -78,7 +103,7 @@ class VGG(ImageClassifier):
     def __init__(self, num_classes: int, width: float, dropout: bool) -> None:
         super().__init__()
         channels = scaled(512, width)
-        self.trunk = VGGTrunk(width, dropout, late_pools=False)
+        self.trunk = VGGTrunk(width, dropout, VGG16_POOLS)
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
         self.fc = nn.Linear(channels, channels)
         self.head = Head([channels], num_classes, dropout)
@@ -93,33 +118,82 @@ class VGG(ImageClassifier):
 class VGGLate(ImageClassifier):
     """The trunk of the attention models with its late pools, classified from `g` by a linear layer.
 
-    The fair control: it costs what the attention models cost, and lacks only the attention.
+    The fair control for what attention adds: it costs what the attention models cost. (They also have a batch norm and
+    a ReLU before the classifier.)
     """
 
-    def __init__(self, num_classes: int, width: float, dropout: bool, bn_eps: float = BN_EPS) -> None:
+    def __init__(self, num_classes: int, width: float, dropout: bool, kernel: int = 1, bn_eps: float = BN_EPS) -> None:
         super().__init__()
         self.trunk = VGGTrunk(width, dropout, bn_eps=bn_eps)
-        self.global_branch = GlobalBranch(width, dropout, bn_eps)
-        self.head = nn.Linear(self.global_branch.channels, num_classes)
+        self.global_branch = GlobalBranch(width, dropout, kernel=kernel, bn_eps=bn_eps)
+        self.head = Head([scaled(512, width)], num_classes, dropout=False, norm=False)
 
     def attend(self, images: Tensor) -> Attended:
         """See `ImageClassifier.attend`; there are no maps."""
         g = self.global_branch(self.trunk(self.normalise(images))["conv13"])
-        return Attended(self.head(g), OrderedDict(), OrderedDict(), g)
+        return Attended(self.head([g]), OrderedDict(), OrderedDict(), g)
 
 
-class VGGAttention(ImageClassifier):
-    """(VGG-att), (VGG-att2), (VGG-att3) of the paper: levels of the trunk, read through attention, classify.
+class VGGGAP(ImageClassifier):
+    """Global average pooling of conv13, then linear (Zhou et al. 2016); its map is the class activation map."""
+
+    def __init__(self, num_classes: int, width: float, dropout: bool) -> None:
+        super().__init__()
+        self.trunk = VGGTrunk(width, dropout)
+        self.head = Head([self.trunk.channels["conv13"]], num_classes, dropout=False, norm=False)
+
+    def attend(self, images: Tensor, target: Tensor | int | None = None) -> Attended:
+        """Classifies images and returns class activation maps.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            target: the class whose map is wanted, one or (N,); None means the predicted one.
+
+        Returns:
+            `.scores["cam"]` is the map sum_k w_k f_k (N, h, w), whose mean and the bias make the logit; `.maps["cam"]`
+            is its positive part.
+
+        Raises:
+            ValueError: a target that is not one class, or one an image, of those that the model knows.
+        """
+        features = self.trunk(self.normalise(images))["conv13"]
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        logits = self.head([features.mean((2, 3))])
+        chosen = logits.argmax(dim=1) if target is None else _classes(target, logits)
+        with torch.autocast(features.device.type, enabled=False):
+            weights = self.head.classifiers[0].weight[chosen.expand(len(logits))]  # (N, C)
+            cam = torch.einsum("nc,nchw->nhw", weights, features)
+        return Attended(logits, OrderedDict(cam=cam.relu()), OrderedDict(cam=cam), None)
+
+
+def _classes(target: Tensor | int, logits: Tensor) -> Tensor:
+    """`target` as a tensor of classes, () or (N,), that `logits` (N, num_classes) has."""
+    known = f"target must be a class from 0 to {logits.shape[1] - 1}, or one for each of {len(logits)} images"
+    try:
+        chosen = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{known}, not {target!r}") from error
+    whole = chosen.dtype in (torch.int64, torch.int32, torch.uint8)
+    fits = chosen.shape in ((), (len(logits),))
+    if not whole or not fits or chosen.min() < 0 or chosen.max() >= logits.shape[1]:
+        raise ValueError(f"{known}, not {target!r}")
+    return chosen.long()
+
+
+class AttentionNetwork(ImageClassifier):
+    """The paper's networks: levels of a trunk, read through attention, classify; `g` itself never does.
 
     With softmax and `pc` the constant <u, g> drops out of the map (see `ltpa.attention`), so the loss cannot reach the
     global branch: it is then neither built nor computed, unless `faithful` asks for the paper's graph.
 
     Args:
         num_classes: number of classes.
-        levels: some of "conv7", "conv10", "conv13", in this order.
+        trunk: from normalised images to {level: local features}; `trunk.channels` has their widths.
+        make_global_branch: builds the module from the last level's local features to `g`, of the same width.
+        levels: the levels to read, in the network's order.
         combine: "concat", one classifier on all descriptors, or "indep", one a level whose logits are averaged.
         compatibility, normalizer: see `ltpa.attention.Attention`.
-        width, dropout, bn_eps: see `ltpa.backbones.VGGTrunk`.
+        dropout: dropout (rate 0.5) in the head.
         head_norm: batch norm, ReLU and dropout on every descriptor before the classifier, as in the authors' code.
         faithful: keep the global branch where it is without effect.
     """
@@ -127,36 +201,96 @@ class VGGAttention(ImageClassifier):
     def __init__(
         self,
         num_classes: int,
+        trunk: VGGTrunk | ResNet164,
+        make_global_branch: Callable[[], nn.Module],
         levels: tuple[str, ...],
         combine: str,
         compatibility: str,
         normalizer: str,
-        width: float,
         dropout: bool,
         head_norm: bool = True,
         faithful: bool = False,
-        bn_eps: float = BN_EPS,
     ) -> None:
         super().__init__()
-        self.trunk = VGGTrunk(width, dropout, bn_eps=bn_eps)
-        channels = scaled(512, width)
+        self.trunk = trunk
+        channels = trunk.channels[levels[-1]]
         self.attention = nn.ModuleDict(
-            {name: Attention(self.trunk.channels[name], channels, compatibility, normalizer) for name in levels}
+            {name: Attention(trunk.channels[name], channels, compatibility, normalizer) for name in levels}
         )
         self.uses_global_feature = any(level.uses_global_feature for level in self.attention.values())
         self.head = Head([channels] * len(levels), num_classes, dropout, combine, head_norm)
         # Built last, so that the other weights drawn from one seed are the same with and without it.
-        self.global_branch = GlobalBranch(width, dropout, bn_eps) if self.uses_global_feature or faithful else None
+        self.global_branch = make_global_branch() if self.uses_global_feature or faithful else None
 
     def attend(self, images: Tensor) -> Attended:
         """See `ImageClassifier.attend`."""
         local = self.trunk(self.normalise(images))
-        g = None if self.global_branch is None else self.global_branch(local["conv13"])
+        levels = list(self.attention)
+        g = None if self.global_branch is None else self.global_branch(local[levels[-1]])
         descriptors, maps, scores = [], OrderedDict(), OrderedDict()
-        for name, attention in self.attention.items():
-            descriptor, maps[name], scores[name] = attention(local[name], g)
+        for name in levels:
+            descriptor, maps[name], scores[name] = self.attention[name](local[name], g)
             descriptors.append(descriptor)
         return Attended(self.head(descriptors), maps, scores, g)
+
+
+class VGGPAN(ImageClassifier):
+    """Progressive attention (Seo et al. 2016) as in the authors' code: gates on conv10, then attention on conv13.
+
+    conv10 has a global feature of its own, `pc` scores and sigmoid gates that multiply its map position by position;
+    the gated map goes on to conv13, which is read through `pc` and the normaliser. With softmax the global branch of
+    conv13 is without effect and is left out, unless `faithful`.
+
+    Args:
+        num_classes, width, dropout: see `create_model`.
+        normalizer: of conv13; conv10 always has gates.
+        faithful: keep the global branch of conv13 where it is without effect.
+    """
+
+    def __init__(self, num_classes: int, width: float, dropout: bool, normalizer: str, faithful: bool) -> None:
+        super().__init__()
+        self.trunk = VGGTrunk(width, dropout)
+        channels = scaled(512, width)
+        self.gate_branch = GlobalBranch(width, dropout, first_pool=4)
+        self.attention = nn.ModuleDict(
+            {
+                "conv10": Attention(channels, channels, "pc", "sigmoid"),
+                "conv13": Attention(channels, channels, "pc", normalizer),
+            }
+        )
+        self.head = Head([channels], num_classes, dropout)
+        needed = self.attention["conv13"].uses_global_feature or faithful
+        self.global_branch = GlobalBranch(width, dropout) if needed else None
+
+    def attend(self, images: Tensor) -> Attended:
+        """See `ImageClassifier.attend`; `.global_feature` is that of conv10, which the gates come from."""
+        maps, scores = OrderedDict(), OrderedDict()
+        x = self.normalise(images)
+        for name in self.trunk.channels:
+            x = self.trunk.layer(name, x)
+            if name == "conv10":
+                gate_feature = self.gate_branch(x)
+                _, maps[name], scores[name] = self.attention[name](x, gate_feature)
+                x = x * maps[name].unsqueeze(1).to(x.dtype)
+        g = None if self.global_branch is None else self.global_branch(x)
+        descriptor, maps["conv13"], scores["conv13"] = self.attention["conv13"](x, g)
+        return Attended(self.head([descriptor]), maps, scores, gate_feature)
+
+
+class PlainResNet164(ImageClassifier):
+    """ResNet-164 without attention: batch norm, ReLU, mean, linear."""
+
+    def __init__(self, num_classes: int, width: float) -> None:
+        super().__init__()
+        self.trunk = ResNet164(width)
+        channels = self.trunk.channels["stage3"]
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = Head([channels], num_classes, dropout=False, norm=False)
+
+    def attend(self, images: Tensor) -> Attended:
+        """See `ImageClassifier.attend`; there are no maps."""
+        g = self.norm(self.trunk(self.normalise(images))["stage3"]).relu().mean((2, 3))
+        return Attended(self.head([g]), OrderedDict(), OrderedDict(), g)
 
 
 class Head(nn.Module):
@@ -191,20 +325,26 @@ class Head(nn.Module):
             if self.combine == "concat":
                 normed = [torch.cat(normed, dim=1)]
             logits = [classifier(d) for classifier, d in zip(self.classifiers, normed, strict=True)]
-            return sum(logits[1:], logits[0]) / len(logits)
+            return torch.stack(logits).mean(0)
 
 
-_ATTENTION_NAMES = {
-    f"vgg-{att}-{combine}-{compatibility}": (VGG_LEVELS[3 - count :], combine, compatibility)
-    for (att, count), combine, compatibility in itertools.product(
-        (("att", 1), ("att2", 2), ("att3", 3)), ("concat",), COMPATIBILITIES
-    )
+_LEVELS = {
+    "vgg-att3": VGG_LEVELS,
+    "vgg-att2": VGG_LEVELS[1:],
+    "vgg-att": VGG_LEVELS[2:],
+    "resnet164-att2": ("stage2", "stage3"),
+    "resnet164-att": ("stage3",),
+}
+_PLAIN = ("vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164")
+_ATTENTION = {
+    f"{family}-{combine}-{compatibility}": (family, combine, compatibility)
+    for family, combine, compatibility in itertools.product(_LEVELS, ("concat", "indep"), COMPATIBILITIES)
 }
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows and that match a shell pattern such as "vgg-att3-*"."""
-    return fnmatch.filter(["vgg", "vgg-late", *_ATTENTION_NAMES], pattern)
+    return fnmatch.filter([*_PLAIN, *_ATTENTION], pattern)
 
 
 def create_model(
@@ -222,7 +362,8 @@ def create_model(
     """Creates a network with random weights, by the paper's names.
 
     `vgg-att3-concat-pc` is (VGG-att3)-concat-pc: three levels, one classifier on all descriptors, parametrised
-    compatibility. See `list_models()`.
+    compatibility. In "indep" each level has a classifier and their logits are averaged (the authors add them: the
+    answer is the same). See `list_models()`.
 
     Args:
         name: one of `list_models()`.
@@ -231,8 +372,8 @@ def create_model(
         normalizer: "softmax" or "sigmoid"; without effect on models without attention.
         dropout: whether to use the authors' dropout rates.
         mean, std: normalisation of images in [0, 1], per channel.
-        head_norm: see `VGGAttention`; without effect on models without attention.
-        faithful: see `VGGAttention`.
+        head_norm: see `AttentionNetwork`; without effect on all other models.
+        faithful: see `AttentionNetwork` and `VGGPAN`; without effect on all other models.
 
     Raises:
         ValueError: for an unknown name or normalizer, or a number out of range.
@@ -240,24 +381,51 @@ def create_model(
     """
     if not isinstance(name, str) or name not in list_models():
         raise ValueError(f"unknown model {name!r}: {closest(name, list_models())}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
         raise TypeError(f"num_classes must be a whole number, not {num_classes!r}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, not {num_classes}")
-    if isinstance(width, bool) or not isinstance(width, int | float):
+    if isinstance(width, bool) or not isinstance(width, numbers.Real):
         raise TypeError(f"width must be a number, not {width!r}")
     if not 0 < width <= 4:
         raise ValueError(f"width must be above 0 and at most 4 (1.0 is the paper's network), not {width}")
+    for label, value in (("dropout", dropout), ("head_norm", head_norm), ("faithful", faithful)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{label} must be True or False, not {value!r}")
     if normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
-    if name == "vgg":
-        model = VGG(num_classes, width, dropout)
-    elif name == "vgg-late":
-        model = VGGLate(num_classes, width, dropout)
-    else:
-        levels, combine, compatibility = _ATTENTION_NAMES[name]
-        model = VGGAttention(
-            num_classes, levels, combine, compatibility, normalizer, width, dropout, head_norm, faithful
-        )
+    model = _build(name, int(num_classes), float(width), normalizer, dropout, head_norm, faithful)
     model.set_normalisation(mean, std)
     return model
+
+
+def _build(
+    name: str, num_classes: int, width: float, normalizer: str, dropout: bool, head_norm: bool, faithful: bool
+) -> ImageClassifier:
+    if name == "vgg":
+        return VGG(num_classes, width, dropout)
+    if name == "vgg-late":
+        return VGGLate(num_classes, width, dropout)
+    if name == "vgg-gap":
+        return VGGGAP(num_classes, width, dropout)
+    if name == "vgg-pan":
+        return VGGPAN(num_classes, width, dropout, normalizer, faithful)
+    if name == "resnet164":
+        return PlainResNet164(num_classes, width)
+    family, combine, compatibility = _ATTENTION[name]
+    if family.startswith("vgg"):
+        trunk, make_global_branch = VGGTrunk(width, dropout), partial(GlobalBranch, width, dropout)
+    else:
+        trunk, make_global_branch = ResNet164(width), partial(ResNetGlobalBranch, width, dropout)
+    return AttentionNetwork(
+        num_classes,
+        trunk,
+        make_global_branch,
+        _LEVELS[family],
+        combine,
+        compatibility,
+        normalizer,
+        dropout,
+        head_norm,
+        faithful,
+    )

@@ -2,6 +2,8 @@
 
 import io
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -23,6 +25,7 @@ class Progress:
         self._bar = tqdm(
             total=steps, initial=done, file=file, disable=not show, mininterval=0.5, ncols=110, bar_format=FORMAT
         )
+        self._described = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -30,19 +33,23 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    @property
-    def hidden(self) -> bool:
-        """Whether nothing is shown, so that nobody needs to find words."""
-        return bool(self._bar.disable)
+    def update(self, done: int, describe: Callable[[], tuple[str, str]]) -> None:
+        """Moves the bar to `done` steps.
 
-    def update(self, done: int, title: str | None = None, words: str | None = None) -> None:
-        """Moves the bar to `done` steps; title and words change only where they are given."""
-        if title is not None:
+        Args:
+            done: steps done so far.
+            describe: gives title and words; as that may have to wait for a GPU, it is asked twice a second at most.
+        """
+        if self._bar.disable:
+            return
+        now, last = time.monotonic(), done == self._bar.total
+        if last or now - self._described > 0.5:
+            self._described = now
+            title, words = describe()
             self._bar.set_description_str(title, refresh=False)
-        if words is not None:
             self._bar.set_postfix_str(words, refresh=False)
         self._bar.update(done - self._bar.n)
-        if done == self._bar.total:
+        if last:
             self._bar.refresh()
 
 

@@ -30,7 +30,7 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
 
     Returns:
         images uint8 (N, 3, S, S); labels int64 (N,) and masks bool (N, S, S), for two objects (N, 2) and (N, 2, S, S).
-        A pixel belongs to the mask if at least half of it is covered by the object.
+        A pixel belongs to the mask if the object covers two or more of four points spread evenly over it.
 
     Raises:
         ValueError: a number out of range.
@@ -43,7 +43,7 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
         labels = _labels(_Uniform(key, 0, _BLOCK))[:, :objects]
         for start in range(0, end, step):
             stop = min(start + step, end)
-            portions.append(_draw(_Uniform(key, start, stop), labels[start:stop], image_size))
+            portions.append(_draw_portion(_Uniform(key, start, stop), labels[start:stop], image_size))
     images, labels, masks = (np.concatenate(parts) for parts in zip(*portions, strict=True))
     if objects == 1:
         labels, masks = labels[:, 0], masks[:, 0]
@@ -72,7 +72,7 @@ def _labels(draw: _Uniform) -> NDArray[np.int64]:
     return np.stack([first, other % len(CLASSES)], axis=1).astype(np.int64)
 
 
-def _draw(
+def _draw_portion(
     draw: _Uniform, labels: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
     _labels(draw)  # to be where the stream goes on
@@ -171,7 +171,7 @@ def _object(draw: _Uniform, labels: NDArray[np.int64], place: Array, size: int) 
 
 
 def _inside(name: str, u: Array, v: Array) -> NDArray[np.bool_]:
-    """Whether points lie inside the silhouette, which itself lies in the unit circle."""
+    """Whether points lie in the silhouette, which lies in the unit circle (all but: arrow to 1.02, heart to 1.13)."""
     r = np.hypot(u, v)
     if name == "disc":
         return r <= 0.85

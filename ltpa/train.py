@@ -11,7 +11,6 @@ import json
 import math
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from .config import TrainConfig
 from .data import Data, hold_out, load_data, stratified
 from .inference import attend, autocast, choose_device, choose_precision, evaluate, to_float
 from .models import ImageClassifier, create_model
+from .progress import Progress
 
 try:
     import fcntl
@@ -88,7 +89,9 @@ class Run:
     def snapshots(self) -> dict[int, dict[str, Tensor]]:
         """Maps of the same few test images after every epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""
         files = sorted((self.path / "snapshots").glob("epoch-*.safetensors"))
-        return {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in files}
+        found = {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in files}
+        # In the network's order, in which the levels' numbers ascend; files keep none.
+        return {epoch: {k: maps[k] for k in sorted(maps, key=lambda k: (len(k), k))} for epoch, maps in found.items()}
 
 
 def fit(
@@ -333,7 +336,7 @@ def _train(
     if watched is not None and state.step == 0:
         failed(_save_snapshot, run, watched, 0)
     first, saved, error = state.step, time.monotonic(), None
-    with _Progress(steps, state.step, progress) as bar, _interrupts() as interrupted:
+    with Progress(steps, state.step, progress) as bar, _interrupts() as interrupted:
         while state.step < steps:
             epoch, position = divmod(state.step, per_epoch)
             batches = epoch_batches(len(images), config.batch_size, config.seed, epoch)
@@ -347,7 +350,7 @@ def _train(
                 loss, correct = _step(run.model, state, batch, labels[index], rate, config.label_smoothing, dtype)
                 state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
                 state.step += 1
-                bar.step(state, run, epoch)
+                bar.update(state.step, partial(_words, state, run, epoch))
                 if state.step - first in (1, 1 + TIMED_STEPS):
                     state.sums.tolist()  # waits for the GPU
                     if state.step - first == 1:
@@ -390,7 +393,7 @@ def _train(
             if error is None:
                 failed(state.save)
             saved = time.monotonic()
-            bar.step(state, run, epoch)
+            bar.update(state.step, partial(_words, state, run, epoch))
             if error is not None and run.complete:
                 _rescue(run, error)
             if on_epoch:
@@ -580,38 +583,13 @@ def _config_of(path: Path, settings: dict[str, Any]) -> TrainConfig:
         raise ValueError(f"{path / 'config.json'} holds settings that this version cannot use: {error}") from error
 
 
-class _Progress:
-    """The bar on standard output: epoch, loss, accuracies, time left."""
-
-    _FORMAT = "{desc} |{bar:20}| {percentage:3.0f}% {remaining} left{postfix}"
-
-    def __init__(self, steps: int, done: int, show: bool) -> None:
-        self._bar = tqdm(total=steps, initial=done, file=sys.stdout, disable=not show, mininterval=0.5, ncols=110,
-                         bar_format=self._FORMAT)  # fmt: skip
-        self._shown = 0.0
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def step(self, state: _State, run: Run, epoch: int) -> None:
-        """Reading the sums waits for the GPU, so it happens twice a second and not after every step."""
-        if self._bar.disable:
-            return
-        now, last = time.monotonic(), state.step == self._bar.total
-        if last or now - self._shown > 0.5:
-            self._shown = now
-            self._bar.set_description_str(f"epoch {epoch + 1}/{run.config.epochs}", refresh=False)
-            loss, correct, seen = state.sums.tolist()
-            words = f"loss {loss / seen:.3f}, accuracy {correct / seen:.1%}" if seen else ""
-            if run.history:
-                words += f"{', ' if words else ''}test {run.history[-1]['test_accuracy']:.1%}"
-            self._bar.set_postfix_str(words, refresh=False)
-        self._bar.update(state.step - self._bar.n)
-        if last:
-            self._bar.refresh()
+def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
+    """What the progress bar says: the epoch; loss and accuracies so far."""
+    loss, correct, seen = state.sums.tolist()
+    words = [f"loss {loss / seen:.3f}, accuracy {correct / seen:.1%}"] if seen else []
+    if run.history:
+        words.append(f"test {run.history[-1]['test_accuracy']:.1%}")
+    return f"epoch {epoch + 1}/{run.config.epochs}", ", ".join(words)
 
 
 class _Interrupted:

@@ -141,7 +141,7 @@ def network(state, name, images, normalizer="softmax", head_norm=True):
         x = pool(conv(state, "global_branch.conv15", x))
         g = linear(state, "global_branch.fc", average(x))
     if name == "vgg-late":
-        return linear(state, "head", g), {}
+        return linear(state, "head.classifiers.0", g), {}
 
     _, attention, combine, kind = name.split("-")
     descriptors, maps = [], {}

@@ -63,6 +63,21 @@ def scrambled(model, seed=3):
     return model
 
 
+def settled(model, images):
+    """The model in eval mode with batch-norm statistics halfway to those of these images.
+
+    With those of a fresh model nothing is normalised, and 54 residual sums of a ResNet double what they are given.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train()
+            module.momentum = 0.5
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
 def assert_close(actual, expected, tolerance):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
@@ -92,7 +107,7 @@ def compare_with_reference(name, images, options):
             state, name, images, options.get("normalizer", "softmax"), options.get("head_norm", True)
         )
     assert attended.logits.dtype == torch.float64
-    assert (logits[0] - logits[1]).abs().max() > 1e-3, "two images must not look alike"
+    assert (logits[0] - logits[1]).abs().max() > 3e-4, "two images must not look alike"
     assert_close(attended.logits, logits, 1e-10)
     assert list(attended.maps) == list(maps)
     for level, weights in maps.items():
@@ -211,7 +226,9 @@ def test_without_dropout_nothing_is_dropped(name):
     images = pictures(4)
     assert torch.equal(model(images), model(images))
     dropping = build(name).train()
-    assert not torch.allclose(dropping(images), dropping(images))
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in dropping.modules())
+    assert drops is (name != "resnet164"), "all models but the plain ResNet have dropout"
+    assert torch.allclose(dropping(images), dropping(images)) is not drops
 
 
 def test_head_norm_false_leaves_batch_norm_relu_and_dropout_out():
@@ -433,8 +450,8 @@ def test_forward_and_backward(name, normalizer, size):
 
 @each_model
 def test_one_image_in_eval_mode(name):
-    model = build(name, width=1 / 16).eval()
     images = pictures(3)
+    model = settled(build(name, width=1 / 16), images)
     with torch.no_grad():
         together = model(images)
         for index in range(3):
@@ -472,17 +489,19 @@ def test_attend_says_what_forward_says(name, normalizer):
         assert torch.equal(attended.logits, model(images))
     assert isinstance(attended.maps, OrderedDict)
     assert list(attended.scores) == list(attended.maps)
-    if name in ("vgg", "vgg-late"):
+    if name in ("vgg", "vgg-late", "resnet164"):
         assert len(attended.maps) == 0
-        assert attended.global_feature.shape == (2, 16)
+        assert attended.global_feature.shape == (2, 8 if name == "resnet164" else 16)
     for level, weights in attended.maps.items():
         scores = attended.scores[level]
         assert weights.shape == scores.shape
         assert weights.dtype == scores.dtype == torch.float32
-        if name in ATTENTION and normalizer == "softmax":
+        if level == "cam":
+            assert torch.equal(weights, scores.relu())
+        elif normalizer == "softmax" and (name, level) != ("vgg-pan", "conv10"):
             assert_close(weights.sum(dim=(1, 2)), torch.ones(2), 1e-5)
             assert_close(weights, scores.flatten(1).softmax(dim=1).view_as(scores), 1e-6)
-        elif name in ATTENTION:
+        else:
             assert_close(weights, scores.sigmoid(), 1e-6)
 
 
@@ -534,7 +553,8 @@ def test_channels_last(name):
 @each_model
 @each_normalizer
 def test_bf16_autocast(name, normalizer):
-    model, images = build(name, normalizer=normalizer, width=1 / 16).eval(), pictures()
+    images = pictures()
+    model = settled(build(name, normalizer=normalizer, width=1 / 16), images)
     with torch.no_grad():
         exact = model.attend(images)
         with torch.autocast("cpu", torch.bfloat16):
@@ -543,7 +563,7 @@ def test_bf16_autocast(name, normalizer):
     assert (attended.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
     for level, weights in attended.maps.items():
         assert weights.dtype == attended.scores[level].dtype == torch.float32
-        if name in ATTENTION and normalizer == "softmax":
+        if "-att" in name and normalizer == "softmax":
             assert_close(weights.sum(dim=(1, 2)), torch.ones(2), 1e-5)
 
 
@@ -553,9 +573,10 @@ def test_bf16_autocast(name, normalizer):
 @each_model
 def test_normalisation_is_minus_mean_by_std(name):
     mean, std = (0.49, 0.48, 0.45), (0.2, 0.24, 0.26)
-    model = build(name, mean=mean, std=std).double().eval()
-    plain = build(name, mean=(0, 0, 0), std=(1, 1, 1)).double().eval()
     images = pictures(dtype=torch.float64)
+    model = settled(build(name, mean=mean, std=std).double(), images)
+    plain = build(name, mean=(0, 0, 0), std=(1, 1, 1)).double().eval()
+    plain.load_state_dict({**model.state_dict(), "mean": plain.mean, "std": plain.std})
     by_hand = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     with torch.no_grad():
         assert_close(plain.normalise(images), images, 0)

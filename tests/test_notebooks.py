@@ -20,7 +20,9 @@ def execute(notebook: Path, output: Path, parameters: dict, folder: Path, kernel
     """Runs a notebook with papermill; `folder` takes the place of the repository, so that it has a runs/ of its own."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     before = dict(os.environ)
-    os.environ.update(LTPA_FOLDER=str(folder), PYTHONPATH=str(ROOT))
+    os.environ.update(LTPA_FOLDER=str(folder))
+    if kernel == "python3":
+        os.environ.update(PYTHONPATH=str(ROOT))
     try:
         papermill.execute_notebook(
             notebook,
@@ -110,7 +112,7 @@ def test_nbval_would_notice(executed, tmp_path):
     ("wrong", "message"),
     [
         ({"epoch": 1}, "unknown parameter 'epoch': did you mean 'epochs'?"),
-        ({"epochs": "ten", "width": -1}, "epochs must be a whole number, not 'ten'\nwidth must be above 0"),
+        ({"epochs": "ten", "width": -1}, "width must be above 0 and at most 4, not -1\nepochs must be a whole number, not 'ten'"),
         ({"model": "vgg-att3-concat-cp"}, "did you mean 'vgg-att3-concat-pc'?"),
         ({"device": "cuda:7", "dataset": "shapes"}, "device='cuda:7': this machine has"),
         ({"dataset": "folder", "data_dir": "nowhere"}, "data_dir 'nowhere' is not a folder"),

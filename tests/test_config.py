@@ -1,0 +1,329 @@
+"""The settings: what is accepted, what is refused and with which words, and what makes a run another run."""
+
+import json
+import math
+import random
+import re
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ltpa import TrainConfig, list_models
+from ltpa.config import QUICK, check_field
+from ltpa.errors import closest
+
+NAMES = [field.name for field in fields(TrainConfig)]
+WHOLE = {
+    "image_size": (32, 1024),
+    "train_limit": (2, 10**9),
+    "test_limit": (1, 10**9),
+    "epochs": (1, 10**6),
+    "batch_size": (2, 10**6),
+    "seed": (0, 2**31 - 1),
+    "snapshots": (0, 256),
+}
+LIMITS = ("train_limit", "test_limit")
+# name: (accepted, refused by value)
+NUMBERS = {
+    "width": ((0.01, 1, 4.0), (0, -1, 4.01)),
+    "validation": ((0, 0.5, 0.999), (1, 1.0, -0.1)),
+    "learning_rate": ((1e-6, 1, 100), (0, -0.1, 100.5)),
+    "weight_decay": ((0, 0.5, 1), (-1e-9, 1.01)),
+    "label_smoothing": ((0, 0.999), (1, -0.1)),
+}
+CHOICES = {
+    "model": list_models(),
+    "normalizer": ["softmax", "sigmoid"],
+    "dataset": ["shapes", "cifar10", "cifar100", "svhn", "folder"],
+    "augment": ["auto", "flip+shift", "shift", "none"],
+    "precision": ["auto", "fp32", "bf16", "fp16"],
+    "device": ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
+}
+ANOTHER = {
+    "model": "vgg",
+    "width": 0.5,
+    "normalizer": "sigmoid",
+    "dropout": True,
+    "dataset": "svhn",
+    "image_size": 64,
+    "train_limit": 100,
+    "test_limit": 100,
+    "validation": 0.1,
+    "epochs": 3,
+    "batch_size": 64,
+    "learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "augment": "none",
+    "seed": 1,
+    "snapshots": 4,
+}
+HARMLESS = {"device": "cpu", "precision": "fp32", "data_dir": "/elsewhere", "run_dir": "here"}
+
+
+def refusal(kind=(ValueError, TypeError), /, **settings):
+    with pytest.raises(kind) as caught:
+        TrainConfig(**settings)
+    return str(caught.value)
+
+
+def test_defaults_and_frozen():
+    config = TrainConfig()
+    assert config.dataset == "cifar10"
+    assert set(ANOTHER) | set(HARMLESS) == set(NAMES)
+    with pytest.raises(FrozenInstanceError):
+        config.epochs = 3
+    assert replace(config, epochs=3).epochs == 3
+    assert hash(config) == hash(TrainConfig())
+    assert TrainConfig(**QUICK).dataset == "shapes"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers(name):
+    least, most = WHOLE[name]
+    for value in (least, most):
+        assert getattr(TrainConfig(**{name: value}), name) == value
+    for value in (least - 1, most + 1, -(10**400), 10**400):
+        message = refusal(ValueError, **{name: value})
+        assert re.match(rf"{name} must be at least {least} and at most {most}\b.* not {value}$", message)
+    for value in ("ten", 3.5, 10.0, True, False, math.nan, [1], np.int64(10), *(() if name in LIMITS else (None,))):
+        message = refusal(TypeError, **{name: value})
+        assert re.match(rf"{name} must be a whole number.*, not {re.escape(repr(value))}$", message)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_may_be_none(name):
+    assert getattr(TrainConfig(**{name: None}), name) is None
+    assert "or None" in refusal(**{name: "all"})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers(name):
+    accepted, refused = NUMBERS[name]
+    for value in accepted:
+        stored = getattr(TrainConfig(**{name: value}), name)
+        assert stored == value
+        assert type(stored) is float
+    assert type(getattr(TrainConfig(**{name: np.float64(0.5)}), name)) is float
+    for value in (*refused, math.nan, math.inf, -math.inf, 10**400):
+        message = refusal(ValueError, **{name: value})
+        assert re.match(rf"{name} must be .*, not {re.escape(str(value))}$", message)
+    for value in ("0.1", None, True, 1j, [0.1], np.float32(0.5)):
+        assert re.match(rf"{name} must be a number, not ", refusal(TypeError, **{name: value}))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name):
+    for value in CHOICES[name]:
+        assert getattr(TrainConfig(**{name: value}), name) == value
+    for value in ("", "nonsense", "AUTO!", CHOICES[name][-1] + " "):
+        message = refusal(ValueError, **{name: value})
+        assert message.startswith(f"{name}={value!r}: ")
+        assert "known: " in message
+        assert CHOICES[name][0] in message
+    for value in (None, 1, True, ["cpu"], b"cpu"):
+        assert refusal(TypeError, **{name: value}) == f"{name} must be a string, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    "value", ["cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:²", "cuda:100", "auto:", "cpu:", "cpu:0"]
+)
+def test_devices_that_torch_would_choke_on(value):
+    assert refusal(ValueError, device=value).startswith(f"device={value!r}: known: auto, cpu, cuda, cuda:<number>, mps")
+
+
+def test_switch():
+    assert TrainConfig(dropout=True).dropout is True
+    for value in (1, 0, "yes", None, np.bool_(True)):
+        assert refusal(TypeError, dropout=value) == f"dropout must be True or False, not {value!r}"
+
+
+def test_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = TrainConfig(data_dir=Path("~/dätä sets"), run_dir="~/runs/a b")
+    assert config.data_dir == "~/dätä sets"
+    assert config.path == tmp_path / "runs" / "a b"
+    assert TrainConfig(run_dir=Path("x")).run_dir == "x"
+    for name in ("data_dir", "run_dir"):
+        for value in (3, ["a"], b"data", True, *((None,) if name == "data_dir" else ())):
+            assert refusal(TypeError, **{name: value}) == f"{name} must be a path, not {value!r}"
+        for value in ("", " \t"):
+            assert refusal(ValueError, **{name: value}) == f"{name} must not be empty"
+        assert refusal(ValueError, **{name: "~no-such-user/x"}).startswith(f"{name}='~no-such-user/x': ")
+
+
+def test_all_problems_in_one_message():
+    message = refusal(
+        ValueError, model="vgg-atl3", epochs="ten", batch_size=1, learning_rate=math.nan, dropout=None, device="gpu"
+    )
+    lines = message.splitlines()
+    assert [re.match(r"\w+", line)[0] for line in lines] == [
+        "model",
+        "dropout",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "device",
+    ]
+    assert "batch norm" in lines[3]
+    assert refusal(TypeError, epochs="ten", seed=None).splitlines() == [
+        "epochs must be a whole number, not 'ten'",
+        "seed must be a whole number, not None",
+    ]
+
+
+def test_from_dict():
+    config = TrainConfig(**ANOTHER, **HARMLESS)
+    assert TrainConfig.from_dict(asdict(config)) == config
+    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+    assert TrainConfig.from_dict({}) == TrainConfig()
+    with pytest.raises(ValueError, match="unknown parameter 'epoch'") as caught:
+        TrainConfig.from_dict({"epoch": 3, "Learning_Rate": 0.1, "batch_size": 0, "zzz": 1, 7: 1})
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("unknown parameter 'epoch': did you mean 'epochs'? known: model, width, ")
+    assert lines[1].startswith("unknown parameter 'Learning_Rate': did you mean 'learning_rate'?")
+    assert lines[2].startswith("unknown parameter 'zzz': known: ")
+    assert lines[3].startswith("unknown parameter 7: known: ")
+    assert lines[4].startswith("batch_size must be at least 2")
+    assert len(lines) == 5
+    with pytest.raises(TypeError, match="unknown parameter 'epoch'"):
+        TrainConfig.from_dict({"epoch": 3})
+    for wrong in (None, ["epochs"], "epochs", 3):
+        with pytest.raises(TypeError, match="settings must be a dictionary"):
+            TrainConfig.from_dict(wrong)
+
+
+def test_closest():
+    assert closest("CIFAR-10", ["cifar10", "svhn"]) == "did you mean 'cifar10'? known: cifar10, svhn"
+    assert closest("SVHN", ["cifar10", "svhn"]).startswith("did you mean 'svhn'?")
+    assert closest("photos", iter(["cifar10", "svhn"])) == "known: cifar10, svhn"
+    assert closest(None, ["a"]) == "known: a"
+
+
+def test_run_folder_is_pinned():
+    """A run is found again by its folder: these names must not change with the version, the machine or Python."""
+    assert TrainConfig().path == Path("runs/vgg-att3-concat-pc-cifar10-44136fa3")
+    assert TrainConfig(**QUICK).path == Path("runs/vgg-att3-concat-pc-shapes-35e93851")
+
+
+def test_run_folder_follows_the_identity():
+    config = TrainConfig()
+    assert replace(config, **{k: v for k, v in HARMLESS.items() if k != "run_dir"}).path == config.path
+    assert replace(config, run_dir="here").path == Path("here")
+    assert set(config.identity()) == set(ANOTHER)
+    paths = {replace(config, **{name: value}).path for name, value in ANOTHER.items()}
+    assert len(paths | {config.path}) == len(ANOTHER) + 1
+    assert TrainConfig(width=1).path == TrainConfig(width=1.0).path == config.path
+    changed = TrainConfig(**ANOTHER, **HARMLESS)
+    assert json.loads(json.dumps(changed.identity())) == ANOTHER
+
+
+def wrongs_and_rights():
+    rights = {name: list(CHOICES[name]) for name in CHOICES}
+    rights |= {name: list(limits) for name, limits in WHOLE.items()}
+    rights |= {name: list(accepted) for name, (accepted, _) in NUMBERS.items()}
+    rights |= {"dropout": [True, False], "data_dir": ["data", Path("x")], "run_dir": [None, "r"]}
+    junk = ["ten", "", -1, 2**70, 3.5, 0.3, 1, 512, math.nan, math.inf, None, True, [], {}, (1,), b"x", object, 1j]
+    return rights, junk
+
+
+def test_random_settings():
+    """A thousand random dictionaries: a configuration, or an error that names each wrong field and no other."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    rights, junk = wrongs_and_rights()
+    anything = st.sampled_from(junk) | st.text() | st.integers() | st.floats()
+    names = st.sampled_from([*NAMES, "epoch", "lr", "Model", "x y", "", "\n"])
+    good = st.sampled_from(NAMES).flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(rights[name])))
+    mixed = st.tuples(names, anything) | good
+
+    outcomes = {"config": 0, "error": 0}
+
+    @hypothesis.settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+    @hypothesis.given((st.lists(good, max_size=8) | st.lists(mixed, max_size=5)).map(dict))
+    def check(settings):
+        wrong = {name for name, value in settings.items() if name not in NAMES or is_wrong(name, value)}
+        try:
+            config = TrainConfig.from_dict(settings)
+        except (ValueError, TypeError) as error:
+            outcomes["error"] += 1
+            message = str(error)
+            assert wrong
+            for name in wrong:
+                assert (name if name in NAMES else f"unknown parameter {name!r}") in message
+            named = re.findall(r"^(\w+)(?: must|=)", message, flags=re.MULTILINE)
+            assert sorted(named) == sorted(wrong & set(NAMES))
+        else:
+            outcomes["config"] += 1
+            assert not wrong
+            assert all(getattr(config, k) == (str(v) if isinstance(v, Path) else v) for k, v in settings.items())
+            assert config.path.parts
+            assert json.loads(json.dumps(config.identity())) == config.identity()
+
+    check()
+    assert min(outcomes.values()) > 100
+
+
+def is_wrong(name, value):
+    """The rules once more, from the documentation."""
+    if name in CHOICES:
+        return not isinstance(value, str) or (
+            value not in CHOICES[name] and not (name == "device" and re.fullmatch(r"cuda:[1-9]?\d", value, re.ASCII))
+        )
+    if name in WHOLE:
+        least, most = WHOLE[name]
+        return not (value is None and name in LIMITS) and (type(value) is not int or not least <= value <= most)
+    if name in NUMBERS:
+        if type(value) not in (int, float) or value != value:
+            return True
+        return {
+            "width": not 0 < value <= 4,
+            "validation": not 0 <= value < 1,
+            "learning_rate": not 0 < value <= 100,
+            "weight_decay": not 0 <= value <= 1,
+            "label_smoothing": not 0 <= value < 1,
+        }[name]
+    if name == "dropout":
+        return type(value) is not bool
+    if value is None:
+        return name == "data_dir"
+    if not isinstance(value, str | Path) or not str(value).strip():
+        return True
+    return str(value).startswith("~") and str(value).split("/")[0] != "~"
+
+
+def test_random_settings_without_hypothesis():
+    """The same with the standard library, where hypothesis is not installed."""
+    rights, junk = wrongs_and_rights()
+    generator = random.Random(0)
+    for _ in range(300):
+        settings = {
+            name: generator.choice(junk if generator.random() < 0.2 else rights[name])
+            for name in generator.sample(NAMES, generator.randrange(6))
+        }
+        wrong = sorted(name for name, value in settings.items() if is_wrong(name, value))
+        if not wrong:
+            TrainConfig(**settings)
+            continue
+        message = refusal(**settings)
+        assert sorted(re.findall(r"^(\w+)(?: must|=)", message, flags=re.MULTILINE)) == wrong
+
+
+def test_fields_of_the_notebooks():
+    assert check_field("examples", 8) is None
+    assert check_field("chosen", [0, 5]) is None
+    assert check_field("chosen", (3,)) is None
+    for name, value, kind in (
+        ("examples", 0, ValueError),
+        ("examples", "8", TypeError),
+        ("chosen", [], ValueError),
+        ("chosen", [-1], ValueError),
+        ("chosen", [True], TypeError),
+        ("chosen", "12", TypeError),
+        ("chosen", [1.0], TypeError),
+    ):
+        found, message = check_field(name, value)
+        assert found is kind
+        assert message.startswith(f"{name} must ")
