@@ -7,7 +7,8 @@ from .inference import attend, evaluate
 from .measure import entropy
 from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
-from .train import Run, TrainingDiverged, data_for, fit, load_run, snapshot_indices
+from .runs import Run, load_run, snapshot_indices
+from .train import TrainingDiverged, data_for, fit
 
 __all__ = [
     "QUICK",

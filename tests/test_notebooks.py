@@ -112,7 +112,10 @@ def test_nbval_would_notice(executed, tmp_path):
     ("wrong", "message"),
     [
         ({"epoch": 1}, "unknown parameter 'epoch': did you mean 'epochs'?"),
-        ({"epochs": "ten", "width": -1}, "width must be above 0 and at most 4, not -1\nepochs must be a whole number, not 'ten'"),
+        (
+            {"epochs": "ten", "width": -1},
+            "width must be above 0 and at most 4, not -1\nepochs must be a whole number, not 'ten'",
+        ),
         ({"model": "vgg-att3-concat-cp"}, "did you mean 'vgg-att3-concat-pc'?"),
         ({"device": "cuda:7", "dataset": "shapes"}, "device='cuda:7': this machine has"),
         ({"dataset": "folder", "data_dir": "nowhere"}, "data_dir 'nowhere' is not a folder"),

@@ -53,13 +53,13 @@ def make_state(attention=True, kernel=1, *, channels=CHANNELS, num_classes=5, bl
             state[f"{op}.{at + 1}.num_batches_tracked"] = torch.tensor(100 + number)
             width = out
     top = channels[3]
-    state["dense.weight"] = normal(top, top, kernel, kernel, fan_in=top * kernel**2)
+    # A twentieth of the usual: a larger g would open or shut the gates of all positions.
+    state["dense.weight"] = 0.05 * normal(top, top, kernel, kernel, fan_in=top * kernel**2)
     state["dense.bias"] = between(-0.2, 0.2, top)
     if attention:
         state["projector.op.weight"] = normal(top, channels[2], 1, 1, fan_in=channels[2])
         for number in (1, 2, 3):
             state[f"attn{number}.op.weight"] = normal(1, top, 1, 1, fan_in=20 * top)
-            state[f"attn{number}.op.weight"] -= state[f"attn{number}.op.weight"].mean()  # or the gates are all open
     inputs = 3 * top if attention else top
     state["classify.weight"] = normal(num_classes, inputs, fan_in=inputs)
     state["classify.bias"] = between(-1, 1, num_classes)
@@ -142,7 +142,7 @@ def test_logits_and_maps(variant, kernel):
     levels = [] if variant == "none" else ["conv7", "conv10", "conv13"]
     assert list(seen.maps) == list(seen.scores) == levels
     for level, expected, score in zip(levels, maps, scores, strict=True):
-        assert expected.flatten(1).std(dim=1).min() > 0.1 * expected.mean(), "a map that says nothing tests nothing"
+        assert expected.flatten(1).std(dim=1).min() > 0.02 * expected.mean(), "a map that says nothing tests nothing"
         assert expected.shape[1] == {"conv7": 32, "conv10": 16, "conv13": 8}[level] * kernel
         assert_near(seen.maps[level], expected)
         assert_near(seen.scores[level], score)
