@@ -71,7 +71,7 @@ class VGGTrunk(nn.Module):
         """One layer, with the max-pool before it where there is one."""
         if name in self.pools:
             x = nn.functional.max_pool2d(x, 2)
-        return self.get_submodule(name)(x)
+        return getattr(self, name)(x)  # torch 2.5 cannot export get_submodule
 
 
 class GlobalBranch(nn.Module):

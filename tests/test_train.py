@@ -1311,5 +1311,5 @@ def test_the_harness_sees_differences(undisturbed, finished):
     weights, facts = load_tensors(finished.path / "weights.safetensors")
     bias = weights["head.classifiers.0.bias"]
     bias[0] = np.nextafter(np.float32(bias[0].item()), np.float32(9)).item()
-    train.save_tensors(finished.path / "weights.safetensors", weights, facts)
+    runs.save_tensors(finished.path / "weights.safetensors", weights, facts)
     assert differences(undisturbed(), finished.path)[0] == "head.classifiers.0.bias in weights.safetensors"
