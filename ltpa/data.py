@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .download import fetch_cifar, fetch_svhn
@@ -27,6 +27,15 @@ TEST_FRACTION = 0.2  # of a folder without train/ and test/
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
 MAX_PIXELS = 50_000_000  # of one image file; a few kilobytes can unpack to gigabytes
+_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -212,7 +221,7 @@ def _scale(images: Tensor, size: int) -> Tensor:
     """Square uint8 images (N, 3, S, S) to another size, in portions that bound the memory."""
 
     def scaled(part: Tensor) -> Tensor:
-        return torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
+        return torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear")
 
     return torch.cat([scaled(part.float()).round().clamp(0, 255).byte() for part in images.split(1000)])
 
@@ -373,8 +382,8 @@ def open_image(content: bytes) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    with suppress(Exception):  # of broken EXIF data, which say nothing about the pixels
-        image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # no orientation, or EXIF data so broken that they say nothing
+        image = image.transpose(_UPRIGHT[image.getexif()[0x0112]])
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, save it with 8 bits")
     if image.mode.startswith("I"):  # 16 bits, or 32 with unknown limits

@@ -1,5 +1,6 @@
 """What every notebook starts with: its folder, its parameters, the machine it runs on, and a run to look at."""
 
+import ast
 import os
 import platform
 import subprocess
@@ -21,12 +22,8 @@ from .models import Attended
 from .runs import Run, load_run
 from .train import data_for, fit
 
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
-_OF_IPYTHON = ("In", "Out")
 # Changing none of these means: the defaults, made for a GPU.
-_SIZE = ("width", "dataset", "data_dir", "image_size", "train_limit", "test_limit", "epochs")
-
-_checked = False
+_SIZE = ("width", "dataset", "image_size", "train_limit", "test_limit", "epochs")
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ Config = TypeVar("Config")
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     """The notebook's parameters as settings of one kind; moves to the project's folder.
 
-    papermill passes a misspelt parameter without a word. What stands in the notebook's namespace the first time this
-    is called can only be parameters, so a plain value with an unknown name is one that was misspelt.
+    papermill passes a misspelt parameter without a word. So the names that the cell of the parameters and papermill's
+    injected cell assign are compared with the known ones; what other cells assign is the student's own business.
 
     Args:
         namespace: the notebook's `globals()`.
@@ -81,22 +78,31 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     Raises:
         ValueError, TypeError: one message with all problems: unknown names with the closest known one, wrong values.
     """
-    global _checked
     os.chdir(project_folder())
     known = [field.name for field in fields(kind)]
-    problems = []
-    if not _checked:
-        plain = {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in _OF_IPYTHON and isinstance(value, _PLAIN)
-        }
-        problems = unknown_names(plain, known)
     values = {name: namespace[name] for name in known if name in namespace}
+    problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
     problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
     raise_problems(problems)
-    _checked = True
     return kind(**values)
+
+
+def _assigned_parameters(executed: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names assigned in the last executed cell of parameters (it assigns most of the known), and in injected ones."""
+    found: list[str] = []
+    for source in reversed(executed):
+        try:
+            nodes = ast.parse(source).body
+        except SyntaxError:
+            continue
+        targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        is_parameters = 2 * len(set(names) & set(known)) > len(known)
+        if is_parameters or source.startswith("# Parameters"):  # papermill's comment
+            found += names
+        if is_parameters:
+            break
+    return found
 
 
 def train_config(namespace: Mapping[str, Any]) -> TrainConfig:
@@ -119,7 +125,7 @@ def train_config(namespace: Mapping[str, Any]) -> TrainConfig:
         return config
     quick = {name: value for name, value in QUICK.items() if name not in changed}
     print(
-        "There is no GPU here, and the default run would take hours on a CPU. On Colab: Runtime > "
+        "There is no GPU in use, and the default run would take hours on a CPU. On Colab: Runtime > "
         "Change runtime type > T4 GPU, then run all again.\nGoing on with the quick parameters: "
         + ", ".join(f"{name}={value}" for name, value in quick.items())
     )
@@ -143,9 +149,14 @@ def project_folder() -> Path:
     return here
 
 
-def report(config: TrainConfig) -> None:
-    """Prints what is needed to repeat a run: versions, device, precision, commit, parameters."""
-    device = choose_device(config.device)
+def report(config: TrainConfig, device_name: str | None = None) -> None:
+    """Prints what is needed to repeat a run: versions, device, precision, commit, parameters.
+
+    Args:
+        config: the settings.
+        device_name: the device in use, where it is not that of the settings.
+    """
+    device = choose_device(device_name or config.device)
     dtype = choose_precision(config.precision, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     versions = [f"Python {platform.python_version()}", f"ltpa {__version__}{_commit()}"]

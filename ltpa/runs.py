@@ -172,9 +172,12 @@ def claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> N
             if before.get(name) != settings[name]
         ]
         if differing:
+            same_settings = all(before.get(name) == value for name, value in config.identity().items())
             raise ValueError(
-                f"the run folder {path} belongs to other settings:\n" + "\n".join(differing) + "\n"
-                f"choose another run_dir, for example {path}-2, or leave run_dir out: then every setting has its own"
+                f"the run folder {path} belongs to other {'images' if same_settings else 'settings'}:\n"
+                + "\n".join(differing)
+                + f"\nchoose another run_dir, for example {path}-2"
+                + ("" if same_settings else ", or leave run_dir out: then every setting has its own")
             )
         return
     strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]

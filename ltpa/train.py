@@ -47,6 +47,7 @@ from .runs import (
 WARM_UP = 0.25  # of all steps: the learning rate rises, then falls to zero
 MOMENTUM = 0.9
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
+CHECKED_STEPS = 20  # so often it is looked whether the loss is still a number, for which a GPU has to wait
 TIMED_STEPS = 5  # after the first one, which is slower; then it is said how long the run will take
 
 
@@ -282,6 +283,8 @@ def _train(
                 state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
                 state.step += 1
                 bar.update(state.step, partial(_words, state, run, epoch))
+                if state.step % CHECKED_STEPS == 0 and not math.isfinite(state.sums[0].item()):
+                    _check_finite(state, run)
                 if state.step - first in (1, 1 + TIMED_STEPS):
                     state.sums.tolist()  # waits for the GPU
                     if state.step - first == 1:
@@ -391,8 +394,8 @@ def _check_data(data: Data) -> None:
         raise ValueError("training needs one label an image; scenes of two objects are for looking, not for training")
     if len(data.train) < 2 or not len(data.test):
         raise ValueError(f"{len(data.train)} training and {len(data.test)} test images are too few to train and test")
-    if len(data.classes) < 2:
-        raise ValueError(f"a classifier needs at least two classes, not {len(data.classes)}")
+    if len(data.classes) < 2 or not all(isinstance(name, str) for name in data.classes):
+        raise ValueError(f"a classifier needs the names of at least two classes, not {data.classes!r}")
     for name, split in (("training", data.train), ("test", data.test)):
         if split.labels.shape != (len(split),) or split.labels.dtype != torch.int64:
             raise ValueError(f"{name} labels must be {len(split)} of int64, as many as images")

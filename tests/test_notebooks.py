@@ -165,8 +165,63 @@ def test_without_a_gpu_the_defaults_become_the_quick_parameters(tmp_path):
         for o in cell.outputs
         if o.output_type == "stream"
     )
-    assert "There is no GPU here" in text
+    assert "There is no GPU in use" in text
     assert "T4 GPU" in text
     assert "dataset = 'shapes'" in text
     assert "width = 0.125" in text
     assert "seed = 3" in text
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
+    """The branch that only Colab takes: it installs from the tag, and leaves no name that looks like a parameter."""
+    import importlib.util
+
+    from ltpa.config import TrainConfig
+    from ltpa.notebook import LookConfig, parameters
+
+    code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(os, "chdir", lambda folder: None)
+    namespace = {}
+    exec(code[0], namespace)
+    exec(code[1], namespace)
+    assert [command[1:5] for command in commands] == [["-m", "pip", "install", "-q"]]
+    assert commands[0][5].startswith("ltpa[notebooks] @ https://github.com/")
+    kind = TrainConfig if "01" in notebook.stem else LookConfig
+    assert parameters({**namespace, "In": ["", *code[:2]]}, kind) is not None
+
+
+def test_misspelt_parameters_can_be_corrected_and_other_variables_are_free():
+    from ltpa.config import TrainConfig
+    from ltpa.notebook import parameters
+
+    cell = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4).cells
+    source = next(c.source for c in cell if "parameters" in c.metadata.get("tags", []))
+    namespace = {}
+    exec(source, namespace)
+    namespace |= {"epoch": 3, "drive": "/content/drive"}
+    here = os.getcwd()
+    try:
+        with pytest.raises(TypeError, match="unknown parameter 'epoch': did you mean 'epochs'"):
+            parameters({**namespace, "In": ["", 'drive = "x"', source + "\nepoch = 3"]}, TrainConfig)
+        with pytest.raises(TypeError, match="unknown parameter 'epoch'"):
+            parameters({**namespace, "In": ["", source, "# Parameters\nepoch = 3"]}, TrainConfig)
+        corrected = ["", source + "\nepoch = 3", source]
+        assert parameters({**namespace, "In": corrected}, TrainConfig).epochs == 10
+    finally:
+        os.chdir(here)
+
+
+def test_defaults_stand_in_one_place_only():
+    """The parameters' cell of 01 has TrainConfig's defaults (and keeps snapshots); the quick file is QUICK."""
+    from ltpa import QUICK, TrainConfig
+
+    cells = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4).cells
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    defaults = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+    assert {name: namespace[name] for name in defaults} == {**defaults, "snapshots": 8}
+    assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK

@@ -59,7 +59,7 @@ def test_any_size(size):
     assert torch.equal(labels, draw_shapes(20, 32, seed=3)[1])
     # An object is the same part of the picture at every size, up to the pixels at its edge.
     small = draw_shapes(20, 32, seed=3)[2].double().mean((1, 2))
-    assert (masks.double().mean((1, 2)) - small).abs().max() < 0.03 if size < 32 else 0.015
+    assert (masks.double().mean((1, 2)) - small).abs().max() < (0.03 if size < 32 else 0.015)
 
 
 @pytest.mark.parametrize("objects", [1, 2])

@@ -1,5 +1,6 @@
 """Training: against a loop written by hand, and against itself after interruptions, full disks and edited folders."""
 
+import contextlib
 import csv
 import errno
 import functools
@@ -413,6 +414,19 @@ def test_the_callers_random_state_stays_as_it_was(tmp_path):
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
     assert random.getstate() == states[2]
+
+
+def test_only_the_generators_in_use_are_seeded(monkeypatch):
+    """Those of other GPUs are the caller's."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: calls.append(device) or contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", calls.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs are seeded"))
+    with torch.random.fork_rng(devices=[]):
+        for device, expected in (("cpu", []), ("cuda:1", [torch.device("cuda:1"), 5])):
+            train._seed(5, torch.device(device))
+            assert calls == expected
+            assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
 
 
 def test_the_callback_sees_every_epoch_and_cannot_disturb(undisturbed, tmp_path):
@@ -1237,7 +1251,8 @@ def with_test_labels(labels):
 BAD_DATA = {
     "no test": (lambda: part(60, 0), ValueError, "60 training and 0 test images"),
     "one image": (lambda: part(1), ValueError, "1 training"),
-    "one class": (lambda: replace(tiny_data(), classes=("a",)), ValueError, "at least two classes"),
+    "one class": (lambda: replace(tiny_data(), classes=("a",)), ValueError, "names of at least two classes"),
+    "numbers": (lambda: replace(tiny_data(), classes=tuple(range(10))), ValueError, "names of at least two classes"),
     "label 10": (lambda: with_train(labels=lambda x: x + 1), ValueError, r"6 training labels lie outside 0 \.\.\. 9"),
     "label -1": (lambda: with_test_labels(lambda x: x - 1), ValueError, "2 test labels lie outside"),
     "two objects": (lambda: with_train(labels=lambda x: x[:, None].repeat(1, 2)), ValueError, "one label an image"),
