@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from tqdm import tqdm
 
+from .progress import bar_file
+
 TIMEOUT = 12.0  # Seconds without a connection (per address of the mirror) or without a byte; then it is left.
 SPEED_WINDOW = 15.0  # Seconds over which a mirror's speed is averaged.
 MIN_SPEED = 200_000.0  # Bytes per second; a mirror slower than this over a window is left. Lower it on a slow line.
@@ -363,7 +365,16 @@ def _receive(part: Path, url: str, size: int | None, until: float) -> bool:
         if size is not None and total != size:
             raise _MirrorError(f"has a file of {total:,} bytes, not {size:,}")
         window_start, window_bytes = time.monotonic(), 0
-        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, delay=PROGRESS_AFTER)
+        bar = tqdm(
+            desc=part.stem,
+            total=total,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            delay=PROGRESS_AFTER,
+            mininterval=0.5,
+            file=bar_file(),
+        )
         with bar, open(part, "ab" if resumed else "wb") as file:
             while total is None or have < total:
                 try:

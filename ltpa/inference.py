@@ -182,7 +182,8 @@ def evaluate(
         found = {
             "accuracy": (logits.argmax(1) == labels).sum(),
             "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            **{f"entropy_{level}": entropy(maps).sum() for level, maps in seen.maps.items()},
+            # A class activation map may be nowhere positive and then has no entropy: the mean is over the others.
+            **{f"entropy_{level}": entropy(maps).nanmean() * len(maps) for level, maps in seen.maps.items()},
         }
         for key, value in found.items():
             sums[key] = sums.get(key, 0.0) + value.item()

@@ -4,7 +4,7 @@ import io
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -21,9 +21,14 @@ class Progress:
     """
 
     def __init__(self, steps: int, done: int = 0, show: bool = True) -> None:
-        file = _DisplayedLine() if show and in_notebook() else sys.stdout
         self._bar = tqdm(
-            total=steps, initial=done, file=file, disable=not show, mininterval=0.5, ncols=110, bar_format=FORMAT
+            total=steps,
+            initial=done,
+            file=bar_file() if show else sys.stdout,
+            disable=not show,
+            mininterval=0.5,
+            ncols=110,
+            bar_format=FORMAT,
         )
         self._described = 0.0
 
@@ -51,6 +56,11 @@ class Progress:
         self._bar.update(done - self._bar.n)
         if last:
             self._bar.refresh()
+
+
+def bar_file() -> TextIO:
+    """Where a bar of tqdm is to be written: standard output, in a notebook one line that changes in place."""
+    return _DisplayedLine() if in_notebook() else sys.stdout
 
 
 def in_notebook() -> bool:

@@ -174,7 +174,7 @@ def claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> N
         if differing:
             same_settings = all(before.get(name) == value for name, value in config.identity().items())
             raise ValueError(
-                f"the run folder {path} belongs to other {'images' if same_settings else 'settings'}:\n"
+                f"the run folder {path} belongs to other settings or images:\n"
                 + "\n".join(differing)
                 + f"\nchoose another run_dir, for example {path}-2"
                 + ("" if same_settings else ", or leave run_dir out: then every setting has its own")

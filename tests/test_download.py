@@ -488,8 +488,8 @@ def test_progress_bar_only_for_long_downloads(get, capsys, monkeypatch):
     monkeypatch.setattr(download, "PROGRESS_AFTER", 0.0)
     get("good")
     out, err = capsys.readouterr()
-    assert out == ""
-    assert NAME in err
+    assert NAME in out
+    assert err == ""
 
 
 # Several processes

@@ -472,7 +472,7 @@ def test_a_hostile_file_runs_no_code(how, suffix, tmp_path, attention_state):
     marker, path = tmp_path / "marker", tmp_path / f"weights{suffix}"
     hostile = {**attention_state, "dense.bias": Hostile(marker)}
     if how == "pickle":
-        path.write_bytes(pickle.dumps(hostile))
+        path.write_bytes(pickle.dumps(hostile, protocol=2))  # what torch.load expects
     elif how == "inside":
         torch.save({"state_dict": attention_state, "optimizer": Hostile(marker)}, path)
     else:

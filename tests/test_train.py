@@ -916,6 +916,20 @@ def test_weights_that_are_not_finite_are_not_saved_even_if_the_loss_was(tmp_path
     assert len(load_run(tmp_path / "run", "cpu").history) == 1
 
 
+def test_a_loss_that_is_not_finite_is_seen_even_if_its_step_was_skipped(tmp_path, monkeypatch):
+    """As the scaling of fp16 does: the weights stay good, but nothing is learnt any more."""
+    plain = train._step
+
+    def step(model, state, *args):
+        loss, correct = plain(model, state, *args)
+        return loss * (math.inf if state.step == 4 else 1), correct
+
+    monkeypatch.setattr(train, "_step", step)
+    with pytest.raises(TrainingDiverged, match="the loss is not finite after step 6"):
+        quiet(tiny_config(tmp_path / "run"), tiny_data())
+    assert len(load_run(tmp_path / "run", "cpu").history) == 1
+
+
 def test_an_absurd_learning_rate_in_the_first_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "learning_rate", lambda step, steps, peak: 1e30)
     with pytest.raises(TrainingDiverged, match="nothing was saved"):
@@ -979,7 +993,7 @@ OTHER_DATA = {
 
 @pytest.mark.parametrize("change", OTHER_DATA)
 def test_other_data_in_the_same_folder_are_refused(finished, change):
-    with pytest.raises(ValueError, match=r"(?s)belongs to other settings:\n  (data|classes): .*choose another"):
+    with pytest.raises(ValueError, match=r"(?s)belongs to other settings or images:\n  (data|classes): .*choose another"):
         quiet(finished, OTHER_DATA[change]())
     assert len(load_run(finished.path, "cpu").history) == 3
 
