@@ -993,7 +993,8 @@ OTHER_DATA = {
 
 @pytest.mark.parametrize("change", OTHER_DATA)
 def test_other_data_in_the_same_folder_are_refused(finished, change):
-    with pytest.raises(ValueError, match=r"(?s)belongs to other settings or images:\n  (data|classes): .*choose another"):
+    words = r"(?s)belongs to other settings or images:\n  (data|classes): .*choose another"
+    with pytest.raises(ValueError, match=words):
         quiet(finished, OTHER_DATA[change]())
     assert len(load_run(finished.path, "cpu").history) == 3
 
