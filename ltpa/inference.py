@@ -1,5 +1,6 @@
 """Running a model over many images: device, precision, batches."""
 
+import math
 import platform
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def attend_batches(
             batch = batch.to(model.mean.dtype, memory_format=torch.channels_last)
             with autocast(device, dtype):
                 seen = model.attend(batch)
-            yield part, seen  # not within autocast, which would reach the caller's code
+            yield part, seen
     finally:
         model.train(was_training)
 
@@ -164,7 +165,7 @@ def evaluate(
         split: images and labels.
 
     Returns:
-        {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}.
+        {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}; NaN where no image has a map with any weight.
 
     Raises:
         TypeError, ValueError: no images, labels that are not one class an image, or see `attend_batches`.
@@ -174,17 +175,22 @@ def evaluate(
     if split.labels.shape != (len(split),):
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for part, seen in attend_batches(model, split.images, precision, batch_size):
         labels, logits = split.labels[part], seen.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")
         labels = labels.to(logits.device)
         found = {
-            "accuracy": (logits.argmax(1) == labels).sum(),
-            "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            # A class activation map may be nowhere positive and then has no entropy: the mean is over the others.
-            **{f"entropy_{level}": entropy(maps).nanmean() * len(maps) for level, maps in seen.maps.items()},
+            "accuracy": ((logits.argmax(1) == labels).sum(), len(labels)),
+            "loss": (torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)),
         }
-        for key, value in found.items():
+        for level, maps in seen.maps.items():
+            # A class activation map may be nowhere positive and then has no entropy: the mean is over the others.
+            values = entropy(maps)
+            values = values[~values.isnan()]
+            found[f"entropy_{level}"] = (values.sum(), len(values))
+        for key, (value, count) in found.items():
             sums[key] = sums.get(key, 0.0) + value.item()
-    return {key: value / len(split) for key, value in sums.items()}
+            counts[key] = counts.get(key, 0) + count
+    return {key: value / counts[key] if counts[key] else math.nan for key, value in sums.items()}

@@ -2,14 +2,16 @@
 
 import math
 import platform
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
-from ltpa import Split, attend, create_model, entropy, evaluate
+from ltpa import Attended, Split, attend, create_model, entropy, evaluate
 from ltpa.inference import attend_batches, autocast, choose_device, choose_precision, to_float
 from ltpa.measure import relative
+from ltpa.models import ImageClassifier
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CLASSES = 4
@@ -314,6 +316,27 @@ def test_evaluate_knows_right_from_wrong():
     one = evaluate(model, Split(images[:1], guesses[:1]), "fp32")
     assert one["accuracy"] == 1
     assert math.isfinite(one["loss"])
+
+
+class Masks(ImageClassifier):
+    """Its maps are the first channel, so that some can be without any weight."""
+
+    def attend(self, images):
+        maps = OrderedDict(level=images[:, 0])
+        return Attended(images.new_zeros(len(images), CLASSES), maps, maps, None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 500])
+def test_maps_without_any_weight_do_not_count(batch_size):
+    images = pictures().float() / 255
+    images[[0, 1, 4]] = 0
+    found = evaluate(Masks(), Split(images, labels()), "fp32", batch_size)
+    expected = [slow_entropy(images[i, 0].flatten().tolist()) for i in (2, 3, 5, 6)]
+    assert found["entropy_level"] == pytest.approx(math.fsum(expected) / 4, rel=1e-6)
+    assert found["loss"] == pytest.approx(math.log(CLASSES), rel=1e-6)
+    assert found["accuracy"] == 2 / 7
+    nothing = evaluate(Masks(), Split(torch.zeros_like(images), labels()), "fp32", batch_size)
+    assert math.isnan(nothing["entropy_level"])
 
 
 def test_evaluate_without_attention_has_no_entropy():

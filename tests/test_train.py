@@ -566,8 +566,12 @@ def test_an_interrupted_run_is_the_same_bit_by_bit(undisturbed, tmp_path, monkey
 def test_sigterm_saves_and_ends_the_process(undisturbed, tmp_path, monkeypatch, capfd):
     config = tiny_config(tmp_path / "run")
     disturb(monkeypatch, "_step", kill_self(signal.SIGTERM, [5]))
-    with pytest.raises(SystemExit) as caught:
-        fit(config, tiny_data())
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # should `fit` not catch it, the tests go on
+    try:
+        with pytest.raises(SystemExit) as caught:
+            fit(config, tiny_data())
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 143
     out, err = capfd.readouterr()
     assert "interrupted after step 5; saved: call fit again to go on" in out
@@ -901,6 +905,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
     assert all(torch.equal(good[name], value) for name, value in run.model.state_dict().items())
     quiet(config, tiny_data())  # without the spoilt pictures
     assert differences(undisturbed(), config.path) == []
+
+
+def test_a_long_epoch_does_not_end_before_that_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKED_STEPS", 2)
+    spoil(monkeypatch, 1)
+    with pytest.raises(TrainingDiverged, match="not finite after step 2; nothing was saved"):
+        quiet(tiny_config(tmp_path / "run"), tiny_data())
 
 
 def test_weights_that_are_not_finite_are_not_saved_even_if_the_loss_was(tmp_path, monkeypatch):
