@@ -12,6 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# What checks the parameters of a notebook, by its number: a class of `ltpa.config` or `ltpa.notebook`.
+KINDS = {"01": "TrainConfig", "02": "LookConfig"}
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
 
@@ -177,8 +179,7 @@ def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
     """The branch that only Colab takes: it installs from the tag, and leaves no name that looks like a parameter."""
     import importlib.util
 
-    from ltpa.config import TrainConfig
-    from ltpa.notebook import LookConfig, parameters
+    import ltpa.notebook
 
     code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     commands = []
@@ -190,8 +191,8 @@ def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
     exec(code[1], namespace)
     assert [command[1:5] for command in commands] == [["-m", "pip", "install", "-q"]]
     assert commands[0][5].startswith("ltpa[notebooks] @ https://github.com/")
-    kind = TrainConfig if "01" in notebook.stem else LookConfig
-    assert parameters({**namespace, "In": ["", *code[:2]]}, kind) is not None
+    kind = getattr(ltpa.notebook, KINDS[notebook.stem[:2]])
+    assert ltpa.notebook.parameters({**namespace, "In": ["", *code[:2]]}, kind) is not None
 
 
 def test_misspelt_parameters_can_be_corrected_and_other_variables_are_free():
