@@ -185,8 +185,12 @@ class ResNetGlobalBranch(nn.Module):
         return self.fc(self.dropout(nn.functional.max_pool2d(x, 4).mean((2, 3))))
 
 
-def check_images(images: Tensor) -> None:
+def check_images(images: Tensor, name: str = "images") -> None:
     """Refuses what no network here can read.
+
+    Args:
+        images: what is to be (N, 3, H, W).
+        name: what the message calls them.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -194,9 +198,9 @@ def check_images(images: Tensor) -> None:
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a float tensor with values in [0, 1], not {kind}; for uint8: images / 255")
+        raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have the shape (N, 3, H, W), not {tuple(images.shape)}")
+        raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}")
     if min(images.shape[-2:]) < 32:
         height, width = images.shape[-2:]
-        raise ValueError(f"images must be at least 32x32 pixels, not {height}x{width}; scale them up")
+        raise ValueError(f"{name} must be at least 32x32 pixels, not {height}x{width}; scale them up")

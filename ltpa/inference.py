@@ -13,7 +13,7 @@ from .backbones import check_images
 from .data import Split
 from .errors import closest
 from .measure import entropy
-from .models import Attended, ImageClassifier
+from .models import Attended, ImageClassifier, pairs
 
 BATCH = 500
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +87,12 @@ def to_float(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attend_batches(
-    model: ImageClassifier, images: Tensor, precision: str = "auto", batch_size: int = BATCH
+    model: ImageClassifier,
+    images: Tensor,
+    precision: str = "auto",
+    batch_size: int = BATCH,
+    *,
+    query: Tensor | None = None,
 ) -> Iterator[tuple[slice, Attended]]:
     """Runs a model in evaluation mode over images, batch by batch, on the model's device.
 
@@ -96,44 +101,60 @@ def attend_batches(
         images: uint8, or float in [0, 1], (N, 3, H, W), on any device.
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images at once; memory does not grow with N.
+        query: None, or images like `images`: see `ltpa.models.AttentionNetwork.attend`. One query stands for all
+            images, or one image for all queries, and N is the larger number.
 
     Yields:
-        which images, and what the model saw in them.
+        which images (or queries, where they are more), and what the model saw in them.
 
     Raises:
-        TypeError, ValueError: images that no model here can read; see also `choose_precision`.
+        TypeError, ValueError: images or a query that no model here can read; see also `choose_precision`.
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}")
+    asked = {} if query is None else {"query": query}
+    for name, value in {"images": images, **asked}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(value).__name__}")
+        check_images(to_float(value[:1] if value.ndim else value), name)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = model.mean.device
     dtype = choose_precision(precision, device)
+    count = len(images) if query is None else pairs(len(images), len(query))
+
+    def batch_of(values: Tensor, part: slice) -> Tensor:
+        batch = to_float((values if len(values) == 1 else values[part]).to(device))
+        return batch.to(model.mean.dtype, memory_format=torch.channels_last)
+
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(images), batch_size):
-            part = slice(start, min(start + batch_size, len(images)))
-            batch = to_float(images[part].to(device))
-            check_images(batch)
-            batch = batch.to(model.mean.dtype, memory_format=torch.channels_last)
+        for start in range(0, count, batch_size):
+            part = slice(start, min(start + batch_size, count))
+            queries = {name: batch_of(value, part) for name, value in asked.items()}
             with autocast(device, dtype):
-                seen = model.attend(batch)
+                seen = model.attend(batch_of(images, part), **queries)
             yield part, seen
     finally:
         model.train(was_training)
 
 
-def attend(model: ImageClassifier, images: Tensor, precision: str = "auto", batch_size: int = BATCH) -> Attended:
+def attend(
+    model: ImageClassifier,
+    images: Tensor,
+    precision: str = "auto",
+    batch_size: int = BATCH,
+    *,
+    query: Tensor | None = None,
+) -> Attended:
     """`model.attend` for any number of images: float32 results on the CPU, without gradients.
 
     Args:
-        model, images, precision, batch_size: see `attend_batches`.
+        model, images, precision, batch_size, query: see `attend_batches`.
 
     Raises:
         TypeError, ValueError: no images, or see `attend_batches`.
     """
-    found = [_to_cpu(seen) for _, seen in attend_batches(model, images, precision, batch_size)]
+    found = [_to_cpu(seen) for _, seen in attend_batches(model, images, precision, batch_size, query=query)]
     if not found:
         raise ValueError("there are no images to look at")
     return Attended(

@@ -4,10 +4,11 @@ import fnmatch
 import itertools
 import math
 import numbers
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,13 @@ class Attended:
     """What `model.attend(images)` saw.
 
     Attributes:
-        logits: (N, num_classes).
+        logits: (N, num_classes). With a query they classify the images (not the query) from what the map of the query
+            gathers from them.
         maps: level -> attention weights (N, h, w), in the network's order; empty for models without attention.
             Softmax weights sum to 1 over the positions, sigmoid weights are gates in (0, 1).
         scores: level -> compatibility scores (N, h, w), before the normalisation.
-        global_feature: `g`, (N, C); None where it was not computed because no map can depend on it.
+        global_feature: `g`, (N, C), of the query where one was given; None where it was not computed because no map
+            can depend on it.
     """
 
     logits: Tensor
@@ -79,22 +82,39 @@ class ImageClassifier(nn.Module):
             buffer = getattr(self, name)
             buffer.copy_(torch.tensor(triple, dtype=buffer.dtype).view(1, 3, 1, 1))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor, name: str = "images") -> Tensor:
         """Checks the images (N, 3, H, W) and brings them to zero mean and unit variance per channel.
 
         Raises:
-            TypeError, ValueError: see `ltpa.backbones.check_images`.
+            TypeError, ValueError: see `ltpa.backbones.check_images`, which calls them by `name`.
         """
-        check_images(images)
+        check_images(images, name)
         return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1], H and W from 32 up -> logits (N, num_classes)."""
         return self.attend(images).logits
 
-    def attend(self, images: Tensor) -> Attended:
-        """Classifies images (N, 3, H, W) in [0, 1] and returns the attention maps with the logits."""
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
+        """Classifies images (N, 3, H, W) in [0, 1] and returns the attention maps with the logits.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            query: other images, whose global feature takes the place of the images' own: see `AttentionNetwork.attend`.
+                All other models have no map that it could steer, and refuse it.
+
+        Raises:
+            TypeError, ValueError: images or a query that cannot be used.
+        """
         raise NotImplementedError
+
+    def _refuse(self, query: Tensor | None, instead: str = "") -> None:
+        """For models whose maps no query can steer."""
+        if query is not None:
+            raise ValueError(
+                f"a query steers attention maps, and {type(self).__name__} has none that it could steer{instead}; "
+                "models that can be asked are list_models('*-dp') and list_models('*-add')"
+            )
 
 
 class VGG(ImageClassifier):
@@ -108,8 +128,9 @@ class VGG(ImageClassifier):
         self.fc = nn.Linear(channels, channels)
         self.head = Head([channels], num_classes, dropout)
 
-    def attend(self, images: Tensor) -> Attended:
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
         """See `ImageClassifier.attend`; there are no maps."""
+        self._refuse(query)
         last = self.trunk(self.normalise(images))["conv13"]
         g = self.fc(self.dropout(nn.functional.max_pool2d(last, 2).mean((2, 3))))
         return Attended(self.head([g]), OrderedDict(), OrderedDict(), g)
@@ -128,8 +149,9 @@ class VGGLate(ImageClassifier):
         self.global_branch = GlobalBranch(width, dropout, kernel=kernel, bn_eps=bn_eps)
         self.head = Head([scaled(512, width)], num_classes, dropout=False, norm=False)
 
-    def attend(self, images: Tensor) -> Attended:
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
         """See `ImageClassifier.attend`; there are no maps."""
+        self._refuse(query)
         g = self.global_branch(self.trunk(self.normalise(images))["conv13"])
         return Attended(self.head([g]), OrderedDict(), OrderedDict(), g)
 
@@ -142,20 +164,22 @@ class VGGGAP(ImageClassifier):
         self.trunk = VGGTrunk(width, dropout)
         self.head = Head([self.trunk.channels["conv13"]], num_classes, dropout=False, norm=False)
 
-    def attend(self, images: Tensor, target: Tensor | int | None = None) -> Attended:
+    def attend(self, images: Tensor, target: Tensor | int | None = None, *, query: Tensor | None = None) -> Attended:
         """Classifies images and returns class activation maps.
 
         Args:
             images: (N, 3, H, W) in [0, 1].
             target: the class whose map is wanted, one or (N,); None means the predicted one.
+            query: refused: this model is asked by `target`.
 
         Returns:
             `.scores["cam"]` is the map sum_k w_k f_k (N, h, w), whose mean and the bias make the logit; `.maps["cam"]`
             is its positive part.
 
         Raises:
-            ValueError: a target that is not one class, or one an image, of those that the model knows.
+            ValueError: a target that is not one class, or one an image, of those that the model knows; a query.
         """
+        self._refuse(query, " (it is asked for a class: target=...)")
         features = self.trunk(self.normalise(images))["conv13"]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         logits = self.head([features.mean((2, 3))])
@@ -222,16 +246,65 @@ class AttentionNetwork(ImageClassifier):
         # Built last, so that the other weights drawn from one seed are the same with and without it.
         self.global_branch = make_global_branch() if self.uses_global_feature or faithful else None
 
-    def attend(self, images: Tensor) -> Attended:
-        """See `ImageClassifier.attend`."""
-        local = self.trunk(self.normalise(images))
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
+        """Classifies images and returns the attention maps; with a query, where they resemble another image.
+
+        The paper's query-driven attention: the local features of `images` are scored with the global feature of
+        `query`. A position still counts for what the images have there, so the logits answer what *the images* show at
+        the places that the query asks for. The model was trained with g of the same image only; whether it then finds
+        what a query shows is to be measured (notebook 05).
+
+        With `pc` a query cannot change which position ranks before which. With softmax it changes nothing at all: it
+        is checked and not used, and a warning says so once. With sigmoid it makes the whole map stronger or weaker.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            query: None, or images (M, 3, H', W') in [0, 1], of any size from 32x32 up: N, one for each of the images;
+                or one for all of them; or any number for a single image, which then stands for M.
+
+        Raises:
+            TypeError, ValueError: images or a query that no network here can read, or whose numbers do not match.
+        """
+        local = asked = self.trunk(self.normalise(images))
+        count = len(images)
+        if query is not None:
+            other = self.normalise(query, "query")
+            count = pairs(len(images), len(query))
+            local = OrderedDict((name, x.expand(count, *x.shape[1:])) for name, x in local.items())
+            if self.uses_global_feature:
+                asked = self.trunk(other)
+            else:
+                _warn_that_no_query_matters()
         levels = list(self.attention)
-        g = None if self.global_branch is None else self.global_branch(local[levels[-1]])
+        g = None if self.global_branch is None else self.global_branch(asked[levels[-1]]).expand(count, -1)
         descriptors, maps, scores = [], OrderedDict(), OrderedDict()
         for name in levels:
             descriptor, maps[name], scores[name] = self.attention[name](local[name], g)
             descriptors.append(descriptor)
         return Attended(self.head(descriptors), maps, scores, g)
+
+
+def pairs(images: int, queries: int) -> int:
+    """How many pairs so many images and queries make: as many as there are images, or one of either for all others.
+
+    Raises:
+        ValueError: the numbers do not match.
+    """
+    if (queries != images and 1 not in (images, queries)) or not queries:
+        raise ValueError(
+            f"{images} images and {queries} queries: give one query for each image, one for all, or one image for all"
+        )
+    return max(images, queries) if images else 0
+
+
+@cache
+def _warn_that_no_query_matters() -> None:
+    """Warns the first time it is called in a process."""
+    warnings.warn(
+        "the query changes nothing: with softmax and pc no map depends on the global feature, because softmax cancels "
+        "the term <u, g> that pc adds to every score; models that can be asked are those with dp or add",
+        stacklevel=3,
+    )
 
 
 class VGGPAN(ImageClassifier):
@@ -262,8 +335,9 @@ class VGGPAN(ImageClassifier):
         needed = self.attention["conv13"].uses_global_feature or faithful
         self.global_branch = GlobalBranch(width, dropout) if needed else None
 
-    def attend(self, images: Tensor) -> Attended:
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
         """See `ImageClassifier.attend`; `.global_feature` is that of conv10, which the gates come from."""
+        self._refuse(query, " (both its levels use pc)")
         maps, scores = OrderedDict(), OrderedDict()
         x = self.normalise(images)
         for name in self.trunk.channels:
@@ -287,8 +361,9 @@ class PlainResNet164(ImageClassifier):
         self.norm = nn.BatchNorm2d(channels)
         self.head = Head([channels], num_classes, dropout=False, norm=False)
 
-    def attend(self, images: Tensor) -> Attended:
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> Attended:
         """See `ImageClassifier.attend`; there are no maps."""
+        self._refuse(query)
         g = self.norm(self.trunk(self.normalise(images))["stage3"]).relu().mean((2, 3))
         return Attended(self.head([g]), OrderedDict(), OrderedDict(), g)
 
