@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .ablation import Grid
 from .comparison import Comparison
+from .cost import gmac
 from .statistics import Interval, t_interval
 
 _FONT, _TITLE_FONT = 12, 13
@@ -21,8 +22,7 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
     Raises:
         ValueError: no run to draw.
     """
-    if not grid.variants:
-        raise ValueError("there is no run to draw: " + grid.complaints())
+    _check(grid)
     rows = {variant: row for row, variant in enumerate(grid.variants)}
     figure = Figure(figsize=(12, 1.9 + 0.5 * len(rows)), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -52,6 +52,34 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
     texts = ["one run (seed)", "95 % interval over seeds", "95 % interval over test images"]
     figure.legend(handles, texts, loc="outside upper center", ncols=3, fontsize=_FONT, frameon=False)
     return figure
+
+
+def cost_figure(grid: Grid) -> Figure:
+    """Draws the accuracy of every run against the operations that one image costs.
+
+    Raises:
+        ValueError: no run to draw.
+    """
+    _check(grid)
+    figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for number, variant in enumerate(grid.variants):
+        of = grid.of(variant)
+        cost = 1000 * gmac(of[0].run.model, of[0].run.config.image_size)
+        marker = "os^Dvp*Xhd"[number % 10]
+        axes.plot([cost] * len(of), [100 * r.accuracy for r in of], marker, label=variant, markersize=8, alpha=0.7)
+    axes.set_xlabel("million multiply-accumulate operations an image", fontsize=_TITLE_FONT)
+    axes.set_ylabel("test accuracy (%)", fontsize=_TITLE_FONT)
+    axes.set_xlim(left=0)
+    axes.tick_params(labelsize=_FONT)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=_FONT)
+    return figure
+
+
+def _check(grid: Grid) -> None:
+    if not grid.variants:
+        raise ValueError("there is no run to draw: " + grid.complaints())
 
 
 def _points(axes: Axes, row: int, values: Sequence[float], intervals: dict[str, Interval]) -> None:

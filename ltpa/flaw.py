@@ -5,6 +5,7 @@ descriptors alone, the loss cannot reach the branch that computes `g`. Here that
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -81,9 +82,11 @@ def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level:
         "<name>, own g" and "<name>, other g" for every model: (N, h, w).
     """
     maps = {}
-    for name, model in models.items():
-        maps[f"{name}, own g"] = attend(model, images, "fp32").maps[level]
-        maps[f"{name}, other g"] = attend(model, images, "fp32", query=images.roll(1, 0)).maps[level]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that `pc` cannot be asked is what is to be shown
+        for name, model in models.items():
+            maps[f"{name}, own g"] = attend(model, images, "fp32").maps[level]
+            maps[f"{name}, other g"] = attend(model, images, "fp32", query=images.roll(1, 0)).maps[level]
     return maps
 
 

@@ -19,7 +19,8 @@ from scipy import stats
 import ltpa
 from ltpa import ablation, comparison, flaw, scripts
 from ltpa.ablation import AblationConfig, Grid, Result
-from ltpa.ablation_plot import ablation_figure
+from ltpa.ablation_plot import ablation_figure, cost_figure
+from ltpa.cost import gmac
 from ltpa.plots import to_png
 from ltpa.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
@@ -287,9 +288,20 @@ def test_tables_figure_and_csv_of_a_real_grid(trained, tmp_path):
     assert by_variant[0]["verdict"] == ""
 
 
-def test_no_run_no_figure():
+def test_the_figure_of_the_costs_has_every_run(trained):
+    _, grid = trained
+    (axes,) = cost_figure(grid).axes
+    for line, variant in zip(axes.lines, TINY["models"], strict=True):
+        model = grid.of(variant)[0].run.model
+        assert list(line.get_xdata()) == [1000 * gmac(model)] * 2
+        assert list(line.get_ydata()) == [100 * r.accuracy for r in grid.of(variant)]
+        assert line.get_label() == variant
+
+
+@pytest.mark.parametrize("draw", [lambda grid: ablation_figure(grid, []), cost_figure])
+def test_no_run_no_figure(draw):
     with pytest.raises(ValueError, match="no run to draw"):
-        ablation_figure(Grid(AblationConfig(**TINY)), [])
+        draw(Grid(AblationConfig(**TINY)))
 
 
 # Scripts for many machines
@@ -412,8 +424,7 @@ def test_maps_with_another_global_feature(trained):
     images = (torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).byte()
     models = {"pc": trained[1].of("vgg-att3-concat-pc")[0].run.model}
     models["dp"] = trained[1].of("vgg-att3-concat-dp sigmoid")[0].run.model
-    with pytest.warns(UserWarning, match="pc"):
-        maps = flaw.exchanged_maps(models, images, "conv10")
+    maps = flaw.exchanged_maps(models, images, "conv10")
     assert list(maps) == ["pc, own g", "pc, other g", "dp, own g", "dp, other g"]
     assert torch.equal(maps["pc, own g"], maps["pc, other g"])
     assert flaw.change(maps["pc, own g"], maps["pc, other g"]) == 0
