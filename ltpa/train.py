@@ -96,8 +96,6 @@ def fit(
         say(f"note: {note}")
     _check_data(data)
     path = config.path
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"run_dir {path} is a file; name a folder")
     with locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         claim_folder(path, config, data, resume)
         for folder in (path, path / "checkpoints", path / "snapshots"):

@@ -1,6 +1,7 @@
 """Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_runs_from_top_to_bottom(notebook, executed):
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
     assert all(o.metadata.get("image/png", o.metadata).get("alt") for o in pictures), "a picture lacks its text"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_reports_what_is_needed_to_repeat_it(notebook, executed):
+    """Versions, device, precision, commit, and every parameter with the value that this execution had."""
+    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
+    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
+    for pattern in (r"Python 3\.\d+", r"ltpa \S+ \((commit|from) ", r"torch \d", r"device \S+ \(", r"precision \w+"):
+        assert re.search(pattern, printed), pattern
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    namespace |= parameters_of(notebook)
+    del namespace["__builtins__"]
+    namespace.pop("runs_on_drive", None)
+    reported = re.findall(r"^  (\w+) = (.*?)(?:  \(changed\))?$", printed, flags=re.MULTILINE)
+    missing = {name: value for name, value in namespace.items() if (name, repr(value)) not in reported}
+    assert missing == {}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
