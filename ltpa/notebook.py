@@ -1,10 +1,12 @@
 """What every notebook starts with: its folder, its parameters, the machine it runs on, and a run to look at."""
 
 import ast
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,7 @@ from . import plots
 from ._version import __version__
 from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
 from .data import Data
+from .drive import runs_on_drive
 from .inference import choose_device, choose_precision
 from .models import Attended
 from .runs import Run, load_run
@@ -71,20 +74,27 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     papermill passes a misspelt parameter without a word. So the names that the cell of the parameters and papermill's
     injected cell assign are compared with the known ones; what other cells assign is the student's own business.
 
+    Every notebook may have the parameter `runs_on_drive` beside those of the class: True puts `runs/` on Google Drive.
+
     Args:
         namespace: the notebook's `globals()`.
         kind: the dataclass of the settings, such as `TrainConfig`.
 
     Raises:
         ValueError, TypeError: one message with all problems: unknown names with the closest known one, wrong values.
+        OSError: see `ltpa.drive.runs_on_drive`.
     """
     os.chdir(project_folder())
-    known = [field.name for field in fields(kind)]
+    known = [*(field.name for field in fields(kind)), "runs_on_drive"]
     values = {name: namespace[name] for name in known if name in namespace}
     problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
     problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
     raise_problems(problems)
-    return kind(**values)
+    on_drive = values.pop("runs_on_drive", False)
+    config = kind(**values)
+    if on_drive:
+        print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
+    return config
 
 
 def _assigned_parameters(executed: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -149,37 +159,53 @@ def project_folder() -> Path:
     return here
 
 
-def report(config: TrainConfig, device_name: str | None = None) -> None:
-    """Prints what is needed to repeat a run: versions, device, precision, commit, parameters.
+def report(config: TrainConfig, device_name: str | None = None, own: Any = None) -> None:
+    """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
 
     Args:
-        config: the settings.
+        config: the settings of the run.
         device_name: the device in use, where it is not that of the settings.
+        own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
     """
     device = choose_device(device_name or config.device)
     dtype = choose_precision(config.precision, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    versions = [f"Python {platform.python_version()}", f"ltpa {__version__}{_commit()}"]
+    versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
     versions += [
         f"{package} {metadata.version(package)}" for package in ("torch", "torchvision", "numpy", "matplotlib")
     ]
     print(", ".join(versions))
     print(f"device {device} ({name}), precision {str(dtype).removeprefix('torch.')}")
+    if own is not None:
+        print("parameters of this notebook")
+        _print_fields(own)
     print(f"run folder {config.path}")
-    for field in fields(config):
-        value = getattr(config, field.name)
+    _print_fields(config)
+
+
+def _print_fields(settings: Any) -> None:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
         print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
 
 
-def _commit() -> str:
-    """The commit of a checkout, for the report."""
+def _origin() -> str:
+    """Which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
     folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f" (commit {found.stdout.strip()})" if found.returncode == 0 and (folder.parent / ".git").exists() else ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
+    if (folder.parent / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            if found.returncode == 0:
+                return f"commit {found.stdout.strip()}"
+    with suppress(metadata.PackageNotFoundError, ValueError):
+        # What pip notes down (PEP 610) of a package that comes from an address: a tag's archive, or a commit.
+        noted = json.loads(metadata.distribution("ltpa").read_text("direct_url.json") or "{}")
+        if commit := noted.get("vcs_info", {}).get("commit_id"):
+            return f"commit {commit}"
+        if "archive_info" in noted:
+            return f"from {noted['url']}"
+    return f"commit unknown: no git checkout; the code of a release is at its tag v{__version__}"
 
 
 def find_run(look: LookConfig) -> Run:

@@ -75,6 +75,23 @@ def test_runs_from_top_to_bottom(notebook, executed):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_reports_what_is_needed_to_repeat_it(notebook, executed):
+    """Versions, device, precision, commit, and every parameter with the value that this execution had."""
+    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
+    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
+    for pattern in (r"Python 3\.\d+", r"ltpa \S+ \((commit|from) ", r"torch \d", r"device \S+ \(", r"precision \w+"):
+        assert re.search(pattern, printed), pattern
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    namespace |= parameters_of(notebook)
+    del namespace["__builtins__"]
+    namespace.pop("runs_on_drive", None)
+    reported = re.findall(r"^  (\w+) = (.*?)(?:  \(changed\))?$", printed, flags=re.MULTILINE)
+    missing = {name: value for name, value in namespace.items() if (name, repr(value)) not in reported}
+    assert missing == {}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.skipif(KERNEL != "python3", reason="nbval starts the kernel of the environment that it is installed in")
 def test_prints_the_same_again(notebook, executed, tmp_path):
     copy = tmp_path / notebook.name
