@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
     "table": ("cost", "parameters, operations and time of the models: the table of the README"),
+    "verdicts": ("verdicts", "the paper's claims and what came of them, from the notebooks' files of effects"),
 }
 
 
