@@ -340,19 +340,38 @@ def verdict(found: Sequence[Claim]) -> str:
     )
 
 
-def agreement(rows: Sequence[Row], seed: int = 0) -> list[tuple[str, str, dict[str, Interval]]]:
-    """What "Attention is not explanation" asks, for every level: does it agree with other methods, does it matter?
+def explanation(rows: Sequence[Row], seed: int = 0) -> list[str]:
+    """What these data say about "Attention is not explanation" (Jain and Wallace 2019, arXiv 1902.10186), in sentences.
+
+    They found that attention agrees little with the gradient, and that permuting it often leaves the answer as it was.
+
+    Args:
+        rows: of `compare`.
+        seed: of the bootstrap.
 
     Returns:
-        model, level, and intervals: the rank agreement with each method, by its name, and "permuted": the total
-        variation distance of the answer when the map's weights are permuted (see `permuted_attention`).
+        a sentence for each level, with 95 % intervals, and one about all.
     """
-    found = []
-    for row in (row for row in rows if row.kind == "level"):
-        methods = [other for other in rows if other.model == row.model and other.kind == "method"]
-        intervals = {m.name: interval(rank_agreement(row.maps, m.maps), seed=seed) for m in methods}
-        found.append((row.model, row.name, intervals | {"permuted": interval(row.values["permuted"], seed=seed)}))
-    return found
+    sentences, small = [], 0
+    levels = [row for row in rows if row.kind == "level"]
+    for row in levels:
+        moved = interval(row.values["permuted"], seed=seed)
+        small += moved.high < 0.1
+        gradient = [other for other in rows if other.model == row.model and other.name == NAMES["saliency"]]
+        words = f"{row.model} {row.name}: permuting its weights moves {_words(moved, '.0%')} of the probability"
+        if gradient:
+            found = interval(rank_agreement(row.maps, gradient[0].maps), seed=seed)
+            words += f"; rank agreement with saliency {_words(found, '.2f')}"
+        sentences.append(words)
+    sentences.append(
+        f"Of {len(levels)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
+        f"maps show, the answers hardly depend on it. For the other {len(levels) - small} it does matter where they lie."
+    )
+    return sentences
+
+
+def _words(value: Interval, form: str) -> str:
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})".replace("%", " %")
 
 
 def cases(row: Row, measure: str = "average_precision") -> dict[str, int]:

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What checks the parameters of a notebook, by its number: a class of `ltpa.config` or `ltpa.notebook`.
-KINDS = {"01": "TrainConfig", "02": "LookConfig"}
+KINDS = {"01": "TrainConfig", "02": "LookConfig", "04": "TruthConfig"}
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
 
