@@ -363,9 +363,10 @@ def explanation(rows: Sequence[Row], seed: int = 0) -> list[str]:
             found = interval(rank_agreement(row.maps, gradient[0].maps), seed=seed)
             words += f"; rank agreement with saliency {_words(found, '.2f')}"
         sentences.append(words)
+    matter = len(levels) - small
     sentences.append(
         f"Of {len(levels)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
-        f"maps show, the answers hardly depend on it. For the other {len(levels) - small} it does matter where they lie."
+        f"maps show, the answers hardly depend on it. For the other {matter} it does matter where they lie."
     )
     return sentences
 
