@@ -34,6 +34,7 @@ NAMES = {  # of the methods, as they stand in tables and pictures
 }
 OTSU = "Otsu"
 COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "ms")
+_STEPS = 10  # of deletion and insertion
 _DRAWS = 2_000  # of the bootstrap
 
 
@@ -99,7 +100,7 @@ def compare(
     held_out: Split,
     *,
     methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam"),
-    costly: int = 100,
+    costly: int = 50,
     fill: str = "blur",
     seed: int = 0,
     progress: bool = True,
@@ -190,7 +191,7 @@ def _measured(
 
 
 def _faithfulness(row: Row, model: ImageClassifier, images: Tensor, target: Tensor, fill: str, seed: int) -> None:
-    found = deletion_insertion(model, images, row.maps[: len(images)], target, fill=fill, seed=seed)
+    found = deletion_insertion(model, images, row.maps[: len(images)], target, fill=fill, steps=_STEPS, seed=seed)
     row.values |= {"deletion": found.deletion_area, "insertion": found.insertion_area}
     row.curves = (found.fractions, found.deletion.mean(0), found.insertion.mean(0))
 
@@ -226,7 +227,8 @@ def otsu(images: Tensor) -> Tensor:
     except ImportError as error:
         raise ImportError("Otsu's threshold needs scikit-image: pip install 'ltpa[notebooks]'") from error
     grey = torch.einsum("nchw,c->nhw", to_float(images).cpu(), torch.tensor([0.299, 0.587, 0.114]))
-    bright = torch.stack([one > threshold_otsu(one.numpy()) for one in grey])
+    grey = (grey * 255).round().byte()  # whole numbers: in bins of its own making scikit-image cuts values in two
+    bright = torch.stack([one > int(threshold_otsu(one.numpy())) for one in grey])
     mostly = bright.float().mean((1, 2)) > 0.5
     return (bright ^ mostly[:, None, None]).float()
 

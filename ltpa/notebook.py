@@ -85,9 +85,9 @@ class TruthConfig:
     models: Sequence[str] = ("vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add", "vgg-gap")
     normalizers: Sequence[str] = ("softmax", "sigmoid")
     methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam")
-    images: int = 400
-    held_out: int = 200
-    costly_images: int = 100
+    images: int = 200
+    held_out: int = 100
+    costly_images: int = 50
     fill: str = "blur"
     seed: int = 0
     device: str = "auto"

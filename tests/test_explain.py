@@ -70,7 +70,7 @@ def test_saliency_is_the_largest_gradient(name):
         ("vgg-att3-concat-pc", "conv10", "conv10"),
         ("vgg-att2-indep-add", "trunk.conv7", "conv7"),
         ("vgg-late", None, "conv13"),
-        ("vgg-pan", None, "conv13"),
+        ("vgg-att3-concat-add", "conv13", "conv13"),
         ("resnet164", None, "stage3"),
         ("resnet164-att2-concat-pc", "stage2", "stage2"),
     ],
