@@ -1,10 +1,13 @@
 """Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
 
+from . import measure
 from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
+from .explain import explain
 from .inference import attend, evaluate
-from .measure import entropy
+from .localisation import localise
+from .maps import entropy
 from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
@@ -24,11 +27,14 @@ __all__ = [
     "data_for",
     "entropy",
     "evaluate",
+    "explain",
     "fit",
     "hold_out",
     "list_models",
     "load_data",
     "load_reference",
     "load_run",
+    "localise",
+    "measure",
     "snapshot_indices",
 ]

@@ -139,6 +139,11 @@ _CHOICES = {
     "dataset": DATASETS,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
+    "fill": ("blur", "mean"),
+}
+_LISTS = {  # name: what may be in the list
+    "normalizers": NORMALIZERS,
+    "methods": ("gradcam", "saliency", "integrated_gradients", "occlusion", "cam"),
 }
 _WHOLE = {  # name: (least, most, may be None)
     "image_size": (32, 1024, False),
@@ -149,6 +154,9 @@ _WHOLE = {  # name: (least, most, may be None)
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
+    "images": (2, 10**6, False),
+    "held_out": (1, 10**6, False),
+    "costly_images": (2, 10**6, False),
 }
 _MAY_BE_NONE = ("run_dir", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)
@@ -169,6 +177,13 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a string, not {value!r}"
         if value not in _CHOICES[name]:
             return ValueError, f"{name}={value!r}: {closest(value, _CHOICES[name])}"
+    elif name in _LISTS:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            return TypeError, f"{name} must be a list of names, not {value!r}"
+        if wrong := [v for v in value if v not in _LISTS[name]]:
+            return ValueError, f"{name}: unknown {wrong[0]!r}: {closest(wrong[0], _LISTS[name])}"
+        if not value or len(set(value)) < len(value):
+            return ValueError, f"{name} must hold one name or more, each once, not {value!r}"
     elif name in _WHOLE:
         least, most, may_be_none = _WHOLE[name]
         if value is None and may_be_none:
