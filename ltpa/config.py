@@ -93,7 +93,7 @@ class TrainConfig:
             raise TypeError(f"settings must be a dictionary of names and values, not {values!r}")
         known = {name: values[name] for field in fields(cls) if (name := field.name) in values}
         problems = unknown_names(values, [field.name for field in fields(cls)])
-        raise_problems(problems + [problem for item in known.items() if (problem := check_field(*item))])
+        raise_problems(problems + check_values(known))
         return cls(**known)
 
     def identity(self) -> dict[str, Any]:
@@ -118,7 +118,27 @@ class TrainConfig:
 
 def check_fields(config: Any) -> list[tuple[type, str]]:
     """The problems with the fields of a dataclass of settings; the rules go by the fields' names."""
-    return [problem for f in fields(config) if (problem := check_field(f.name, getattr(config, f.name)))]
+    return check_values({field.name: getattr(config, field.name) for field in fields(config)})
+
+
+def check_values(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    """The problems with values of fields, one by one and, of those that are right, with each other."""
+    problems = {name: check_field(name, value) for name, value in values.items()}
+    right = {name: value for name, value in values.items() if problems[name] is None}
+    return [problem for problem in problems.values() if problem] + _contradictions(right)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    found = []
+    if (values.get("precision"), values.get("device")) == ("fp16", "cpu"):
+        found.append("precision='fp16' needs a GPU, and device='cpu' is none; set precision='auto' or device='cuda'")
+    limit, validation = values.get("train_limit"), values.get("validation")
+    if limit and validation and not 1 <= round(limit * validation) <= limit - 2:
+        found.append(
+            f"validation={validation} of train_limit={limit} images leaves too few: at least one must be held out, and "
+            "two be left to train on"
+        )
+    return [(ValueError, message) for message in found]
 
 
 def unknown_names(values: Mapping[str, Any], known: list[str]) -> list[tuple[type, str]]:

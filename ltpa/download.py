@@ -10,14 +10,16 @@ import hashlib
 import http.client
 import itertools
 import os
+import queue
 import shutil
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +29,7 @@ from tqdm import tqdm
 from .progress import bar_file
 
 TIMEOUT = 12.0  # Seconds without a connection (per address of the mirror) or without a byte; then it is left.
+ANSWER = 30.0  # Seconds for a mirror's name, its addresses, redirections and headers together.
 SPEED_WINDOW = 15.0  # Seconds over which a mirror's speed is averaged.
 MIN_SPEED = 200_000.0  # Bytes per second; a mirror slower than this over a window is left. Lower it on a slow line.
 GIVE_UP = 1800.0  # Seconds after which a download ends, whatever the mirrors do.
@@ -162,8 +165,9 @@ def fetch(filename: str, urls: Sequence[str], target_folder: str | Path, md5: st
     bytes that came (kept in `<filename>.part`); one that broke off is asked once more after the others. A file of that
     name with other content is renamed to `<filename>.bad`. Of several processes one downloads, the others wait.
 
-    A dead mirror costs TIMEOUT (12 s), a slow one SPEED_WINDOW (15 s). All ends after GIVE_UP (30 minutes) and at most
-    one more TIMEOUT; waiting for another process that downloads the same file adds at most GIVE_UP.
+    A dead mirror costs TIMEOUT (12 s) per address and at most ANSWER (30 s), a slow one SPEED_WINDOW (15 s). All ends
+    after GIVE_UP (30 minutes) and at most one more ANSWER; waiting for another process that downloads the same file
+    adds at most GIVE_UP.
 
     Args:
         filename: The file's name, without a folder.
@@ -405,10 +409,10 @@ def _receive(part: Path, url: str, size: int | None, until: float) -> bool:
 def _ask(url: str, start: int) -> http.client.HTTPResponse | urllib.error.HTTPError:
     """Asks for a file from byte `start` on. Answers other than success, and 416 ("no such range"), are errors."""
     headers = {"User-Agent": "ltpa"} | ({"Range": f"bytes={start}-"} if start else {})
+    if not url.startswith(("http://", "https://")):
+        raise _MirrorError("not an address that begins with http:// or https://")
     try:
-        if not url.startswith(("http://", "https://")):
-            raise _MirrorError("not an address that begins with http:// or https://")
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        return _in_time(lambda: urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT))
     except urllib.error.HTTPError as error:
         if start and error.code == 416:
             return error
@@ -416,3 +420,27 @@ def _ask(url: str, start: int) -> http.client.HTTPResponse | urllib.error.HTTPEr
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise _MirrorError("no answer in time" if isinstance(reason, TimeoutError) else str(reason)) from error
+
+
+def _in_time(ask: Callable[[], http.client.HTTPResponse]) -> http.client.HTTPResponse:
+    """What `ask` returns or raises; TimeoutError after ANSWER seconds.
+
+    urllib's own limit is for each address and each byte: a server that trickles its headers would never reach it, and
+    looking up a name has none. The thread that is left behind ends with its connection or with the process.
+    """
+    answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import plots
 from ._version import __version__
-from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
+from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
 from .data import Data, Split
 from .drive import runs_on_drive
 from .inference import choose_device, choose_precision
@@ -156,8 +156,7 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     known = [*(field.name for field in fields(kind)), "runs_on_drive"]
     values = {name: namespace[name] for name in known if name in namespace}
     problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
-    problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
-    raise_problems(problems)
+    raise_problems(problems + check_values(values))
     on_drive = values.pop("runs_on_drive", False)
     config = kind(**values)
     if on_drive:
