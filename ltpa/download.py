@@ -6,6 +6,7 @@ the data, nor a process killed half-way can leave behind something that looks co
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import http.client
 import itertools
@@ -35,7 +36,8 @@ MIN_SPEED = 200_000.0  # Bytes per second; a mirror slower than this over a wind
 GIVE_UP = 1800.0  # Seconds after which a download ends, whatever the mirrors do.
 PROGRESS_AFTER = 2.0  # Seconds that a transfer must last to show a progress bar.
 UNPACK_FACTOR = 4  # An archive may unpack to so many times its own size,
-MAX_MEMBERS = 1000  # and to so many files and folders.
+MAX_MEMBERS = 1000  # and to so many files and folders;
+MAX_HEADER = 1 << 20  # and its headers, which are read in one go, may take so many bytes.
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,10 @@ def fetch(filename: str, urls: Sequence[str], target_folder: str | Path, md5: st
 
 
 def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
-    """Unpacks a tar archive that holds one folder; that folder appears complete or not at all.
+    """Unpacks a .tar.gz that holds one folder; that folder appears complete or not at all.
 
     Args:
-        archive: The archive, compressed or not.
+        archive: The archive.
         folder: The folder to make. It must not exist, and has the name of the folder in the archive.
         max_bytes: The most bytes that the unpacked files may take.
 
@@ -211,7 +213,7 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
     try:
-        with tarfile.open(archive) as tar:
+        with _Portions(archive) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             members, total = [], 0
             for member in tar:  # One by one, so that a bomb is noticed before it is decompressed.
                 members.append(member)
@@ -221,7 +223,7 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
                     raise DownloadError(f"{archive} is refused: {member.name!r} is a link or a device.")
                 if parts[:1] != (folder.name,) or ".." in parts or "\\" in member.name:
                     raise DownloadError(f"{archive} is refused: {member.name!r} is not inside {folder.name!r}.")
-                if total > max_bytes or len(members) > MAX_MEMBERS:
+                if total > max_bytes or member.size < 0 or len(members) > MAX_MEMBERS:
                     limits = f"{max_bytes:,} bytes or {MAX_MEMBERS} files"
                     raise DownloadError(f"{archive} is refused: it unpacks to more than {limits}.")
             if shutil.disk_usage(folder.parent).free < total:
@@ -230,11 +232,20 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
             safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             tar.extractall(temporary, members, **safely)
         os.rename(temporary / folder.name, folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DownloadError(f"{archive} is damaged ({error}). Delete it, so that it is downloaded again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+class _Portions(gzip.GzipFile):
+    """A compressed archive, which tarfile reads in small portions, but for headers that are as long as they say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise DownloadError(f"{self.name} is refused: it has a header of more than {MAX_HEADER:,} bytes.")
+        return super().read(size)
 
 
 def _md5(path: Path) -> str | None:

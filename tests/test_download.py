@@ -680,6 +680,7 @@ def test_real_table():
 
 
 def special(kind, size=0):
+    """The header of a member that says this of itself, with nothing behind it."""
     info = tarfile.TarInfo(f"{HOME}/x")
     info.type, info.size, info.linkname = kind, size, "/etc/passwd"
     return info
@@ -699,6 +700,9 @@ def special(kind, size=0):
         (tar_of(special(tarfile.FIFOTYPE)), "link or a device"),
         (tar_of((f"{HOME}/bomb", bytes(300_000))), "more than 200,000 bytes"),
         (tar_of(special(tarfile.REGTYPE, size=10**12)), "more than 200,000 bytes"),  # Reading on would find it damaged.
+        (tar_of(special(tarfile.REGTYPE, size=-512)), "more than 200,000 bytes"),  # Python read such a header for ever.
+        (tar_of(special(tarfile.GNUTYPE_LONGNAME, size=10**9)), "a header of more than"),  # It is read in one go.
+        (tar_of(special(tarfile.XHDTYPE, size=10**9)), "a header of more than"),
         (tar_of(*((f"{HOME}/{number}", b"") for number in range(31))), "or 30 files"),
         (DATA[:HALF], "is damaged"),
         (PAGE, "is damaged"),
