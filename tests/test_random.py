@@ -117,6 +117,7 @@ def cannot_be_tried(values):
     large = {"width": 0.1, "image_size": 64, "train_limit": 100, "test_limit": 100, "epochs": 2, "snapshots": 256}
     return (
         any((values[name] is None or values[name] > most) for name, most in large.items() if name in values)
+        or values.get("minutes") is not None
         or values["dataset"] not in ("shapes", "folder")
         or (values["dataset"] == "folder" and values["data_dir"] != "pictures")
     )
