@@ -5,7 +5,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS: dict[str, tuple[str, str]] = {}  # name: (module, what it does)
+COMMANDS = {  # name: (module, what it does)
+    "table": ("cost", "parameters, operations and time of the models: the table of the README"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,7 @@ from .attention import NORMALIZERS
 from .augment import AUGMENTATIONS
 from .data import DATASETS
 from .errors import closest
-from .models import list_models
+from .models import list_models, parse_variant
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Where and in which arithmetic a run is computed does not make it another run.
@@ -75,7 +76,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks every field and reports all problems at once."""
         raise_problems(check_fields(self))
-        for name in _NUMBERS:
+        for name in _NUMBERS.keys() & {field.name for field in fields(self)}:
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("data_dir", "run_dir"):
             value = getattr(self, name)
@@ -140,13 +141,14 @@ _WHOLE = {  # name: (least, most, may be None)
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
 }
-_MAY_BE_NONE = ("run_dir",)
+_MAY_BE_NONE = ("run_dir", "budget")
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),
     "learning_rate": (lambda v: 0 < v <= 100, "above 0 and at most 100"),
     "weight_decay": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
 }
 
 
@@ -168,6 +170,8 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return ValueError, f"{name} must be at least {least} and at most {most}{why}, not {value}"
     elif name in _NUMBERS:
         allowed, words = _NUMBERS[name]
+        if value is None and name in _MAY_BE_NONE:
+            return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
@@ -180,6 +184,10 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"device must be a string, not {value!r}"
         if not re.fullmatch("auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?", value):
             return ValueError, f"device={value!r}: known: auto, cpu, cuda, cuda:<number>, mps"
+    elif name in ("models", "baseline"):
+        return _variants_problem(name, [value] if name == "baseline" else value)
+    elif name == "seeds":
+        return _seeds_problem(value)
     elif name == "chosen":
         if not isinstance(value, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
             return TypeError, f"chosen must be a list of whole numbers, not {value!r}"
@@ -197,6 +205,25 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
         except RuntimeError:
             return ValueError, f"{name}={str(value)!r}: there is no such user; a folder of that name is './{value}'"
     return None
+
+
+def _variants_problem(name: str, values: Any) -> tuple[type, str] | None:
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) for v in values):
+        return TypeError, f"{name} must be a list of names such as 'vgg-att3-concat-pc sigmoid', not {values!r}"
+    try:
+        different = {parse_variant(value) for value in values}
+    except ValueError as error:
+        return ValueError, f"{name}: {error}"
+    return (ValueError, f"{name} names a variant twice: {values!r}") if len(different) < len(values) else None
+
+
+def _seeds_problem(values: Any) -> tuple[type, str] | None:
+    if not isinstance(values, list | tuple) or not values:
+        return TypeError, f"seeds must be a list of whole numbers, not {values!r}"
+    problems = (check_field("seed", value) for value in values)
+    if problem := next((problem for problem in problems if problem), None):
+        return problem
+    return (ValueError, f"seeds has a number twice: {values!r}") if len(set(values)) < len(values) else None
 
 
 #: Trains the flagship on the embedded shapes in about a minute on a laptop; notebooks/params/quick holds the same.

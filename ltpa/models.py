@@ -422,6 +422,20 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*_PLAIN, *_ATTENTION], pattern)
 
 
+def parse_variant(text: str) -> tuple[str, str]:
+    """A model and its normaliser from "<name>" (softmax) or "<name> <normalizer>".
+
+    Raises:
+        ValueError: an unknown name or normalizer, with the closest known one.
+    """
+    name, _, normalizer = str(text).partition(" ")
+    if name not in list_models():
+        raise ValueError(f"unknown model {name!r}: {closest(name, list_models())}")
+    if normalizer and normalizer not in NORMALIZERS:
+        raise ValueError(f"unknown normalizer {normalizer!r} of {name}: {closest(normalizer, NORMALIZERS)}")
+    return name, normalizer or NORMALIZERS[0]
+
+
 def create_model(
     name: str,
     num_classes: int,

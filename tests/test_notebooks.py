@@ -1,5 +1,6 @@
 """Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What checks the parameters of a notebook, by its number: a class of `ltpa.config` or `ltpa.notebook`.
-KINDS = {"01": "TrainConfig", "02": "LookConfig"}
+# What checks the parameters of a notebook, by its number: "module of ltpa:class".
+KINDS = {"01": "notebook:TrainConfig", "02": "notebook:LookConfig", "03": "ablation:AblationConfig"}
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
 
@@ -177,8 +178,6 @@ def test_without_a_gpu_the_defaults_become_the_quick_parameters(tmp_path):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
     """The branch that only Colab takes: it installs from the tag, and leaves no name that looks like a parameter."""
-    import importlib.util
-
     import ltpa.notebook
 
     code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
@@ -191,7 +190,8 @@ def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
     exec(code[1], namespace)
     assert [command[1:5] for command in commands] == [["-m", "pip", "install", "-q"]]
     assert commands[0][5].startswith("ltpa[notebooks] @ https://github.com/")
-    kind = getattr(ltpa.notebook, KINDS[notebook.stem[:2]])
+    module, _, name = KINDS[notebook.stem[:2]].partition(":")
+    kind = getattr(importlib.import_module(f"ltpa.{module}"), name)
     assert ltpa.notebook.parameters({**namespace, "In": ["", *code[:2]]}, kind) is not None
 
 

@@ -1,0 +1,210 @@
+"""The ablation: a grid of models and seeds, each a run like any other, trained here or elsewhere, then compared."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import QUICK, TrainConfig, check_fields, raise_problems
+from .data import Data
+from .errors import closest
+from .inference import attend_batches
+from .models import parse_variant
+from .runs import Run, load_run
+from .train import TrainingDiverged, data_for, fit
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Parameters of the ablation; those that are not listed here have `TrainConfig`'s defaults.
+
+    Attributes:
+        models: variants, a name of `ltpa.list_models()` and, where it is not softmax, the normaliser:
+            "vgg-att3-concat-pc sigmoid".
+        baseline: the variant that the others are compared with; one of `models`.
+        seeds: each variant is trained once with each.
+        budget: minutes of training at most; 0 trains nothing and collects what is there, None trains all.
+        dataset, data_dir, width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`;
+            the same for all variants.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    models: Sequence[str] = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
+    baseline: str = "vgg-late"
+    seeds: Sequence[int] = (0, 1, 2)
+    budget: float | None = None
+    dataset: str = QUICK["dataset"]
+    data_dir: str | Path = "data"
+    width: float = QUICK["width"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+    epochs: int = QUICK["epochs"]
+    batch_size: int = QUICK["batch_size"]
+    learning_rate: float = QUICK["learning_rate"]
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        problems = check_fields(self)
+        if not problems and self.baseline not in self.models:
+            problems = [(ValueError, f"baseline={self.baseline!r}: {closest(self.baseline, self.models)}")]
+        raise_problems(problems)
+
+    def grid(self) -> "list[Cell]":
+        """Every run of the ablation, seed by seed, so that a grid that is half full compares all variants."""
+        return [Cell(variant, seed, self.train_config(variant, seed)) for seed in self.seeds for variant in self.models]
+
+    def train_config(self, variant: str, seed: int) -> TrainConfig:
+        """The settings of one run."""
+        model, normalizer = parse_variant(variant)
+        return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
+
+    def common(self) -> dict[str, Any]:
+        """The settings that all runs share."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}
+        return {name: getattr(self, name) for name in sorted(shared)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid."""
+
+    variant: str
+    seed: int
+    config: TrainConfig
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of the grid, tested.
+
+    Attributes:
+        cell: its place.
+        run: the run.
+        correct: bool (N,), whether each test image is classified rightly.
+    """
+
+    cell: Cell
+    run: Run
+    correct: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Of the test images, in [0, 1]."""
+        return self.correct.double().mean().item()
+
+    @property
+    def seconds(self) -> float:
+        """Time of the training with its tests."""
+        return sum(row["seconds"] for row in self.run.history)
+
+    @property
+    def entropies(self) -> dict[str, float]:
+        """Mean entropy of the test images' maps of each level, 1 = uniform."""
+        last = self.run.history[-1]
+        return {key.removeprefix("entropy_"): value for key, value in last.items() if key.startswith("entropy_")}
+
+
+@dataclass
+class Grid:
+    """What there is of an ablation.
+
+    Attributes:
+        config: its parameters.
+        results: a result for each run that is there, in the order of the grid.
+        missing: for each run that is not, why.
+    """
+
+    config: AblationConfig
+    results: list[Result] = field(default_factory=list)
+    missing: dict[Cell, str] = field(default_factory=dict)
+
+    def of(self, variant: str) -> list[Result]:
+        """The results of one variant, a seed each."""
+        return [result for result in self.results if result.cell.variant == variant]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that have results, in the order of `config.models`."""
+        return [variant for variant in self.config.models if self.of(variant)]
+
+    def complaints(self) -> str:
+        """Which runs are missing and why, a line each; says so where none is."""
+        if not self.missing:
+            return f"all {len(self.results)} runs are there"
+        lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
+        return "\n".join(lines + [f"  {cell}: {why}" for cell, why in self.missing.items()])
+
+
+def train_missing(config: AblationConfig, data: Data | None = None) -> None:
+    """Trains the runs of the grid that are not there yet, as far as the budget goes; failures are told, not raised.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    started, longest = time.monotonic(), 0.0
+    todo = [cell for cell in config.grid() if _found(cell)[0] is None]
+    for number, cell in enumerate(todo, start=1):
+        spent = time.monotonic() - started
+        if config.budget is not None and spent + longest > 60 * config.budget:
+            print(f"the budget of {config.budget:g} minutes is used up: {len(todo) - number + 1} runs are not trained")
+            return
+        data = data_for(cell.config) if data is None else data
+        print(f"run {number} of {len(todo)}: {cell}")
+        try:
+            fit(cell.config, data)
+        except (TrainingDiverged, ValueError, OSError) as error:
+            print(f"left out: {error}")
+        longest = max(longest, time.monotonic() - started - spent)
+
+
+def collect(config: AblationConfig, data: Data | None = None) -> Grid:
+    """Reads every run of the grid and tests it; what is missing, unfinished or broken is named in `missing`.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    grid = Grid(config)
+    for cell in config.grid():
+        run, why = _found(cell)
+        if run is None:
+            grid.missing[cell] = why
+            continue
+        data = data_for(cell.config) if data is None else data
+        if run.classes != data.classes:
+            grid.missing[cell] = f"{run.path} was trained on other classes"
+            continue
+        grid.results.append(Result(cell, run, _correct(run, data)))
+    return grid
+
+
+def _found(cell: Cell) -> tuple[Run | None, str]:
+    """The complete run of a cell; or None, and why."""
+    path = cell.config.path
+    if not path.exists():
+        return None, f"not trained ({path} does not exist)"
+    try:
+        run = load_run(path, cell.config.device)
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    if run.config.identity() != cell.config.identity():
+        return None, f"{path} belongs to other settings"
+    if not run.complete:
+        return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
+    return run, ""
+
+
+def _correct(run: Run, data: Data) -> Tensor:
+    batches = attend_batches(run.model, data.test.images, run.config.precision)
+    return torch.cat([seen.logits.argmax(1).cpu() for _, seen in batches]) == data.test.labels

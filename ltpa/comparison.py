@@ -1,0 +1,183 @@
+"""What an ablation says: every variant against the baseline, with intervals, tables and a computed sentence."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .ablation import Grid, Result
+from .checkpoint import write
+from .cost import gmac, parameters
+from .statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval, t_interval, verdict
+
+MARGIN = 0.005  # half a percentage point of accuracy: less would not matter
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against the baseline; differences of accuracy, in [-1, 1].
+
+    Attributes:
+        variant: the variant.
+        differences: accuracy minus that of the baseline with the same seed, by seed.
+        over_seeds: t-interval of their mean: the chance in training.
+        over_images: bootstrap interval of the same mean: the chance in which images are in the test set.
+        verdict: whether "it is better than the baseline" is supported, see `ltpa.statistics.verdict`.
+    """
+
+    variant: str
+    differences: dict[int, float]
+    over_seeds: Interval
+    over_images: Interval
+    verdict: str
+
+
+def compare(grid: Grid, baseline: str | None = None) -> list[Comparison]:
+    """Compares every variant with the baseline, paired by seed; the intervals of all hold together with 95 %.
+
+    Args:
+        grid: what was collected.
+        baseline: another baseline than that of the parameters.
+    """
+    baseline = baseline or grid.config.baseline
+    base = {result.cell.seed: result for result in grid.of(baseline)}
+    pairs = {
+        variant: {r.cell.seed: r for r in grid.of(variant) if r.cell.seed in base}
+        for variant in grid.variants
+        if variant != baseline
+    }
+    pairs = {variant: by_seed for variant, by_seed in pairs.items() if by_seed}
+    found = []
+    for variant, by_seed in pairs.items():
+        differences = {seed: result.accuracy - base[seed].accuracy for seed, result in by_seed.items()}
+        each = [result.correct.double() - base[seed].correct.double() for seed, result in by_seed.items()]
+        over_seeds = t_interval(list(differences.values()), len(pairs))
+        over_images = bootstrap_interval(torch.stack(each).mean(0).numpy(), len(pairs))
+        outcome = verdict([over_seeds, over_images], MARGIN)
+        found.append(Comparison(variant, differences, over_seeds, over_images, outcome))
+    return found
+
+
+def conclusion(grid: Grid, comparisons: Sequence[Comparison], baseline: str | None = None) -> str:
+    """What can and what cannot be concluded from the comparisons, in a few sentences."""
+    baseline = baseline or grid.config.baseline
+    if not comparisons:
+        return f"Nothing can be concluded: there is no pair of a variant and {baseline} with the same seed."
+
+    def names(chosen: list[Comparison]) -> str:
+        return ", ".join(f"{c.variant} ({100 * c.over_seeds.mean:+.1f} points)" for c in chosen) or "none"
+
+    better = [c for c in comparisons if c.verdict == SUPPORTED]
+    worse = [c for c in comparisons if c.over_seeds.high < 0 and c.over_images.high < 0]
+    equal = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c not in worse]
+    open_ = [c for c in comparisons if c not in better + worse + equal]
+    seeds = {len(c.differences) for c in comparisons}
+    count = f"{min(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
+    return textwrap.fill(
+        f"With {count}, {len(comparisons)} comparisons and intervals that hold together with 95 %: "
+        f"better than {baseline}: {names(better)}; worse: {names(worse)}; "
+        f"better by less than {100 * MARGIN:g} points, if at all: {names(equal)}; "
+        f"not decidable at this budget: {names(open_)}. "
+        "This says nothing about longer training, other widths or other data.",
+        width=110,
+        break_on_hyphens=False,
+    )
+
+
+def accuracy_table(grid: Grid, comparisons: Sequence[Comparison]) -> str:
+    """Accuracy of every variant with its interval over seeds, and its difference to the baseline, as lines of text."""
+    by_variant = {c.variant: c for c in comparisons}
+    width = max(map(len, grid.config.models))
+    lines = [f"{'':{width}}  seeds  accuracy in % [95 %]    minus {grid.config.baseline}: over seeds, over test images"]
+    for variant in grid.variants:
+        accuracies = [result.accuracy for result in grid.of(variant)]
+        line = f"{variant:{width}}  {len(accuracies):5}  {_points(t_interval(accuracies), '.1f'):22}"
+        if c := by_variant.get(variant):
+            line += f"  {_points(c.over_seeds, '+.1f'):20} {_points(c.over_images, '+.1f'):20} {c.verdict}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def cost_table(grid: Grid) -> str:
+    """Parameters, operations, time of a run and entropy of each level's maps, the mean over seeds, as lines of text."""
+    width = max(map(len, grid.config.models))
+    lines = [f"{'':{width}}  parameters    GMAC  seconds  mean entropy of the maps (1 = uniform)"]
+    for variant in grid.variants:
+        of = grid.of(variant)
+        model, seconds = of[0].run.model, sum(result.seconds for result in of) / len(of)
+        entropies = "  ".join(f"{level} {value:.2f}" for level, value in _mean_entropies(of).items())
+        lines.append(
+            f"{variant:{width}}  {parameters(model):10,}  {gmac(model, of[0].run.config.image_size):6.3f}"
+            f"  {seconds:7.0f}  {entropies}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def _mean_entropies(results: Sequence[Result]) -> dict[str, float]:
+    levels = results[0].entropies
+    return {level: sum(r.entropies[level] for r in results) / len(results) for level in levels}
+
+
+def _points(interval: Interval, form: str) -> str:
+    """An interval of accuracies in percentage points."""
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]" if low == low else f"{mean:{form}}"
+
+
+def write_csv(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> tuple[Path, Path]:
+    """Writes `ablation.csv`, a row a variant, and `ablation_runs.csv`, a row a run; returns their paths."""
+    by_variant = {c.variant: c for c in comparisons}
+    setting = {
+        name: "" if value is None else value
+        for name, value in grid.config.common().items()
+        if name not in ("data_dir", "device")
+    }
+    runs, variants = [], []
+    for variant in grid.variants:
+        of = grid.of(variant)
+        model, size = of[0].run.model, of[0].run.config.image_size
+        cost = {"parameters": parameters(model), "gmac": round(gmac(model, size), 4)}
+        for r in of:
+            entropies = {f"entropy_{level}": round(value, 4) for level, value in r.entropies.items()}
+            runs.append(
+                {
+                    "variant": variant,
+                    "seed": r.cell.seed,
+                    "accuracy": round(r.accuracy, 6),
+                    "test_images": len(r.correct),
+                }
+                | {"seconds": round(r.seconds, 1), **cost, **entropies, **setting}
+            )
+        row = {"variant": variant, "seeds": len(of), "test_images": len(of[0].correct)}
+        row |= _columns("accuracy", t_interval([r.accuracy for r in of]))
+        if c := by_variant.get(variant):
+            row |= {"baseline": grid.config.baseline, **_columns("difference_over_seeds", c.over_seeds)}
+            row |= {**_columns("difference_over_images", c.over_images), "verdict": c.verdict}
+        row |= {**cost, "seconds": round(sum(r.seconds for r in of) / len(of), 1)}
+        row |= {f"entropy_{level}": round(value, 4) for level, value in _mean_entropies(of).items()}
+        variants.append(row)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "ablation.csv", folder / "ablation_runs.csv"
+    for path, rows in zip(paths, (variants, runs), strict=True):
+        write(path, _csv(rows))
+    return paths
+
+
+def _columns(name: str, interval: Interval) -> dict[str, Any]:
+    ends = {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {key: round(value, 6) if value == value else "" for key, value in ends.items()}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
