@@ -3,8 +3,10 @@
 from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
+from .explain import explain
 from .inference import attend, evaluate
-from .measure import entropy
+from .localisation import localise
+from .maps import entropy
 from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
@@ -24,11 +26,13 @@ __all__ = [
     "data_for",
     "entropy",
     "evaluate",
+    "explain",
     "fit",
     "hold_out",
     "list_models",
     "load_data",
     "load_reference",
     "load_run",
+    "localise",
     "snapshot_indices",
 ]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import closest
-from .measure import entropy, relative
+from .maps import entropy, relative
 
 LOWEST = 0.25  # times uniform: the lower end of the colour scale
 _COLOURS = "viridis"
