@@ -140,9 +140,7 @@ def _gradcam(model: nn.Module, layer: str | None) -> Any:
     def compute(images: Tensor, target: Tensor) -> Tensor:
         found = method.attribute(images, target=target, relu_attributions=True)
         if found.ndim != 4:
-            raise ValueError(
-                f"gradcam needs a layer of feature maps (N, C, h, w); the output of {layer!r} has no positions"
-            )
+            raise ValueError(f"gradcam needs feature maps (N, C, h, w), and the output of {layer!r} has no positions")
         return found.squeeze(1)
 
     return compute

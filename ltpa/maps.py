@@ -123,7 +123,7 @@ def _ranks(values: Tensor) -> Tensor:
     edge = torch.ones_like(differs[:, :1])
     first = position.where(torch.cat([edge, differs], 1), 0).cummax(1).values  # of the equal ones
     last = position.where(torch.cat([differs, edge], 1), values.shape[1]).flip(1).cummin(1).values.flip(1)
-    return torch.empty_like(values, dtype=torch.float64).scatter_(1, order, (first + last) / 2.0)
+    return torch.empty_like(values, dtype=torch.float64).scatter_(1, order, (first + last).double() / 2)
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:

@@ -1,14 +1,24 @@
-"""Numbers that say what a map is worth, gathered: of the map alone, against masks, and against the model."""
+"""Numbers that say what a map is worth, gathered: of the map alone, against masks, and against the model.
 
-from .localisation import controls, localise, summary
+Their definitions stand in the modules that they come from.
+"""
+
+from .faithfulness import Curves, deletion_insertion, layers_top_down, randomisation
+from .localisation import CONTROLS, MEASURES, controls, localise, summary
 from .maps import correlation, effective_positions, entropy, rank_agreement, relative
 
 __all__ = [
+    "CONTROLS",
+    "MEASURES",
+    "Curves",
     "controls",
     "correlation",
+    "deletion_insertion",
     "effective_positions",
     "entropy",
+    "layers_top_down",
     "localise",
+    "randomisation",
     "rank_agreement",
     "relative",
     "summary",
