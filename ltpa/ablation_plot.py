@@ -63,14 +63,16 @@ def cost_figure(grid: Grid) -> Figure:
     _check(grid)
     figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
     axes = figure.subplots()
+    dearest = 0.0
     for number, variant in enumerate(grid.variants):
         of = grid.of(variant)
         cost = 1000 * gmac(of[0].run.model, of[0].run.config.image_size)
+        dearest = max(dearest, cost)
         marker = "os^Dvp*Xhd"[number % 10]
         axes.plot([cost] * len(of), [100 * r.accuracy for r in of], marker, label=variant, markersize=8, alpha=0.7)
     axes.set_xlabel("million multiply-accumulate operations an image", fontsize=_TITLE_FONT)
     axes.set_ylabel("test accuracy (%)", fontsize=_TITLE_FONT)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * dearest)
     axes.tick_params(labelsize=_FONT)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=_FONT)

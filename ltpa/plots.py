@@ -194,8 +194,11 @@ def _grid(
         "\n".join(textwrap.fill(line, round(side * 11)) for line in t.split(" | ")) for t in titles or [""] * count
     ]
     lines = max(text.count("\n") for text in texts) + 1
+    heads = [textwrap.fill(title, round(side * 10)) for title in columns]
     row = side * height / width + 0.19 * lines + (0.3 if columns else 0.15)
-    figure = Figure((across * side + (1.4 if columns else 0), down * row + 0.3), dpi=100, layout="constrained")
+    above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
+    size = (across * side + (1.4 if columns else 0), down * row + 0.1 + above)
+    figure = Figure(size, dpi=100, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for panel in axes.flat:
         panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
@@ -207,11 +210,11 @@ def _grid(
         panel.set_title(text, fontsize=_FONT, parse_math=False)
     norm = LogNorm(LOWEST, 4)
     highest = 0.0
-    for column, (title, weights) in enumerate(columns.items(), start=1):
+    for column, (head, weights) in enumerate(zip(heads, columns.values(), strict=True), start=1):
         weights = weights.detach().cpu().double()
         shares, spread = relative(weights).clamp_min(LOWEST).numpy(), entropy(weights)
         highest = max(highest, float(np.nan_to_num(shares).max()))
-        axes[0, column].set_title(title, fontsize=_TITLE_FONT, parse_math=False)
+        axes[0, column].set_title(head, fontsize=_TITLE_FONT, parse_math=False)
         for i, panel in enumerate(axes[:, column]):
             # "+ 0.0" because the entropy of a single position is minus zero.
             text = "–" if spread[i].isnan() else f"{float(spread[i]) + 0.0:.2f}"
