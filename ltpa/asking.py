@@ -17,9 +17,11 @@ from .config import QUICK, check_fields, raise_problems
 from .data import Split
 from .inference import autocast, choose_precision, to_float
 from .models import ImageClassifier
+from .notebook import test_data
+from .photographs import photographs
 from .progress import Progress
-from .runs import Run
-from .steering import draw_questions
+from .questions import Questions, draw_questions, side_by_side
+from .runs import Run, load_run
 from .train import learning_rate, optimiser
 
 BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
@@ -110,3 +112,25 @@ class AskConfig:
         shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)}
         values = {name: getattr(self, name) for name in shared}
         return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
+
+
+def real_questions(config: AskConfig, otherwise: Run) -> tuple[Run, Questions, tuple[str, ...]]:
+    """Questions about pairs of real pictures, the run that is to answer them, and the names of the classes.
+
+    Args:
+        config: names a run on real images, whose test images are paired (the even ones) and ask (the odd ones); with
+            "auto" four photographs are paired, and each asks for itself.
+        otherwise: the run that answers for the photographs.
+
+    Raises:
+        FileNotFoundError, ValueError: see `ltpa.load_run` and `ltpa.notebook.test_data`.
+        ImportError: scikit-image is missing.
+    """
+    if config.run == "auto":
+        run, (even, classes) = otherwise, photographs()
+        odd, count = even, config.examples
+    else:
+        run = load_run(config.run, config.device)
+        data = test_data(run, config)
+        even, odd, classes, count = data.test[::2], data.test[1::2], data.classes, config.scenes
+    return run, draw_questions(side_by_side(even, count, config.seed), odd, config.seed), classes

@@ -140,7 +140,7 @@ _WHOLE = {  # name: (least, most, may be None)
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
-    "scenes": (2, 100_000, False),
+    "scenes": (2, 2000, False),
     "steps": (0, 10**6, False),
 }
 _MAY_BE_NONE = ("run_dir", "budget")

@@ -6,7 +6,6 @@ for each of its objects, so that an object that attracts attention whatever is a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,96 +15,12 @@ from .inference import attend
 from .localisation import localise
 from .maps import rank_agreement
 from .models import ImageClassifier
+from .questions import Questions
 from .statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval
 
 WORTHWHILE = 0.6  # attention that goes to the queried object less often than in three of five cases is not steered
 
 Steering = dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Scenes of two objects, and for each of them three queries.
-
-    Attributes:
-        scenes: N scenes, labels (N, 2), masks (N, 2, H, W).
-        queries: uint8 (3, N, 3, h, w): an image of the first object's class, one of the second's, and one of a class
-            that is not in the scene.
-        labels: int64 (3, N), their classes.
-    """
-
-    scenes: Split
-    queries: Tensor
-    labels: Tensor
-
-    def sheet(self, chosen: Tensor, classes: tuple[str, ...]) -> tuple[Tensor, list[str]]:
-        """Each chosen scene followed by its three queries, as images of one size (4 K, 3, H, W), and their titles."""
-        height, width = self.scenes.images.shape[2:]
-        images, titles = [], []
-        for scene in chosen.tolist():
-            images.append(self.scenes.images[scene])
-            titles.append(" and ".join(classes[label] for label in self.scenes.labels[scene].tolist()))
-            for query, label, asked in zip(self.queries, self.labels, ("1st", "2nd", "absent"), strict=True):
-                wide, high = width - query.shape[3], height - query.shape[2]
-                border = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
-                images.append(torch.nn.functional.pad(query[scene], border, value=255))
-                titles.append(f"asks for {asked}: {classes[label[scene]]}")
-        return torch.stack(images), titles
-
-
-def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
-    """Draws the queries for scenes of two objects from single images.
-
-    Args:
-        scenes: labels (N, 2) of different classes, masks (N, 2, H, W).
-        bank: images of one object, labels (M,): of every class in the scenes, and of three classes at least.
-        seed: of the draw.
-
-    Raises:
-        ValueError: no scenes of two objects with masks, or a bank that lacks a class.
-    """
-    if scenes.labels.ndim != 2 or scenes.labels.shape[1] != 2 or scenes.masks is None or not len(scenes):
-        raise ValueError("questions are asked about scenes of two objects: labels (N, 2) and masks (N, 2, H, W)")
-    count = int(max(scenes.labels.max(), bank.labels.max())) + 1
-    numbers = torch.bincount(bank.labels, minlength=count)
-    if (numbers[scenes.labels] == 0).any() or (numbers > 0).sum() < 3:
-        raise ValueError("the single images must show every class that is in the scenes, and three classes at least")
-    generator = torch.Generator().manual_seed(seed)
-    strangers = (numbers > 0).float().expand(len(scenes), -1).scatter(1, scenes.labels, 0.0)
-    absent = torch.multinomial(strangers, 1, generator=generator).squeeze(1)
-    labels = torch.stack([*scenes.labels.unbind(1), absent])  # (3, N)
-    # The images of a class lie together in the order of the labels, from `first` on.
-    order, first = bank.labels.argsort(stable=True), numbers.cumsum(0) - numbers
-    among = (torch.rand(labels.shape, generator=generator, dtype=torch.float64) * numbers[labels]).long()
-    return Questions(scenes, bank.images[order[first[labels] + among]], labels)
-
-
-def side_by_side(split: Split, count: int, seed: int = 0) -> Split:
-    """Scenes of two images beside one another: what real images without masks allow; a mask is a half.
-
-    Args:
-        split: single images (M, 3, H, W), labels (M,) of two classes at least.
-        count: N, number of scenes.
-        seed: of the choice.
-
-    Returns:
-        images (N, 3, H, 2W), labels (N, 2), masks (N, 2, H, 2W).
-
-    Raises:
-        ValueError: all images are of one class.
-    """
-    if len(split.labels.unique()) < 2:
-        raise ValueError("scenes need images of two classes at least")
-    generator = torch.Generator().manual_seed(seed)
-    left = torch.randint(len(split), (count,), generator=generator)
-    differs = (split.labels[left, None] != split.labels).float()  # (N, M)
-    right = torch.multinomial(differs, 1, generator=generator).squeeze(1)
-    images = torch.cat([split.images[left], split.images[right]], dim=3)
-    width = split.images.shape[3]
-    masks = torch.zeros(count, 2, *images.shape[2:], dtype=torch.bool)
-    masks[:, 0, :, :width] = True
-    masks[:, 1, :, width:] = True
-    return Split(images, torch.stack([split.labels[left], split.labels[right]], dim=1), masks)
 
 
 def steer(model: ImageClassifier, questions: Questions, precision: str = "auto") -> Steering:
@@ -165,6 +80,25 @@ def _from_zero(scores: Tensor) -> Tensor:
     return scores - scores.amin((1, 2), keepdim=True)
 
 
+def answers(model: ImageClassifier, questions: Questions, precision: str = "auto") -> dict[str, float]:
+    """What a model answers that is asked.
+
+    Returns:
+        `queried`: how often it names the class that it is asked for; `other`: how often that of the other object;
+        `absent`: how often it names the class that it is asked for although it is not in the scene. Then the answer
+        comes from the query itself, by a leak through the map, and right answers prove nothing about attention.
+    """
+    first, second, absent = (
+        attend(model, questions.scenes.images, precision, query=query).logits.argmax(1) for query in questions.queries
+    )
+    one, two, missing = questions.labels
+    return {
+        "queried": torch.cat([first == one, second == two]).double().mean().item(),
+        "other": torch.cat([first == two, second == one]).double().mean().item(),
+        "absent": (absent == missing).double().mean().item(),
+    }
+
+
 def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> dict[str, float]:
     """What the global feature knows of the classes.
 
@@ -195,6 +129,11 @@ def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> d
         "nearest_mean": (answers == labels[~even]).double().mean().item(),
         "classifier": (seen.logits.argmax(1) == labels)[~even].double().mean().item(),
     }
+
+
+def best_level(levels: Steering) -> str:
+    """The level that follows the query most often."""
+    return max(levels, key=lambda level: levels[level]["follows"].mean().item())
 
 
 def follows_interval(values: Mapping[str, Tensor], comparisons: int = 1) -> Interval:
@@ -251,3 +190,23 @@ def conclusion(measured: Mapping[str, Steering]) -> str:
         f"intervals that hold together.\nThe highest is {best}: {100 * follows[best].mean:.1f} % "
         f"[{100 * follows[best].low:.1f}, {100 * follows[best].high:.1f}]."
     )
+
+
+def explanation(measured: Mapping[str, Steering], masks: Tensor) -> str:
+    """For each variant, at the level that finds objects best: how much it looks at objects, and how much at which.
+
+    Args:
+        measured: {variant: what `steer` found}.
+        masks: of the scenes, (N, 2, H, W).
+    """
+    area = masks.any(1).double().mean()
+    lines = [f"the two objects fill {100 * area:.0f} % of a picture; of the attention"]
+    for variant, levels in measured.items():
+        level = max(levels, key=lambda name: (levels[name]["queried"] + levels[name]["other"]).mean().item())
+        both = (levels[level]["queried"] + levels[level]["other"]).mean()
+        swing = levels[level]["swing"].mean() + 0.0
+        lines.append(
+            f"  {variant} at {level}: {100 * both:.0f} % lies on the two; {100 * swing:+.1f} points go to the "
+            "one that is asked for"
+        )
+    return "\n".join(lines)

@@ -1,11 +1,16 @@
-"""The picture of steering: how often attention follows the query, and how much of it moves."""
+"""Pictures of steering: how often attention follows the query, how much of it moves, and maps under each question."""
 
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import Tensor
 
+from .inference import attend
+from .models import ImageClassifier
+from .plots import attention_figure
+from .questions import Questions
 from .statistics import Interval, bootstrap_interval
 from .steering import WORTHWHILE, Steering, follows_interval
 
@@ -50,6 +55,31 @@ def steering_figure(measured: Mapping[str, Steering]) -> Figure:
     marks += [Line2D([], [], color="black", linewidth=1, linestyle=style) for style in ("-", ":")]
     texts = [*levels, "ignores the query", "steered from here on"]
     figure.legend(marks, texts, loc="outside upper center", ncols=len(texts), fontsize=_FONT, frameon=False)
+    return figure
+
+
+def asked_figure(
+    model: ImageClassifier, questions: Questions, chosen: Tensor, level: str, classes: tuple[str, ...]
+) -> Figure:
+    """Draws the maps of some scenes at one level: with their own g, and asked for either object and an absent class.
+
+    Args:
+        model: what is asked.
+        questions: scenes and queries.
+        chosen: numbers of the scenes, (K,).
+        level: name of the level.
+        classes: class names.
+
+    Raises:
+        KeyError: the model has no such level.
+    """
+    scenes = questions.scenes[chosen]
+    maps = {"own g": attend(model, scenes.images).maps[level]}
+    for asked, query in zip(("1st", "2nd", "absent"), questions.queries, strict=True):
+        maps[f"asked: {asked}"] = attend(model, scenes.images, query=query[chosen]).maps[level]
+    titles = [f"1st {classes[a]} | 2nd {classes[b]}" for a, b in scenes.labels.tolist()]
+    figure = attention_figure(scenes.images, maps, titles=titles, masks=scenes.masks.any(1))
+    figure.suptitle(level, fontsize=_TITLE_FONT)
     return figure
 
 

@@ -410,7 +410,9 @@ def test_query_step_by_step(name, normalizer, size):
     assert list(seen.maps) == list(maps)
     for level in maps:
         assert_close(seen.maps[level], maps[level], 1e-10)
-    assert ((logits - own).abs().max().item() < 1e-10) is is_dead(name, normalizer), "the query must matter where it can"
+    assert ((logits - own).abs().max().item() < 1e-10) is is_dead(name, normalizer), (
+        "the query must matter where it can"
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg-att3-concat-dp", "vgg-att-indep-add", "resnet164-att2-concat-dp"])
