@@ -4,6 +4,7 @@ import math
 import platform
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -191,19 +192,45 @@ def evaluate(
     Raises:
         TypeError, ValueError: no images, labels that are not one class an image, or see `attend_batches`.
     """
+    return examine(model, split, precision, batch_size).scores
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a model does with test images.
+
+    Attributes:
+        scores: see `evaluate`.
+        predictions: int64 (N,), the class that each image is taken for.
+        strongest: of each level, the share (N,) of each map's weight that its strongest position has (NaN for a map
+            without any weight), and the number of positions.
+    """
+
+    scores: dict[str, float]
+    predictions: Tensor
+    strongest: dict[str, tuple[Tensor, int]]
+
+
+def examine(model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int = BATCH) -> Examined:
+    """`evaluate`, and for each image what it is taken for and how much of a map its strongest position has."""
     if not len(split):
         raise ValueError("there are no images to evaluate on")
     if split.labels.shape != (len(split),):
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
+    predictions: list[Tensor] = []
+    strongest: dict[str, list[Tensor]] = {}
+    positions: dict[str, int] = {}
     for part, seen in attend_batches(model, split.images, precision, batch_size):
         labels, logits = split.labels[part], seen.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")
         labels = labels.to(logits.device)
+        predicted = logits.argmax(1)
+        predictions.append(predicted.cpu())
         found = {
-            "accuracy": ((logits.argmax(1) == labels).sum(), len(labels)),
+            "accuracy": ((predicted == labels).sum(), len(labels)),
             "loss": (torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)),
         }
         for level, maps in seen.maps.items():
@@ -211,7 +238,14 @@ def evaluate(
             values = entropy(maps)
             values = values[~values.isnan()]
             found[f"entropy_{level}"] = (values.sum(), len(values))
+            flat = maps.flatten(1).float()
+            strongest.setdefault(level, []).append((flat.amax(1) / flat.sum(1)).cpu())
+            positions[level] = flat.shape[1]
         for key, (value, count) in found.items():
             sums[key] = sums.get(key, 0.0) + value.item()
             counts[key] = counts.get(key, 0) + count
-    return {key: value / counts[key] if counts[key] else math.nan for key, value in sums.items()}
+    return Examined(
+        scores={key: value / counts[key] if counts[key] else math.nan for key, value in sums.items()},
+        predictions=torch.cat(predictions),
+        strongest={level: (torch.cat(shares), positions[level]) for level, shares in strongest.items()},
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import plots
 from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
 from .data import Data
+from .drive import runs_on_drive
 from .inference import choose_device
 from .models import Attended
 from .report import report as report
@@ -68,20 +69,27 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     papermill passes a misspelt parameter without a word. So the names that the cell of the parameters and papermill's
     injected cell assign are compared with the known ones; what other cells assign is the student's own business.
 
+    Every notebook may have the parameter `runs_on_drive` beside those of the class: True puts `runs/` on Google Drive.
+
     Args:
         namespace: the notebook's `globals()`.
         kind: the dataclass of the settings, such as `TrainConfig`.
 
     Raises:
         ValueError, TypeError: one message with all problems: unknown names with the closest known one, wrong values.
+        OSError: see `ltpa.drive.runs_on_drive`.
     """
     os.chdir(project_folder())
-    known = [field.name for field in fields(kind)]
+    known = [*(field.name for field in fields(kind)), "runs_on_drive"]
     values = {name: namespace[name] for name in known if name in namespace}
     problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
     problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
     raise_problems(problems)
-    return kind(**values)
+    on_drive = values.pop("runs_on_drive", False)
+    config = kind(**values)
+    if on_drive:
+        print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
+    return config
 
 
 def _assigned_parameters(executed: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -196,7 +196,14 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     Where a file system has no locks (some mounted drives), there is none.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"run_dir {path} is a file; name a folder")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        linked = any(map(os.path.islink, (path, *path.parents)))
+        advice = "; a drive that is no longer mounted? Run the cell of the parameters again" if linked else ""
+        raise OSError(error.errno, f"cannot make the run folder {path}: {error.strerror}{advice}") from error
     if fcntl is None:
         yield
         return

@@ -28,7 +28,8 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .data import Data, hold_out, load_data
-from .inference import autocast, choose_device, choose_precision, evaluate, to_float
+from .health import problems
+from .inference import autocast, choose_device, choose_precision, examine, to_float
 from .interrupts import interrupts
 from .models import create_model
 from .progress import Progress
@@ -95,8 +96,6 @@ def fit(
         say(f"note: {note}")
     _check_data(data)
     path = config.path
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"run_dir {path} is a file; name a folder")
     with locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         claim_folder(path, config, data, resume)
         for folder in (path, path / "checkpoints", path / "snapshots"):
@@ -267,6 +266,7 @@ def _train(
         (run.path / folder).mkdir(exist_ok=True)
     if watched is not None and state.step == 0:
         failed(save_snapshot, run, watched, 0)
+    told: set[str] = set()  # each problem is told once
     first, saved, error = state.step, time.monotonic(), None
     with Progress(steps, state.step, progress) as bar, interrupts() as interrupted:
         while state.step < steps:
@@ -304,7 +304,8 @@ def _train(
                         say(_interrupted_words(f"step {state.step}", error))
                         interrupted.raise_again()
             _check_finite(state, run)
-            scores = evaluate(run.model, data.test, config.precision)
+            examined = examine(run.model, data.test, config.precision)
+            scores = dict(examined.scores)
             loss, correct, seen = state.sums.tolist()
             state.seconds += time.monotonic() - tick
             run.history.append(
@@ -328,6 +329,10 @@ def _train(
                 failed(state.save)
             saved = time.monotonic()
             bar.update(state.step, partial(_words, state, run, epoch))
+            for problem in problems(data.test.labels, examined.predictions, examined.strongest):
+                if problem not in told:
+                    told.add(problem)
+                    note(f"after epoch {epoch + 1}: {problem}")
             if error is not None and run.complete:
                 rescue_weights(run, error)
             if on_epoch:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,23 @@ def test_runs_from_top_to_bottom(notebook, executed):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_reports_what_is_needed_to_repeat_it(notebook, executed):
+    """Versions, device, precision, commit, and every parameter with the value that this execution had."""
+    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
+    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
+    for pattern in (r"Python 3\.\d+", r"ltpa \S+ \((commit|from) ", r"torch \d", r"device \S+ \(", r"precision \w+"):
+        assert re.search(pattern, printed), pattern
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    namespace |= parameters_of(notebook)
+    del namespace["__builtins__"]
+    namespace.pop("runs_on_drive", None)
+    reported = re.findall(r"^  (\w+) = (.*?)(?:  \(changed\))?$", printed, flags=re.MULTILINE)
+    missing = {name: value for name, value in namespace.items() if (name, repr(value)) not in reported}
+    assert missing == {}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.skipif(KERNEL != "python3", reason="nbval starts the kernel of the environment that it is installed in")
 def test_prints_the_same_again(notebook, executed, tmp_path):
     copy = tmp_path / notebook.name
@@ -94,6 +113,35 @@ def test_prints_the_same_again(notebook, executed, tmp_path):
     result = subprocess.run([*command, str(copy)], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     assert f"{len(code)} passed" in result.stdout
+
+
+@pytest.mark.skipif(KERNEL != "python3", reason="the gallery is made in the environment that runs the tests")
+def test_the_gallery_has_every_notebook_and_no_defect(executed, tmp_path):
+    gallery = runpy.run_path(str(ROOT / ".github" / "make_gallery.py"))
+    gallery["make"]([executed(notebook) for notebook in NOTEBOOKS], tmp_path, "https://github.com/ann/maps")
+    assert {p.stem for p in tmp_path.glob("*.html")} == {"index", *(notebook.stem for notebook in NOTEBOOKS)}
+    index = (tmp_path / "index.html").read_text("utf-8")
+    for notebook in NOTEBOOKS:
+        assert index.count(f'"{notebook.stem}.html"') == 2
+        assert f'<img src="{notebook.stem}.png" alt="' in index
+        page = (tmp_path / f"{notebook.stem}.html").read_text("utf-8")
+        assert f"{notebook.name})" not in page, "a link to a notebook instead of its page"
+        assert not re.search(r'href="(?!https?:)[^"]*\.ipynb"', page)
+        assert page.count("data:image/png;base64,") >= 3
+    # Defects are noticed.
+    assert gallery["check"](tmp_path) == []
+    first = tmp_path / f"{NOTEBOOKS[0].stem}.html"
+    text = first.read_text("utf-8")
+    for defect, words in {
+        '<a href="nowhere.html">x</a>': "the link to nowhere.html leads nowhere",
+        '<a href="index.html#nothing">x</a>': "there is no place #nothing in index.html",
+        '<img src="nowhere.png" alt="a map">': "the picture 'nowhere.png' is missing",
+        '<img src="data:image/png;base64,AAAA" alt=" ">': "has no text for those who cannot see it",
+        '<img src="" alt="a map">': "the picture '' is missing",
+    }.items():
+        first.write_text(text.replace("</body>", f"{defect}</body>"), encoding="utf-8")
+        (problem,) = gallery["check"](tmp_path)
+        assert words in problem
 
 
 def test_nbval_would_notice(executed, tmp_path):

@@ -335,8 +335,12 @@ def test_parameter_files_set_what_the_notebook_has(path):
 def test_workflow_may_only_read_and_ends(path):
     yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
-    publishes = path.name == "publish-address.yml"
-    assert workflow["permissions"] == {"contents": "write" if publishes else "read"}
+    publishes = path.name in ("publish-address.yml", "gallery.yml")
+    permissions = {
+        "publish-address.yml": {"contents": "write"},
+        "gallery.yml": {"contents": "read", "pages": "write", "id-token": "write"},
+    }
+    assert workflow["permissions"] == permissions.get(path.name, {"contents": "read"})
     triggers = workflow[True]  # YAML 1.1 reads the key `on` as true.
     assert "pull_request_target" not in triggers
     assert not (publishes and "pull_request" in triggers)
@@ -348,7 +352,7 @@ def test_workflow_may_only_read_and_ends(path):
 
 
 def test_all_workflows_are_there():
-    assert {path.stem for path in WORKFLOWS} >= {"ci", "weekly", "publish-address"}
+    assert {path.stem for path in WORKFLOWS} >= {"ci", "weekly", "publish-address", "gallery"}
 
 
 # What git has
