@@ -36,6 +36,8 @@ class TrainConfig:
         validation: 0, or the part of the training images that takes the place of the test images: for choosing
             settings without looking at the test set.
         epochs: passes over the training images.
+        minutes: train for so long instead, on whatever machine there is: the schedule follows the clock, and the last
+            test is within the time. Loading the data is not.
         batch_size: images per optimiser step, from 2 up (batch norm compares images).
         learning_rate: the peak of the one-cycle schedule.
         weight_decay: of the weights; biases, norms and attention vectors have none.
@@ -62,6 +64,7 @@ class TrainConfig:
     test_limit: int | None = None
     validation: float = 0.0
     epochs: int = 10
+    minutes: float | None = None
     batch_size: int = 512
     learning_rate: float = 0.2
     weight_decay: float = 5e-4
@@ -77,7 +80,8 @@ class TrainConfig:
         """Checks every field and reports all problems at once."""
         raise_problems(check_fields(self))
         for name in _NUMBERS.keys() & {field.name for field in fields(self)}:
-            object.__setattr__(self, name, float(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("data_dir", "run_dir"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else str(value))
@@ -95,6 +99,11 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that make this run a different one from others, all but device, precision and folders."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """How many epochs the run will have; None where that depends on the machine."""
+        return self.epochs if self.minutes is None else None
 
     @property
     def path(self) -> Path:
@@ -143,13 +152,14 @@ _WHOLE = {  # name: (least, most, may be None)
     "scenes": (2, 2000, False),
     "steps": (0, 10**6, False),
 }
-_MAY_BE_NONE = ("run_dir", "budget")
+_MAY_BE_NONE = ("run_dir", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),
     "learning_rate": (lambda v: 0 < v <= 100, "above 0 and at most 100"),
     "weight_decay": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "minutes": (lambda v: 0 < v <= 10**5, "above 0 and at most 100000, or None"),
     "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
 }
 

@@ -42,7 +42,8 @@ from ltpa import (
     train,
 )
 from ltpa.checkpoint import load_tensors
-from ltpa.train import epoch_batches, learning_rate, optimiser
+from ltpa.schedule import Steps, one_cycle
+from ltpa.train import epoch_batches, optimiser
 
 PER_EPOCH, STEPS = 3, 9  # of tiny_config on tiny_data
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"]
@@ -136,7 +137,7 @@ def disk(monkeypatch):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 39, 400])
 @pytest.mark.parametrize("peak", [0.2, 1e-4])
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps, peak):
-    rates = [learning_rate(step, steps, peak) for step in range(steps)]
+    rates = [one_cycle(Steps(steps).done(step), peak) for step in range(steps)]
     expected = np.interp(np.arange(1, steps + 1), [0, (steps + 1) / 4, steps + 1], [0, peak, 0])
     assert rates == pytest.approx(expected.tolist(), rel=1e-12)
     top = rates.index(max(rates))
