@@ -22,7 +22,8 @@ from .photographs import photographs
 from .progress import Progress
 from .questions import Questions, draw_questions, side_by_side
 from .runs import Run, load_run
-from .train import learning_rate, optimiser
+from .schedule import Steps, one_cycle
+from .train import optimiser
 
 BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
 
@@ -45,7 +46,7 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
     model = copy.deepcopy(run.model)
     device = model.mean.device
     dtype = choose_precision(run.config.precision, device)
-    sgd = optimiser(model, run.config)
+    sgd, schedule = optimiser(model, run.config), Steps(steps)
     generator = torch.Generator().manual_seed(run.config.seed)
     model.train()
     with Progress(steps, show=progress) as bar, torch.random.fork_rng(devices=[]):
@@ -57,7 +58,7 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
             queries = questions.queries[which, torch.arange(BATCH)]
             labels = questions.labels[which, torch.arange(BATCH)]
             for group in sgd.param_groups:
-                group["lr"] = learning_rate(step, steps, PEAK)
+                group["lr"] = one_cycle(schedule.done(step), PEAK)
             with autocast(device, dtype):
                 logits = model.attend(to_float(part.images.to(device)), query=to_float(queries.to(device))).logits
             loss = nn.functional.cross_entropy(logits.float(), labels.to(device), label_smoothing=0.1)
@@ -109,7 +110,7 @@ class AskConfig:
 
     def grid(self) -> AblationConfig:
         """The runs on single objects, one a variant, as the grid that `ablation.train_missing` trains."""
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)}
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)} - {"data_dir"}
         values = {name: getattr(self, name) for name in shared}
         return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
 

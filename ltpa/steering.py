@@ -136,6 +136,13 @@ def best_level(levels: Steering) -> str:
     return max(levels, key=lambda level: levels[level]["follows"].mean().item())
 
 
+def typical(levels: Steering, count: int) -> tuple[str, Tensor]:
+    """What to show, chosen by the measure: the level that follows best, and `count` scenes from best to worst swing."""
+    level = best_level(levels)
+    order = levels[level]["swing"].argsort(descending=True, stable=True)
+    return level, order[torch.linspace(0, len(order) - 1, count).long()]
+
+
 def follows_interval(values: Mapping[str, Tensor], comparisons: int = 1) -> Interval:
     """How often the attention follows the query, with a bootstrap interval over scenes (95 %, see `Interval`)."""
     return bootstrap_interval(values["follows"].double().numpy(), comparisons)
@@ -145,18 +152,20 @@ def steering_table(measured: Mapping[str, Steering]) -> str:
     """{variant: what `steer` found} as text, a row a level; intervals are over scenes and hold one by one."""
     wide = max(map(len, measured))
     lines = [
-        f"{'':{wide}}          share of the attention on      swing of the share    follows the query   same order",
-        f"{'model':{wide}}  level  queried  other  absent         [95 %]               [95 %]        (Spearman)",
+        " " * wide + "          share of the attention on   swing of the share        follows the query     same order",
+        f"{'model':{wide}}  level  queried   other  absent   and 95 % interval         and 95 % interval    (ranks)",
     ]
     for variant, levels in measured.items():
         for level, values in levels.items():
             shares = "  ".join(f"{values[key].mean():6.3f}" for key in ("queried", "other", "absent"))
             swing, follows = bootstrap_interval(values["swing"].double().numpy()), follows_interval(values)
-            # "+ 0.0" because a mean of zeros may be minus zero.
-            swing_text = f"{swing.mean + 0.0:+.3f} [{swing.low + 0.0:+.3f}, {swing.high + 0.0:+.3f}]"
+            # "+ 0.0" because zero may be minus zero.
+            mean, low, high = (f"{round(value, 3) + 0.0:+.3f}" for value in (swing.mean, swing.low, swing.high))
             follows_text = f"{follows.mean:.3f} [{follows.low:.3f}, {follows.high:.3f}]"
             agreement = values["agreement"].nanmean()
-            lines.append(f"{variant:{wide}}  {level:6} {shares}   {swing_text}  {follows_text}     {agreement:.3f}")
+            lines.append(
+                f"{variant:{wide}}  {level:6} {shares}   {mean} [{low}, {high}]  {follows_text}     {agreement:.3f}"
+            )
     return "\n".join(lines)
 
 
@@ -204,9 +213,9 @@ def explanation(measured: Mapping[str, Steering], masks: Tensor) -> str:
     for variant, levels in measured.items():
         level = max(levels, key=lambda name: (levels[name]["queried"] + levels[name]["other"]).mean().item())
         both = (levels[level]["queried"] + levels[level]["other"]).mean()
-        swing = levels[level]["swing"].mean() + 0.0
+        swing = round(100 * levels[level]["swing"].mean().item(), 1) + 0.0
         lines.append(
-            f"  {variant} at {level}: {100 * both:.0f} % lies on the two; {100 * swing:+.1f} points go to the "
+            f"  {variant} at {level}: {100 * both:.0f} % lies on the two; {swing:+.1f} points go to the "
             "one that is asked for"
         )
     return "\n".join(lines)
