@@ -177,6 +177,8 @@ _WHOLE = {  # name: (least, most, may be None)
     "images": (2, 10**6, False),
     "held_out": (1, 10**6, False),
     "costly_images": (2, 10**6, False),
+    "scenes": (2, 2000, False),
+    "steps": (0, 10**6, False),
 }
 _MAY_BE_NONE = ("run_dir", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)

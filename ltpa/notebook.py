@@ -1,14 +1,9 @@
 """What every notebook starts with: its folder, its parameters, the machine it runs on, and a run to look at."""
 
 import ast
-import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import plots
-from ._version import __version__
 from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
 from .data import Data, Split
 from .drive import runs_on_drive
-from .inference import choose_device, choose_precision
+from .inference import choose_device
 from .models import Attended
+from .report import report as report
 from .runs import Run, load_run
 from .train import data_for, fit
 
@@ -224,56 +219,6 @@ def project_folder() -> Path:
         if (folder / "notebooks").is_dir() and (folder / "ltpa" / "_version.py").is_file():
             return folder
     return here
-
-
-def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
-    """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
-
-    Args:
-        config: the settings of the run; or the notebook's own parameters, where it has many runs.
-        device_name: the device in use, where it is not that of the settings.
-        own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
-    """
-    device = choose_device(device_name or config.device)
-    dtype = choose_precision(getattr(config, "precision", "auto"), device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
-    versions += [
-        f"{package} {metadata.version(package)}" for package in ("torch", "torchvision", "numpy", "matplotlib")
-    ]
-    print(", ".join(versions))
-    print(f"device {device} ({name}), precision {str(dtype).removeprefix('torch.')}")
-    if own is not None:
-        print("parameters of this notebook")
-        _print_fields(own)
-    if isinstance(config, TrainConfig):
-        print(f"run folder {config.path}")
-    _print_fields(config)
-
-
-def _print_fields(settings: Any) -> None:
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
-
-
-def _origin() -> str:
-    """Which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
-    if (folder.parent / ".git").exists():
-        with suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-            if found.returncode == 0:
-                return f"commit {found.stdout.strip()}"
-    with suppress(metadata.PackageNotFoundError, ValueError):
-        # What pip notes down (PEP 610) of a package that comes from an address: a tag's archive, or a commit.
-        noted = json.loads(metadata.distribution("ltpa").read_text("direct_url.json") or "{}")
-        if commit := noted.get("vcs_info", {}).get("commit_id"):
-            return f"commit {commit}"
-        if "archive_info" in noted:
-            return f"from {noted['url']}"
-    return f"commit unknown: no git checkout; the code of a release is at its tag v{__version__}"
 
 
 def find_run(look: LookConfig) -> Run:

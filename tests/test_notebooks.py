@@ -16,8 +16,13 @@ import yaml
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What checks the parameters of a notebook, by its number: "module of ltpa:class".
-KINDS = {"01": "notebook:TrainConfig", "02": "notebook:LookConfig", "03": "ablation:AblationConfig"}
-KINDS |= {"04": "notebook:TruthConfig"}
+KINDS = {
+    "01": "notebook:TrainConfig",
+    "02": "notebook:LookConfig",
+    "03": "ablation:AblationConfig",
+    "04": "notebook:TruthConfig",
+    "05": "asking:AskConfig",
+}
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
 
