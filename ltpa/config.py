@@ -176,9 +176,9 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
-    elif name == "dropout":
+    elif name in ("dropout", "solutions"):
         if not isinstance(value, bool):
-            return TypeError, f"dropout must be True or False, not {value!r}"
+            return TypeError, f"{name} must be True or False, not {value!r}"
     elif name == "device":
         if not isinstance(value, str):
             return TypeError, f"device must be a string, not {value!r}"

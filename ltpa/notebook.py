@@ -149,15 +149,15 @@ def project_folder() -> Path:
     return here
 
 
-def report(config: TrainConfig, device_name: str | None = None) -> None:
+def report(config: Any, device_name: str | None = None) -> None:
     """Prints what is needed to repeat a run: versions, device, precision, commit, parameters.
 
     Args:
-        config: the settings.
+        config: the settings, of a run or of a notebook.
         device_name: the device in use, where it is not that of the settings.
     """
     device = choose_device(device_name or config.device)
-    dtype = choose_precision(config.precision, device)
+    dtype = choose_precision(getattr(config, "precision", "auto"), device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     versions = [f"Python {platform.python_version()}", f"ltpa {__version__}{_commit()}"]
     versions += [
@@ -165,7 +165,8 @@ def report(config: TrainConfig, device_name: str | None = None) -> None:
     ]
     print(", ".join(versions))
     print(f"device {device} ({name}), precision {str(dtype).removeprefix('torch.')}")
-    print(f"run folder {config.path}")
+    if isinstance(config, TrainConfig):
+        print(f"run folder {config.path}")
     for field in fields(config):
         value = getattr(config, field.name)
         print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
