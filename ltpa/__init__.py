@@ -5,12 +5,14 @@ from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
 from .explain import explain
+from .explore import explore
 from .inference import attend, evaluate
 from .localisation import localise
 from .maps import entropy
 from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
+from .showing import show
 from .train import TrainingDiverged, data_for, fit
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "entropy",
     "evaluate",
     "explain",
+    "explore",
     "fit",
     "hold_out",
     "list_models",
@@ -36,5 +39,6 @@ __all__ = [
     "load_run",
     "localise",
     "measure",
+    "show",
     "snapshot_indices",
 ]
