@@ -27,7 +27,7 @@ def check_shift(answer: Any) -> None:
     factor, reason = answer
     if factor is None or reason is None:
         raise Blank(f": {'factor' if factor is None else 'reason'} is None.")
-    value = _numbers(factor, "factor")
+    value = numbers(factor, "factor")
     if _off(value, torch.ones_like(value), 1e-3):
         first = value.flatten()[0].item()
         if abs(first - math.exp(5)) < 1:
@@ -126,7 +126,7 @@ def check_steer(answer: Any, local: Tensor, on_other: Tensor) -> None:
         on_other: the positions of the other object, bool (h, w).
     """
     channels = len(local)
-    g = _numbers(answer, "g_mine").flatten()
+    g = numbers(answer, "g_mine").flatten()
     if len(g) != channels:
         raise Wrong(f"g_mine needs a number per channel, {channels} of them, and has {len(g)}.")
     weights = _softmax(_scores(local, lambda l_i: _dot(l_i, g.tolist())))
@@ -232,7 +232,7 @@ def check_gates(answer: Any) -> None:
                 raise Wrong("Your gates are divided by their sum; leave each as it is, between 0 and 1.")
             place = f"A score of {scores[0, 0]:.2f} should give the gate 1/(1 + e^-c) ="
             raise Wrong(f"{place} {wanted[0, 0]:.3f}; you give {gates[0, 0]:.3f}.")
-        descriptor = _numbers(given[1], "The descriptor").squeeze()
+        descriptor = numbers(given[1], "The descriptor").squeeze()
         if tuple(descriptor.shape) != (channels,):
             shape = tuple(descriptor.shape)
             raise Wrong(f"The descriptor should have a number per channel, {channels}, and has the shape {shape}.")
@@ -250,6 +250,30 @@ def check_gates(answer: Any) -> None:
                     "count as much as open ones.)"
                 )
             raise Wrong(f"The gates are right, the descriptor is not: {why}")
+
+
+def numbers(value: Any, what: str = "What you return") -> Tensor:
+    """An answer of whatever kind (tensor, array, nested list, number) as a float64 tensor, detached.
+
+    Args:
+        value: the answer.
+        what: what it is called in the message.
+
+    Raises:
+        Wrong: it is no numbers, or none, or not finite.
+    """
+    try:
+        if isinstance(value, list | tuple):
+            return torch.stack([numbers(one, what) for one in value])
+        found = torch.as_tensor(value).detach().cpu()
+        found = found if found.is_complex() else found.double()
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"{what} should be numbers, and is {_kind(value)}.") from None
+    if not found.numel() or found.is_complex():
+        raise Wrong(f"{what} is {'complex' if found.numel() else 'empty'}.")
+    if not found.isfinite().all():
+        raise Wrong(f"{what} has a nan or an infinity in it. (Was something divided by 0, or log of 0 taken?)")
+    return found
 
 
 # What several checks need
@@ -284,25 +308,9 @@ def _line(error: Exception, function: Any) -> str:
     return "" if line is None else f" (line {line} of your function)"
 
 
-def _numbers(value: Any, what: str = "What you return") -> Tensor:
-    """Numbers of whatever kind (tensor, array, list, number) as float64, detached."""
-    try:
-        if isinstance(value, list | tuple):
-            return torch.stack([_numbers(one, what) for one in value])
-        found = torch.as_tensor(value).detach().cpu()
-        found = found if found.is_complex() else found.double()
-    except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"{what} should be numbers, and is {_kind(value)}.") from None
-    if not found.numel() or found.is_complex():
-        raise Wrong(f"{what} is {'complex' if found.numel() else 'empty'}.")
-    if not found.isfinite().all():
-        raise Wrong(f"{what} has a nan or an infinity in it. (Was something divided by 0, or log of 0 taken?)")
-    return found
-
-
 def _number(value: Any) -> float:
     """One number."""
-    found = _numbers(value)
+    found = numbers(value)
     if found.numel() != 1:
         raise Wrong(f"What you return should be one number, and has the shape {tuple(found.shape)}.")
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
@@ -312,7 +320,7 @@ def _number(value: Any) -> float:
 
 def _map(value: Any, shape: tuple[int, int], what: str = "What you return") -> Tensor:
     """A number per position, as (h, w); a row of n, or dimensions of length 1, are as good."""
-    found = _numbers(value, what)
+    found = numbers(value, what)
     slim = tuple(found.squeeze().shape)
     if slim == shape[::-1] != shape:
         raise Wrong(f"{what} is transposed: {slim} for scores of {shape}.")

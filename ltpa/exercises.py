@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from . import exercise_checks
-from .exercise_checks import Blank, Wrong
+from .exercise_checks import Blank, Wrong, numbers
+
+__all__ = ["EXERCISES", "Checks", "Exercise", "folded", "numbers", "solve"]
 
 UNFILLED = "not filled in yet"
 
@@ -187,7 +189,7 @@ def moved(score, local, g, other):
     b = score(local, other).flatten().softmax(0)
     return (a - b).abs().max()
 """,
-        point="In pc, g adds the same number, <u, g>, to every score; exercise 1 says what softmax makes of that.",
+        point="In pc, g adds one number, the product of u and g, to every score: exercise 1 says what comes of it.",
         check=exercise_checks.check_moved,
     ),
     "add": Exercise(

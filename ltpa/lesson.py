@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from .config import check_fields, raise_problems
+from .exercise_checks import numbers
 from .shapes import CLASSES, draw_shapes
 
 _FONT = 13
@@ -63,7 +64,7 @@ def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[
 
 def grid(values: Any, side: int = 16) -> Tensor:
     """An exercise's map, of whatever kind and shape it was accepted in, as a float tensor (side, side)."""
-    return torch.as_tensor(values).detach().float().reshape(side, side)
+    return numbers(values).float().reshape(side, side)
 
 
 def values_figure(

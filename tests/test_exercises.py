@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import ltpa
 from ltpa import attention, exercises, lesson
 from ltpa.exercises import EXERCISES, Checks
 
@@ -171,6 +172,7 @@ RIGHT = {
         lambda weights: weights.numpy() * weights.shape[0] * weights.shape[1],
         lambda weights: [[float(a) * weights.numel() for a in row] for row in weights],
         lambda weights: weights.flatten()[None] * weights.numel(),
+        lambda weights: [row * weights.numel() for row in weights],
     ],
     "positions": [
         lambda weights: math.exp(sum(-a * math.log(a) for a in weights.flatten().tolist() if a > 0)),
@@ -178,6 +180,7 @@ RIGHT = {
         lambda weights: (1 / weights.max()).reshape(1, 1),
         lambda weights: np.exp(entropy(weights).numpy()),
         lambda weights: 2 ** (entropy(weights) / math.log(2)),
+        lambda weights: [weights.numel() ** ltpa.entropy(weights[None])],
     ],
     "border": [
         masked_by_loop,
@@ -477,6 +480,32 @@ def test_folded_solution_can_be_pasted(name):
     exec(code, namespace)
     assert EXERCISES[name].variable in namespace
     assert folded.count("<details>") == folded.count("</details>") == 2
+
+
+@pytest.fixture(scope="module")
+def after_the_notebook(tmp_path_factory):
+    """The names that the notebook has made, all exercises being filled in."""
+    patch = pytest.MonkeyPatch()
+    patch.chdir(tmp_path_factory.mktemp("notebook"))  # the notebook goes to the project's folder
+    patch.setenv("LTPA_FOLDER", str(tmp_path_factory.mktemp("project")))
+    namespace = {}
+    with redirect_stdout(None):
+        for cell in CELLS:
+            if cell.cell_type == "code":
+                exec(cell.source.replace("solutions = False", "solutions = True"), namespace)
+    patch.undo()
+    return namespace
+
+
+@pytest.mark.parametrize(("name", "answer"), numbered(RIGHT))
+def test_the_notebook_goes_on_with_every_right_answer(name, answer, after_the_notebook, monkeypatch):
+    """Also with one that is a list, an array, or of another shape: its cell draws or prints what came out."""
+    shown, printed = [], []
+    monkeypatch.setattr(ltpa.plots, "show", lambda figure, alt: shown.append(alt))
+    (cell,) = (cell.source for cell in CELLS if f'check("{name}"' in cell.source)
+    kept = {"check": lambda *given, **context: answer, "print": printed.append}
+    exec(cell, {**after_the_notebook, **kept})
+    assert len(shown) + len(printed) == {"shift": 0, "moved": 2}.get(name, 1)
 
 
 def test_each_exercise_has_a_cell_to_fill_behind_its_question():
