@@ -174,13 +174,14 @@ _WHOLE = {  # name: (least, most, may be None)
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
+    "photo_side": (32, 1024, False),
     "images": (2, 10**6, False),
     "held_out": (1, 10**6, False),
     "costly_images": (2, 10**6, False),
     "scenes": (2, 2000, False),
     "steps": (0, 10**6, False),
 }
-_MAY_BE_NONE = ("run_dir", "budget", "minutes")
+_MAY_BE_NONE = ("run_dir", "photo", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),

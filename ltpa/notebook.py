@@ -32,6 +32,8 @@ class LookConfig:
         run: a run's folder, or "auto" (see `find_run`).
         examples: pictures a figure.
         chosen: numbers of test images to show.
+        photo: a file of one's own; None takes pictures that scikit-image ships.
+        photo_side: pixels of a photo's shorter side for the network.
         seed: of the random choice of images.
         data_dir: where the run's data lie; "auto" is where they were when it was trained.
         device: "auto", "cpu" or "cuda".
@@ -44,6 +46,8 @@ class LookConfig:
     run: str = "auto"
     examples: int = 5
     chosen: Sequence[int] = (0, 1, 2)
+    photo: str | None = None
+    photo_side: int = 96
     seed: int = 0
     data_dir: str = "auto"
     device: str = "auto"
@@ -255,6 +259,21 @@ def test_data(run: Run, look: LookConfig) -> Data:
             "set data_dir to the folder that the run was trained on"
         )
     return data
+
+
+def photos(look: LookConfig) -> list[Any]:
+    """The photo that the parameters name; without one, a cat, an astronaut and a cup that scikit-image ships.
+
+    Raises:
+        ImportError: scikit-image is missing.
+    """
+    if look.photo is not None:
+        return [look.photo]
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("name a photo, or install scikit-image: pip install 'ltpa[notebooks]'") from error
+    return [data.chelsea(), data.astronaut(), data.coffee()]
 
 
 def show_maps(data: Data, seen: Attended, titles: list[str], picked: Sequence[int] | Tensor, alt: str) -> None:
