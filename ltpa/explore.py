@@ -122,7 +122,9 @@ class Explorer:
             min=0, max=max(0, len(self.chosen) - 1), description="number", style=label, layout=narrow, disabled=not some
         )
         self.draw = w.Button(description="at random", disabled=not some, layout=w.Layout(width="110px"))
-        self.upload = w.FileUpload(accept=".jpg,.jpeg,.png,.webp", multiple=False, description="upload a photo")
+        self.upload = w.FileUpload(
+            accept=".jpg,.jpeg,.png,.webp", multiple=False, description="upload a photo", layout=w.Layout(width="170px")
+        )
         self.resolution = w.Dropdown(
             options=[(f"{side} pixels", side) for side in RESOLUTIONS], value=96, description="photo at", style=label,
             layout=w.Layout(width="210px"),
@@ -142,7 +144,7 @@ class Explorer:
         )  # fmt: skip
         self.save = w.Button(description="save as PNG and PDF", layout=w.Layout(width="180px"))
         self.message = w.HTML()
-        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
         self.widget = w.VBox(
             [
                 w.HBox(
