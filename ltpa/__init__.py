@@ -1,5 +1,6 @@
 """Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
 
+from . import measure
 from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
@@ -34,5 +35,6 @@ __all__ = [
     "load_reference",
     "load_run",
     "localise",
+    "measure",
     "snapshot_indices",
 ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .ablation import Grid, Result
 from .checkpoint import write
@@ -36,6 +38,12 @@ class Comparison:
     over_images: Interval
     verdict: str
 
+    @property
+    def interval(self) -> Interval:
+        """The mean with the farther ends of both intervals (NaN where one has none): its verdict is that of both."""
+        ends = [(i.low, i.high) for i in (self.over_seeds, self.over_images)]
+        return Interval(self.over_seeds.mean, float(np.min(ends)), float(np.max(ends)))
+
 
 def compare(grid: Grid, baseline: str | None = None) -> list[Comparison]:
     """Compares every variant with the baseline, paired by seed; the intervals of all hold together with 95 %.
@@ -44,23 +52,34 @@ def compare(grid: Grid, baseline: str | None = None) -> list[Comparison]:
         grid: what was collected.
         baseline: another baseline than that of the parameters.
     """
-    baseline = baseline or grid.config.baseline
-    base = {result.cell.seed: result for result in grid.of(baseline)}
-    pairs = {
-        variant: {r.cell.seed: r for r in grid.of(variant) if r.cell.seed in base}
-        for variant in grid.variants
-        if variant != baseline
+    scores = {variant: {r.cell.seed: r.correct.double() for r in grid.of(variant)} for variant in grid.variants}
+    return compare_scores(scores, baseline or grid.config.baseline)
+
+
+def compare_scores(
+    scores: Mapping[str, Mapping[int, Tensor]], baseline: str, together: int | None = None
+) -> list[Comparison]:
+    """Compares everything with the baseline, paired by seed and by image.
+
+    Args:
+        scores: name -> seed -> float64 (N,), a number for each test image: 1 where it is classified rightly, else 0.
+        baseline: one of the names; nothing is found where it has no scores.
+        together: how many comparisons are looked at together, if not just these, see `ltpa.statistics.t_interval`.
+    """
+    base = scores.get(baseline, {})
+    each = {
+        name: {seed: values - base[seed] for seed, values in by_seed.items() if seed in base}
+        for name, by_seed in scores.items()
+        if name != baseline and set(by_seed) & set(base)
     }
-    pairs = {variant: by_seed for variant, by_seed in pairs.items() if by_seed}
-    found = []
-    for variant, by_seed in pairs.items():
-        differences = {seed: result.accuracy - base[seed].accuracy for seed, result in by_seed.items()}
-        each = [result.correct.double() - base[seed].correct.double() for seed, result in by_seed.items()]
-        over_seeds = t_interval(list(differences.values()), len(pairs))
-        over_images = bootstrap_interval(torch.stack(each).mean(0).numpy(), len(pairs))
-        outcome = verdict([over_seeds, over_images], MARGIN)
-        found.append(Comparison(variant, differences, over_seeds, over_images, outcome))
-    return found
+    return [_paired(name, by_seed, together or len(each)) for name, by_seed in each.items()]
+
+
+def _paired(name: str, each: Mapping[int, Tensor], together: int) -> Comparison:
+    differences = {seed: values.mean().item() for seed, values in each.items()}
+    over_seeds = t_interval(list(differences.values()), together)
+    over_images = bootstrap_interval(torch.stack(list(each.values())).mean(0).numpy(), together)
+    return Comparison(name, differences, over_seeds, over_images, verdict([over_seeds, over_images], MARGIN))
 
 
 def conclusion(grid: Grid, comparisons: Sequence[Comparison], baseline: str | None = None) -> str:
@@ -69,23 +88,30 @@ def conclusion(grid: Grid, comparisons: Sequence[Comparison], baseline: str | No
     if not comparisons:
         return f"Nothing can be concluded: there is no pair of a variant and {baseline} with the same seed."
 
-    def names(chosen: list[Comparison]) -> str:
-        return ", ".join(f"{c.variant} ({100 * c.over_seeds.mean:+.1f} points)" for c in chosen) or "none"
-
-    better = [c for c in comparisons if c.verdict == SUPPORTED]
-    worse = [c for c in comparisons if c.over_seeds.high < 0 and c.over_images.high < 0]
-    equal = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c not in worse]
-    open_ = [c for c in comparisons if c not in better + worse + equal]
     seeds = {len(c.differences) for c in comparisons}
     count = f"{min(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
     return textwrap.fill(
         f"With {count}, {len(comparisons)} comparisons and intervals that hold together with 95 %: "
-        f"better than {baseline}: {names(better)}; worse: {names(worse)}; "
-        f"better by less than {100 * MARGIN:g} points, if at all: {names(equal)}; "
-        f"not decidable at this budget: {names(open_)}. "
-        "This says nothing about longer training, other widths or other data.",
+        f"{sorted_out(comparisons, baseline)}. This says nothing about longer training, other widths or other data.",
         width=110,
         break_on_hyphens=False,
+    )
+
+
+def sorted_out(comparisons: Sequence[Comparison], baseline: str) -> str:
+    """Which of them are better than the baseline, worse, equal and open, as part of a sentence."""
+
+    def names(chosen: list[Comparison]) -> str:
+        return ", ".join(f"{c.variant} ({100 * c.over_seeds.mean:+.1f} points)" for c in chosen) or "none"
+
+    better = [c for c in comparisons if c.verdict == SUPPORTED]
+    worse = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c.over_seeds.high < 0 and c.over_images.high < 0]
+    equal = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c not in worse]
+    open_ = [c for c in comparisons if c not in better + worse + equal]
+    return (
+        f"better than {baseline}: {names(better)}; worse: {names(worse)}; "
+        f"better by less than {100 * MARGIN:g} points, if at all: {names(equal)}; "
+        f"not decidable at this budget: {names(open_)}"
     )
 
 
@@ -167,6 +193,36 @@ def write_csv(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path 
     for path, rows in zip(paths, (variants, runs), strict=True):
         write(path, _csv(rows))
     return paths
+
+
+def effect_rows(claim: str, grid: Grid, effects: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
+    """A row for the effect of every variant in every measure: model, data, budget, n, effect, its interval, verdict.
+
+    Args:
+        claim: what is put to the test.
+        grid: the runs.
+        effects: what was measured, in words -> comparisons.
+    """
+    config = grid.config
+    data = config.dataset + (f" {Path(config.data_dir).name}" if config.dataset == "folder" else "")
+    images = "all" if config.train_limit is None else config.train_limit
+    budget = f"width {config.width:g}, {config.epochs} epochs of {images} training images"
+    return [
+        {"claim": claim, "model": c.variant, "baseline": config.baseline, "measure": measure, "data": data}
+        | {"budget": budget, "n": len(c.differences)}
+        | {name.removeprefix("effect_"): value for name, value in _columns("effect", c.interval).items()}
+        | {"verdict": c.verdict}
+        for measure, comparisons in effects.items()
+        for c in comparisons
+    ]
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as a CSV file, into a folder that is made where it is missing; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, _csv(rows))
+    return path
 
 
 def _columns(name: str, interval: Interval) -> dict[str, Any]:

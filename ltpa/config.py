@@ -93,7 +93,7 @@ class TrainConfig:
             raise TypeError(f"settings must be a dictionary of names and values, not {values!r}")
         known = {name: values[name] for field in fields(cls) if (name := field.name) in values}
         problems = unknown_names(values, [field.name for field in fields(cls)])
-        raise_problems(problems + [problem for item in known.items() if (problem := check_field(*item))])
+        raise_problems(problems + check_values(known))
         return cls(**known)
 
     def identity(self) -> dict[str, Any]:
@@ -118,7 +118,27 @@ class TrainConfig:
 
 def check_fields(config: Any) -> list[tuple[type, str]]:
     """The problems with the fields of a dataclass of settings; the rules go by the fields' names."""
-    return [problem for f in fields(config) if (problem := check_field(f.name, getattr(config, f.name)))]
+    return check_values({field.name: getattr(config, field.name) for field in fields(config)})
+
+
+def check_values(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    """The problems with values of fields, one by one and, of those that are right, with each other."""
+    problems = {name: check_field(name, value) for name, value in values.items()}
+    right = {name: value for name, value in values.items() if problems[name] is None}
+    return [problem for problem in problems.values() if problem] + _contradictions(right)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    found = []
+    if (values.get("precision"), values.get("device")) == ("fp16", "cpu"):
+        found.append("precision='fp16' needs a GPU, and device='cpu' is none; set precision='auto' or device='cuda'")
+    limit, validation = values.get("train_limit"), values.get("validation")
+    if limit and validation and not 1 <= round(limit * validation) <= limit - 2:
+        found.append(
+            f"validation={validation} of train_limit={limit} images leaves too few: at least one must be held out, and "
+            "two be left to train on"
+        )
+    return [(ValueError, message) for message in found]
 
 
 def unknown_names(values: Mapping[str, Any], known: list[str]) -> list[tuple[type, str]]:
@@ -139,6 +159,11 @@ _CHOICES = {
     "dataset": DATASETS,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
+    "fill": ("blur", "mean"),
+}
+_LISTS = {  # name: what may be in the list
+    "normalizers": NORMALIZERS,
+    "methods": ("gradcam", "saliency", "integrated_gradients", "occlusion", "cam"),
 }
 _WHOLE = {  # name: (least, most, may be None)
     "image_size": (32, 1024, False),
@@ -149,6 +174,9 @@ _WHOLE = {  # name: (least, most, may be None)
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
+    "images": (2, 10**6, False),
+    "held_out": (1, 10**6, False),
+    "costly_images": (2, 10**6, False),
     "scenes": (2, 2000, False),
     "steps": (0, 10**6, False),
 }
@@ -171,6 +199,13 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a string, not {value!r}"
         if value not in _CHOICES[name]:
             return ValueError, f"{name}={value!r}: {closest(value, _CHOICES[name])}"
+    elif name in _LISTS:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            return TypeError, f"{name} must be a list of names, not {value!r}"
+        if wrong := [v for v in value if v not in _LISTS[name]]:
+            return ValueError, f"{name}: unknown {wrong[0]!r}: {closest(wrong[0], _LISTS[name])}"
+        if not value or len(set(value)) < len(value):
+            return ValueError, f"{name} must hold one name or more, each once, not {value!r}"
     elif name in _WHOLE:
         least, most, may_be_none = _WHOLE[name]
         if value is None and may_be_none:
@@ -188,7 +223,7 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
-    elif name in ("dropout", "runs_on_drive"):
+    elif name in ("dropout", "solutions", "runs_on_drive"):
         if not isinstance(value, bool):
             return TypeError, f"{name} must be True or False, not {value!r}"
     elif name == "device":

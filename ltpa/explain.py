@@ -65,7 +65,8 @@ def explain(
         raise TypeError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}")
     check_images(to_float(images[:1]))
     if method == "attention":
-        return _attention(model, images, layer)
+        with _evaluating(model):
+            return _attention(model, images, layer)
     compute = _METHODS[method](model, layer)
     size = images.shape[-2:]
     step = max(1, _PIXELS // (size[0] * size[1]))

@@ -214,6 +214,54 @@ def randomisation(
     return found
 
 
+def permuted_attention(model: ImageClassifier, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """How much the answer depends on where a map lies: its weights are permuted among the positions.
+
+    The experiment of "Attention is not explanation" (Jain and Wallace 2019, arXiv 1902.10186, section 4.2.1): where the
+    answer stays the same, the map explains little of it.
+
+    Args:
+        model: a model with attention levels.
+        images: uint8, or float in [0, 1], (N, 3, H, W).
+        seed: of the permutation, one for each level and batch of images.
+
+    Returns:
+        level -> (N,), the total variation distance between the class probabilities with the map as it is and permuted,
+        0 = the same answer, 1 = another one for certain; the other levels keep their maps.
+
+    Raises:
+        ValueError: a model without attention levels; see also `attend_batches`.
+    """
+    levels = getattr(model, "attention", None)
+    if levels is None:
+        raise ValueError("this model has no attention levels whose weights could be permuted")
+    before = attend(model, images, "fp32").logits.softmax(1)
+    found = {}
+    for name, level in levels.items():
+        generator = torch.Generator().manual_seed(seed)
+        hook = level.register_forward_hook(lambda *seen, g=generator: _permuted(*seen, g))
+        try:
+            after = attend(model, images, "fp32").logits.softmax(1)
+        finally:
+            hook.remove()
+        found[name] = (before - after).abs().sum(1) / 2
+    return found
+
+
+def _permuted(
+    level: Attention, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...], generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """What a level gives if its weights lie at other positions: equation 3 once more, see `ltpa.attention`."""
+    local, weights = inputs[0].flatten(2), output[1].flatten(1)  # (N, C_l, n) and (N, n)
+    weights = weights[:, torch.randperm(weights.shape[1], generator=generator).to(weights.device)]
+    descriptor = (local.to(weights.dtype) @ weights.unsqueeze(2)).squeeze(2)
+    if level.normalizer == "sigmoid":
+        descriptor = descriptor / weights.shape[1]
+    if level.W is not None:
+        descriptor = level.W(descriptor)
+    return descriptor, weights.view_as(output[1]), output[2]
+
+
 def _make_random(module: nn.Module) -> None:
     """A module's own weights as in a new model (its parts are left to themselves)."""
     if isinstance(module, nn.Conv2d):  # see `ltpa.backbones.conv_block`

@@ -17,6 +17,7 @@ from .maps import entropy
 from .models import Attended, ImageClassifier, pairs
 
 BATCH = 500
+_BY_LEVEL = ("maps", "scores", "descriptors")  # what `Attended` has for each level
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -160,9 +161,13 @@ def attend(
         raise ValueError("there are no images to look at")
     return Attended(
         logits=torch.cat([seen.logits for seen in found]),
-        maps=OrderedDict((level, torch.cat([seen.maps[level] for seen in found])) for level in found[0].maps),
-        scores=OrderedDict((level, torch.cat([seen.scores[level] for seen in found])) for level in found[0].scores),
         global_feature=None if found[0].global_feature is None else torch.cat([seen.global_feature for seen in found]),
+        **{
+            name: OrderedDict(
+                (level, torch.cat([getattr(seen, name)[level] for seen in found])) for level in getattr(found[0], name)
+            )
+            for name in _BY_LEVEL
+        },
     )
 
 
@@ -171,9 +176,11 @@ def _to_cpu(seen: Attended) -> Attended:
     g = seen.global_feature
     return Attended(
         logits=seen.logits.float().cpu(),
-        maps=OrderedDict((level, maps.float().cpu()) for level, maps in seen.maps.items()),
-        scores=OrderedDict((level, scores.float().cpu()) for level, scores in seen.scores.items()),
         global_feature=None if g is None else g.float().cpu(),
+        **{
+            name: OrderedDict((level, values.float().cpu()) for level, values in getattr(seen, name).items())
+            for name in _BY_LEVEL
+        },
     )
 
 

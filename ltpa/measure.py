@@ -3,7 +3,7 @@
 Their definitions stand in the modules that they come from.
 """
 
-from .faithfulness import Curves, deletion_insertion, layers_top_down, randomisation
+from .faithfulness import Curves, deletion_insertion, layers_top_down, permuted_attention, randomisation
 from .localisation import CONTROLS, MEASURES, controls, localise, summary
 from .maps import correlation, effective_positions, entropy, rank_agreement, relative
 
@@ -18,6 +18,7 @@ __all__ = [
     "entropy",
     "layers_top_down",
     "localise",
+    "permuted_attention",
     "randomisation",
     "rank_agreement",
     "relative",

@@ -7,7 +7,7 @@ import numbers
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
@@ -40,12 +40,15 @@ class Attended:
         scores: level -> compatibility scores (N, h, w), before the normalisation.
         global_feature: `g`, (N, C), of the query where one was given; None where it was not computed because no map
             can depend on it.
+        descriptors: level -> `g_s` (N, C), the weighted sums that the classifier reads; empty for models without
+            attention, whose classifier reads `g` (class activation maps: neither).
     """
 
     logits: Tensor
     maps: "OrderedDict[str, Tensor]"
     scores: "OrderedDict[str, Tensor]"
     global_feature: Tensor | None
+    descriptors: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
 
 
 class ImageClassifier(nn.Module):
@@ -277,11 +280,10 @@ class AttentionNetwork(ImageClassifier):
                 _warn_that_no_query_matters()
         levels = list(self.attention)
         g = None if self.global_branch is None else self.global_branch(asked[levels[-1]]).expand(count, -1)
-        descriptors, maps, scores = [], OrderedDict(), OrderedDict()
+        descriptors, maps, scores = OrderedDict(), OrderedDict(), OrderedDict()
         for name in levels:
-            descriptor, maps[name], scores[name] = self.attention[name](local[name], g)
-            descriptors.append(descriptor)
-        return Attended(self.head(descriptors), maps, scores, g)
+            descriptors[name], maps[name], scores[name] = self.attention[name](local[name], g)
+        return Attended(self.head(list(descriptors.values())), maps, scores, g, descriptors)
 
 
 def pairs(images: int, queries: int) -> int:
@@ -348,7 +350,7 @@ class VGGPAN(ImageClassifier):
                 x = x * maps[name].unsqueeze(1).to(x.dtype)
         g = None if self.global_branch is None else self.global_branch(x)
         descriptor, maps["conv13"], scores["conv13"] = self.attention["conv13"](x, g)
-        return Attended(self.head([descriptor]), maps, scores, gate_feature)
+        return Attended(self.head([descriptor]), maps, scores, gate_feature, OrderedDict(conv13=descriptor))
 
 
 class PlainResNet164(ImageClassifier):

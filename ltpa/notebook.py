@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from . import plots
-from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
-from .data import Data
+from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
+from .data import Data, Split
 from .drive import runs_on_drive
 from .inference import choose_device
 from .models import Attended
@@ -60,6 +60,74 @@ class LookConfig:
         return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.examples]
 
 
+@dataclass(frozen=True)
+class TruthConfig:
+    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`.
+
+    Attributes:
+        models: names of `ltpa.list_models()`.
+        normalizers: each model with attention is taken with each of these.
+        methods: of `ltpa.explain`, to compare attention with.
+        images: so many test images are measured.
+        held_out: so many others choose thresholds and levels.
+        costly_images: deletion, insertion and the sanity check take so many of `images`.
+        fill: what takes the place of deleted pixels, "blur" or "mean".
+        seed: of the runs, of the controls and of the bootstrap.
+        device: "auto", "cpu" or "cuda".
+        width, epochs, batch_size, learning_rate, train_limit, test_limit: of the runs, see `TrainConfig`.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    models: Sequence[str] = ("vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add", "vgg-gap")
+    normalizers: Sequence[str] = ("softmax", "sigmoid")
+    methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam")
+    images: int = 200
+    held_out: int = 100
+    costly_images: int = 50
+    fill: str = "blur"
+    seed: int = 0
+    device: str = "auto"
+    width: float = QUICK["width"]
+    epochs: int = QUICK["epochs"]
+    batch_size: int = QUICK["batch_size"]
+    learning_rate: float = QUICK["learning_rate"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        raise_problems(check_fields(self))
+
+    def runs(self) -> dict[str, TrainConfig]:
+        """The settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
+        names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
+        shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
+        found = {}
+        for model in self.models:
+            short = model.removeprefix("vgg-att3-concat-")
+            if "-att" in model or model == "vgg-pan":
+                for normalizer in self.normalizers:
+                    found[f"{short} {normalizer}"] = TrainConfig(model=model, normalizer=normalizer, **shared)
+            else:
+                found[short] = TrainConfig(model=model, **shared)
+        return found
+
+    def split(self, test: Split) -> tuple[Split, Split]:
+        """Test images to measure, and others to choose on.
+
+        Raises:
+            ValueError: there are too few test images.
+        """
+        if self.images + self.held_out > len(test):
+            raise ValueError(
+                f"images={self.images} and held_out={self.held_out} need {self.images + self.held_out} test images, "
+                f"and there are {len(test)}; lower them"
+            )
+        return test[: self.images], test[self.images : self.images + self.held_out]
+
+
 Config = TypeVar("Config")
 
 
@@ -83,8 +151,7 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     known = [*(field.name for field in fields(kind)), "runs_on_drive"]
     values = {name: namespace[name] for name in known if name in namespace}
     problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
-    problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
-    raise_problems(problems)
+    raise_problems(problems + check_values(values))
     on_drive = values.pop("runs_on_drive", False)
     config = kind(**values)
     if on_drive:

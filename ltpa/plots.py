@@ -228,7 +228,7 @@ def _grid(
     if masks is not None:
         for i, panel in enumerate(axes.flat):
             if (image := i // across if columns else i) < count:
-                _outline(panel, masks[image].cpu().numpy())
+                outline(panel, masks[image].cpu().numpy())
     if columns:
         # The margin keeps a rounding error from doubling the scale.
         norm.vmax = scale or min(32.0, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
@@ -277,7 +277,7 @@ def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([relief > 0] * 3 + [strength * np.abs(relief)], axis=2).astype(np.float64)
 
 
-def _outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
+def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
     """Draws the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
     padded = np.pad(mask, 1).astype(np.int8)
     y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])

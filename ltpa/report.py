@@ -17,16 +17,16 @@ from .config import TrainConfig
 from .inference import choose_device, choose_precision
 
 
-def report(config: TrainConfig, device_name: str | None = None, own: Any = None) -> None:
+def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
     """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
 
     Args:
-        config: the settings of the run.
+        config: the settings of the run; or the notebook's own parameters, where it has many runs.
         device_name: the device in use, where it is not that of the settings.
         own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
     """
     device = choose_device(device_name or config.device)
-    dtype = choose_precision(config.precision, device)
+    dtype = choose_precision(getattr(config, "precision", "auto"), device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
     versions += [
@@ -37,7 +37,8 @@ def report(config: TrainConfig, device_name: str | None = None, own: Any = None)
     if own is not None:
         print("parameters of this notebook")
         _print_fields(own)
-    print(f"run folder {config.path}")
+    if isinstance(config, TrainConfig):
+        print(f"run folder {config.path}")
     _print_fields(config)
 
 
