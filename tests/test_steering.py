@@ -148,12 +148,12 @@ def test_side_by_side():
 @pytest.mark.parametrize("name", ["vgg-att2-concat-dp", "vgg-att3-indep-add"])
 @pytest.mark.parametrize("normalizer", ["softmax", "sigmoid"])
 def test_steering_is_a_loop_over_scenes(name, normalizer):
-    model, (scenes, bank) = build(name, normalizer), shapes(5)
+    model, (scenes, bank) = build(name, normalizer), shapes(3)
     questions = draw_questions(scenes, bank)
     found = steering.steer(model, questions, "fp32")
     scores, shares = {}, {}
     for level in found:
-        for i in range(5):
+        for i in range(3):
             for q in range(3):
                 with torch.no_grad():
                     seen = model.attend(
@@ -379,8 +379,8 @@ def test_learning_lowers_the_loss_of_what_is_asked(run, monkeypatch):
         seen = [ltpa.attend(model, scenes.images, "fp32", query=query).logits for query in questions.queries[:2]]
         return sum(torch.nn.functional.cross_entropy(s, q) for s, q in zip(seen, questions.labels, strict=False)).item()
 
-    taught = asking.learn_to_ask(run, scenes, bank, 25, progress=False)
-    assert loss(taught) < loss(run.model) - 0.3
+    taught = asking.learn_to_ask(run, scenes, bank, 40, progress=False)
+    assert loss(taught) < loss(run.model) - 0.5
 
 
 def test_a_map_without_g_cannot_learn_to_be_asked(run):
