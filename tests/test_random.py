@@ -190,15 +190,16 @@ SUFFIXES = (".png", ".jpg", ".JPEG", ".gif", ".bmp", ".tif", ".tiff", ".webp", "
 
 @st.composite
 def pictures(draw):
-    """A file in some format, mode and size, as Pillow writes it; empty where it cannot."""
+    """A file in some format, mode and size, as Pillow writes it; a PNG where it cannot."""
     mode, size = draw(st.sampled_from(MODES)), (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
     kind, more = draw(st.sampled_from(FORMATS)), draw(st.sampled_from([{}, {"save_all": True}]))
+    noise = np.random.default_rng(0).integers(0, draw(st.sampled_from([1, 30, 256])), (*size, 3), dtype=np.uint8)
     buffer = BytesIO()
     try:
-        noise = np.random.default_rng(0).integers(0, draw(st.sampled_from([1, 30, 256])), (*size, 3), dtype=np.uint8)
         Image.fromarray(noise).convert(mode).save(buffer, kind, **more)
     except (OSError, ValueError, KeyError):
-        return b""
+        buffer = BytesIO()
+        Image.fromarray(noise).save(buffer, "PNG")
     return buffer.getvalue()
 
 

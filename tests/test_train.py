@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from crash import differences, tiny_config, tiny_data
+from crash import PER_EPOCH, differences, tiny_config, tiny_data
 from torch import nn
 
 from ltpa import (
@@ -45,7 +45,7 @@ from ltpa.checkpoint import load_tensors
 from ltpa.schedule import Steps, one_cycle
 from ltpa.train import epoch_batches, optimiser
 
-PER_EPOCH, STEPS = 3, 9  # of tiny_config on tiny_data
+STEPS = 3 * PER_EPOCH  # of tiny_config on tiny_data
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"]
 FILES = ["config.json", "history.csv", "weights.safetensors"]
 
@@ -700,6 +700,8 @@ def test_killed_twenty_five_times():
     result = run_crash(25, seed=2)
     assert result.returncode == 0, result.stderr
     assert "25 kills" in result.stdout
+    for where in ("a step", "writing", "renaming", "after renaming", "at an epoch's end", "once more in an epoch"):
+        assert int(re.search(rf"[(,] ?{where} (\d+)", result.stdout)[1]) >= 2, result.stdout
 
 
 @needs_fork
