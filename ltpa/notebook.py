@@ -237,7 +237,8 @@ def report(config: Any, device_name: str | None = None) -> None:
         print(f"run folder {config.path}")
     for field in fields(config):
         value = getattr(config, field.name)
-        print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
+        same = (tuple(value) if isinstance(value, list) else value) == field.default
+        print(f"  {field.name} = {value!r}" + ("" if same else "  (changed)"))
 
 
 def _commit() -> str:
