@@ -120,8 +120,10 @@ def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_pre
         images: the images that were measured.
         measure: by which the cases are chosen.
     """
-    figure = Figure((11, 1.75 * len(rows) + 0.7), dpi=100, layout="constrained")
+    height = 1.95 * len(rows) + 0.5
+    figure = Figure((11, height), dpi=100)  # not "constrained", which takes seconds for so many axes
     axes = figure.subplots(len(rows), 6, squeeze=False)
+    figure.subplots_adjust(0.06, 0.1 / height, 0.995, 1 - 0.8 / height, wspace=0.05, hspace=0.2)
     for row, line in zip(rows, axes, strict=True):
         for number, (case, i) in enumerate(cases(row, measure).items()):
             left, right = line[2 * number], line[2 * number + 1]
@@ -133,5 +135,7 @@ def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_pre
             left.set_title(f"image {i}", fontsize=_FONT)
             right.set_title(f"{case} {row.values[measure][i]:.2f}", fontsize=_FONT)
         line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=_TITLE_FONT)
-    figure.suptitle(f"{rows[0].model}: best, median and worst by {_PANELS.get(measure, measure).split(chr(10))[-1]}")
+    words = _PANELS.get(measure, measure).split("\n")[-1]
+    title = f"{rows[0].model}: best, median and worst by {words}"
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=_TITLE_FONT + 1)
     return figure

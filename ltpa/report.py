@@ -45,7 +45,8 @@ def report(config: Any, device_name: str | None = None, own: Any = None) -> None
 def _print_fields(settings: Any) -> None:
     for field in fields(settings):
         value = getattr(settings, field.name)
-        print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
+        same = (tuple(value) if isinstance(value, list) else value) == field.default
+        print(f"  {field.name} = {value!r}" + ("" if same else "  (changed)"))
 
 
 def _origin() -> str:

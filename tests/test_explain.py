@@ -23,6 +23,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Of the integral: its value is tested where it does not depend on their number."""
+    monkeypatch.setattr(sys.modules["ltpa.explain"], "_STEPS", 6)  # `ltpa.explain` is the function
+
+
 def build(name="vgg-att3-concat-dp", normalizer="softmax", width=1 / 32):
     """A model whose batch norms have seen something: its logits differ from image to image."""
     torch.manual_seed(0)
@@ -173,7 +179,7 @@ def test_batches_are_without_effect(method, monkeypatch):
     model, images = build("vgg-gap"), pictures(5)
     target = torch.tensor([0, 1, 2, 3, 0])
     expected = explain(model, images, method, target)
-    monkeypatch.setattr(sys.modules["ltpa.explain"], "_PIXELS", 2 * 32 * 32)  # `ltpa.explain` is the function
+    monkeypatch.setattr(sys.modules["ltpa.explain"], "_PIXELS", 2 * 32 * 32)
     torch.testing.assert_close(explain(model, images, method, target), expected, rtol=1e-4, atol=1e-6)
     assert explain(model, images[:0], method).shape == (0, 32, 32)
 
