@@ -73,6 +73,7 @@ def make(executed: list[Path], out: Path, repository: str) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = _relinked(cell.source, {p.name for p in executed}, repository)
+        notebook.metadata.pop("widgets", None)
         item = _item(notebook, path.stem, out)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
@@ -118,7 +119,10 @@ def _item(notebook: nbformat.NotebookNode, stem: str, out: Path) -> str:
 
 
 def _with_text(output: nbformat.NotebookNode) -> None:
-    """Makes a picture HTML of its own: nbconvert leaves the text out that notebooks keep with a picture."""
+    """Makes a picture HTML of its own: nbconvert leaves the text out that notebooks keep with a picture.
+
+    So a widget, which needs a kernel, becomes the picture that stands in its place.
+    """
     if "image/png" in output.get("data", {}):
         picture = re.sub(r"\s", "", output.data["image/png"])
         text = html.escape(_alt(output))

@@ -1,13 +1,18 @@
 """Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
 
+from . import measure
 from ._version import __version__
 from .config import QUICK, TrainConfig
 from .data import Data, Split, hold_out, load_data
+from .explain import explain
+from .explore import explore
 from .inference import attend, evaluate
-from .measure import entropy
+from .localisation import localise
+from .maps import entropy
 from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
+from .showing import show
 from .train import TrainingDiverged, data_for, fit
 
 __all__ = [
@@ -24,11 +29,16 @@ __all__ = [
     "data_for",
     "entropy",
     "evaluate",
+    "explain",
+    "explore",
     "fit",
     "hold_out",
     "list_models",
     "load_data",
     "load_reference",
     "load_run",
+    "localise",
+    "measure",
+    "show",
     "snapshot_indices",
 ]

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
+    "train": ("train_command", "train a model, or go on with a run; the options are the fields of ltpa.TrainConfig"),
     "table": ("cost", "parameters, operations and time of the models: the table of the README"),
+    "verdicts": ("verdicts", "the paper's claims and what came of them, from the notebooks' files of effects"),
 }
 
 
@@ -14,21 +16,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; what a user can mend is told in a line or two, without a traceback.
 
     Returns:
-        the exit status: 0, or 1 after an error.
+        the exit status: 0, 1 after an error, or 130 after Ctrl-C; wrong use of a command exits with 2.
     """
-    parser = argparse.ArgumentParser(prog="python -m ltpa", description="Attention CNNs you can look into.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ltpa", description="Attention CNNs you can look into.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         implementation = importlib.import_module(f".{module}", __package__)
         implementation.add_arguments(command)
-        command.set_defaults(main=implementation.main)
-    chosen = parser.parse_args(arguments)
+        command.set_defaults(main=implementation.main, takes_unknown=getattr(implementation, "TAKES_UNKNOWN", False))
+    chosen, chosen.unknown = parser.parse_known_args(arguments)
+    if chosen.unknown and not chosen.takes_unknown:
+        parser.error(f"unrecognized arguments: {' '.join(chosen.unknown)}")
     try:
         chosen.main(chosen)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -37,7 +37,7 @@ class AttackConfig(AblationConfig):
         epsilons: how far each channel of a pixel may change, in levels of 0 ... 255; the largest should be beyond all
             that a network can withstand.
         epsilon: the one of them at which the models are compared.
-        steps: of PGD.
+        pgd_steps: steps of PGD.
 
     Raises:
         ValueError, TypeError: one message with all problems.
@@ -46,7 +46,7 @@ class AttackConfig(AblationConfig):
     images: int = 200
     epsilons: Sequence[float] = (0.5, 1, 2, 4, 8, 128)
     epsilon: float = 1
-    steps: int = 10
+    pgd_steps: int = 10
 
     def __post_init__(self) -> None:
         """Checks every field and reports all problems at once."""
@@ -116,7 +116,7 @@ def perturb(
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, in float64, where a sure answer has a gradient too (on the CPU: not all GPUs can)."""
+    """Cross-entropy of each image, in float64, where sure answers have a gradient too (on the CPU: not all GPUs can)."""
     return torch.nn.functional.cross_entropy(logits.cpu().double(), labels.cpu(), reduction="none")
 
 
@@ -155,7 +155,7 @@ def attack_grid(grid: Grid, split: Split) -> list[Attacked]:
     for result in grid.results:
         model, white_box = result.run.model, {}
         for attack, epsilon in product(ATTACKS, config.epsilons):
-            images = perturb(model, split.images, split.labels, epsilon, attack, config.steps)
+            images = perturb(model, split.images, split.labels, epsilon, attack, config.pgd_steps)
             white_box[attack, epsilon] = _right(model, images, split.labels)
             if epsilon == config.epsilon:
                 made[result.cell.variant, result.cell.seed, attack] = images

@@ -37,6 +37,8 @@ class TrainConfig:
         validation: 0, or the part of the training images that takes the place of the test images: for choosing
             settings without looking at the test set.
         epochs: passes over the training images.
+        minutes: train for so long instead, on whatever machine there is: the schedule follows the clock, and the last
+            test is within the time. Loading the data is not.
         batch_size: images per optimiser step, from 2 up (batch norm compares images).
         learning_rate: the peak of the one-cycle schedule.
         weight_decay: of the weights; biases, norms and attention vectors have none.
@@ -63,6 +65,7 @@ class TrainConfig:
     test_limit: int | None = None
     validation: float = 0.0
     epochs: int = 10
+    minutes: float | None = None
     batch_size: int = 512
     learning_rate: float = 0.2
     weight_decay: float = 5e-4
@@ -78,7 +81,8 @@ class TrainConfig:
         """Checks every field and reports all problems at once."""
         raise_problems(check_fields(self))
         for name in _NUMBERS.keys() & {field.name for field in fields(self)}:
-            object.__setattr__(self, name, float(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("data_dir", "run_dir"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else str(value))
@@ -90,12 +94,17 @@ class TrainConfig:
             raise TypeError(f"settings must be a dictionary of names and values, not {values!r}")
         known = {name: values[name] for field in fields(cls) if (name := field.name) in values}
         problems = unknown_names(values, [field.name for field in fields(cls)])
-        raise_problems(problems + [problem for item in known.items() if (problem := check_field(*item))])
+        raise_problems(problems + check_values(known))
         return cls(**known)
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this run a different one from others, all but device, precision and folders."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """How many epochs the run will have; None where that depends on the machine."""
+        return self.epochs if self.minutes is None else None
 
     @property
     def path(self) -> Path:
@@ -110,7 +119,27 @@ class TrainConfig:
 
 def check_fields(config: Any) -> list[tuple[type, str]]:
     """The problems with the fields of a dataclass of settings; the rules go by the fields' names."""
-    return [problem for f in fields(config) if (problem := check_field(f.name, getattr(config, f.name)))]
+    return check_values({field.name: getattr(config, field.name) for field in fields(config)})
+
+
+def check_values(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    """The problems with values of fields, one by one and, of those that are right, with each other."""
+    problems = {name: check_field(name, value) for name, value in values.items()}
+    right = {name: value for name, value in values.items() if problems[name] is None}
+    return [problem for problem in problems.values() if problem] + _contradictions(right)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[tuple[type, str]]:
+    found = []
+    if (values.get("precision"), values.get("device")) == ("fp16", "cpu"):
+        found.append("precision='fp16' needs a GPU, and device='cpu' is none; set precision='auto' or device='cuda'")
+    limit, validation = values.get("train_limit"), values.get("validation")
+    if limit and validation and not 1 <= round(limit * validation) <= limit - 2:
+        found.append(
+            f"validation={validation} of train_limit={limit} images leaves too few: at least one must be held out, and "
+            "two be left to train on"
+        )
+    return [(ValueError, message) for message in found]
 
 
 def unknown_names(values: Mapping[str, Any], known: list[str]) -> list[tuple[type, str]]:
@@ -132,6 +161,11 @@ _CHOICES = {
     "target": TARGETS,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
+    "fill": ("blur", "mean"),
+}
+_LISTS = {  # name: what may be in the list
+    "normalizers": NORMALIZERS,
+    "methods": ("gradcam", "saliency", "integrated_gradients", "occlusion", "cam"),
 }
 _WHOLE = {  # name: (least, most, may be None)
     "image_size": (32, 1024, False),
@@ -142,19 +176,25 @@ _WHOLE = {  # name: (least, most, may be None)
     "seed": (0, 2**31 - 1, False),
     "snapshots": (0, 256, False),
     "examples": (1, 64, False),
+    "photo_side": (32, 1024, False),
     "images": (2, 10**6, False),
-    "steps": (1, 1000, False),
+    "held_out": (1, 10**6, False),
+    "costly_images": (2, 10**6, False),
+    "scenes": (2, 2000, False),
+    "steps": (0, 10**6, False),
+    "pgd_steps": (1, 1000, False),
     "labels": (2, 10**9, True),
     "target_train_limit": (20, 10**9, True),
     "target_test_limit": (2, 10**9, True),
 }
-_MAY_BE_NONE = ("run_dir", "budget")
+_MAY_BE_NONE = ("run_dir", "photo", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),
     "learning_rate": (lambda v: 0 < v <= 100, "above 0 and at most 100"),
     "weight_decay": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "minutes": (lambda v: 0 < v <= 10**5, "above 0 and at most 100000, or None"),
     "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
     "epsilon": (lambda v: 0 < v <= 255, "above 0 and at most 255"),
 }
@@ -167,6 +207,13 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a string, not {value!r}"
         if value not in _CHOICES[name]:
             return ValueError, f"{name}={value!r}: {closest(value, _CHOICES[name])}"
+    elif name in _LISTS:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            return TypeError, f"{name} must be a list of names, not {value!r}"
+        if wrong := [v for v in value if v not in _LISTS[name]]:
+            return ValueError, f"{name}: unknown {wrong[0]!r}: {closest(wrong[0], _LISTS[name])}"
+        if not value or len(set(value)) < len(value):
+            return ValueError, f"{name} must hold one name or more, each once, not {value!r}"
     elif name in _WHOLE:
         least, most, may_be_none = _WHOLE[name]
         if value is None and may_be_none:
@@ -184,7 +231,7 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
-    elif name in ("dropout", "runs_on_drive"):
+    elif name in ("dropout", "solutions", "runs_on_drive"):
         if not isinstance(value, bool):
             return TypeError, f"{name} must be True or False, not {value!r}"
     elif name == "device":
@@ -194,8 +241,8 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return ValueError, f"device={value!r}: known: auto, cpu, cuda, cuda:<number>, mps"
     elif name in ("models", "baseline"):
         return _variants_problem(name, [value] if name == "baseline" else value)
-    elif name in _LISTS:
-        return _list_problem(name, value)
+    elif name in _NUMBER_LISTS:
+        return _numbers_problem(name, value)
     elif name == "chosen":
         if not isinstance(value, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
             return TypeError, f"chosen must be a list of whole numbers, not {value!r}"
@@ -225,15 +272,15 @@ def _variants_problem(name: str, values: Any) -> tuple[type, str] | None:
     return (ValueError, f"{name} names a variant twice: {values!r}") if len(different) < len(values) else None
 
 
-_LISTS = {  # name: (of what, the field whose rules its values follow)
+_NUMBER_LISTS = {  # name: (of what, the field whose rules its values follow)
     "seeds": ("whole numbers", "seed"),
     "epsilons": ("numbers", "epsilon"),
     "per_class": ("whole numbers, or None for all", "labels"),
 }
 
 
-def _list_problem(name: str, values: Any) -> tuple[type, str] | None:
-    words, rule = _LISTS[name]
+def _numbers_problem(name: str, values: Any) -> tuple[type, str] | None:
+    words, rule = _NUMBER_LISTS[name]
     if not isinstance(values, list | tuple) or not values:
         return TypeError, f"{name} must be a list of {words}, not {values!r}"
     if problem := next((problem for value in values if (problem := check_field(rule, value))), None):

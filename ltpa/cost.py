@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checkpoint import write
 from .inference import autocast, choose_device, choose_precision
+from .marks import check_marks, write_between
 from .models import ImageClassifier, create_model, list_models
 
 REFERENCE = "vgg-late"  # what the times are relative to: the attention models' trunk and cost, without attention
@@ -135,15 +135,12 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.batch_size < 2 or arguments.repeats < 1:
         raise ValueError("--batch-size must be at least 2 (batch norm compares images) and --repeats at least 1")
     if arguments.write:
-        before, _, rest = arguments.write.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            raise ValueError(f"{arguments.write} lacks the marks {BEGIN} and {END}")
+        check_marks(arguments.write, BEGIN, END)
     times = None
     if not arguments.no_times:
         times = step_times(rows, batch_size=arguments.batch_size, repeats=arguments.repeats)
     table = model_table(arguments.pattern, times)
     if arguments.write:
-        write(arguments.write, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}".encode())
+        write_between(arguments.write, BEGIN, table, END)
     else:
         print(table)

@@ -27,6 +27,18 @@ TEST_FRACTION = 0.2  # of a folder without train/ and test/
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
 MAX_PIXELS = 50_000_000  # of one image file; a few kilobytes can unpack to gigabytes
+_HEIC = (
+    b"heic",
+    b"heix",
+    b"hevc",
+    b"heim",
+    b"heis",
+    b"hevm",
+    b"mif1",
+    b"msf1",
+    b"avif",
+    b"avis",
+)  # kinds of ftyp boxes
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -357,20 +369,22 @@ def _read_image_file(file: Path, size: int) -> tuple[np.ndarray, bytes]:
     return np.asarray(crop_square(image, size)), blake2b(content, digest_size=16).digest()
 
 
-def open_image(content: bytes) -> Image.Image:
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file and brings it to RGB.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the
     first frame is taken; grey, palette and CMYK images are converted.
 
     Raises:
-        ValueError: not an image that Pillow can read, or one of more than 50 megapixels.
+        ValueError: not an image that Pillow can read, or one of more than `max_pixels`.
     """
-    problem = f"more than {MAX_PIXELS:,} pixels"
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
+        raise ValueError("a HEIC or AVIF photo, which cannot be read here: save it as JPEG or PNG first")
+    problem = f"more than {max_pixels:,} pixels: scale it down first"
     try:
         image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
-        if image.width * image.height <= MAX_PIXELS:
-            return _to_rgb(image)
+        if image.width * image.height <= max_pixels:
+            return to_rgb(image)
     except Image.DecompressionBombError:
         pass
     except UnidentifiedImageError:
@@ -380,7 +394,8 @@ def open_image(content: bytes) -> Image.Image:
     raise ValueError(problem)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Brings a Pillow image to RGB and upright, see `open_image`."""
     image.load()
     with suppress(Exception):  # no orientation, or EXIF data so broken that they say nothing
         image = image.transpose(_UPRIGHT[image.getexif()[0x0112]])

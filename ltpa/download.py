@@ -6,18 +6,21 @@ the data, nor a process killed half-way can leave behind something that looks co
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import http.client
 import itertools
 import os
+import queue
 import shutil
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -27,12 +30,14 @@ from tqdm import tqdm
 from .progress import bar_file
 
 TIMEOUT = 12.0  # Seconds without a connection (per address of the mirror) or without a byte; then it is left.
+ANSWER = 30.0  # Seconds for a mirror's name, its addresses, redirections and headers together.
 SPEED_WINDOW = 15.0  # Seconds over which a mirror's speed is averaged.
 MIN_SPEED = 200_000.0  # Bytes per second; a mirror slower than this over a window is left. Lower it on a slow line.
 GIVE_UP = 1800.0  # Seconds after which a download ends, whatever the mirrors do.
 PROGRESS_AFTER = 2.0  # Seconds that a transfer must last to show a progress bar.
 UNPACK_FACTOR = 4  # An archive may unpack to so many times its own size,
-MAX_MEMBERS = 1000  # and to so many files and folders.
+MAX_MEMBERS = 1000  # and to so many files and folders;
+MAX_HEADER = 1 << 20  # and its headers, which are read in one go, may take so many bytes.
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,9 @@ def fetch(filename: str, urls: Sequence[str], target_folder: str | Path, md5: st
     bytes that came (kept in `<filename>.part`); one that broke off is asked once more after the others. A file of that
     name with other content is renamed to `<filename>.bad`. Of several processes one downloads, the others wait.
 
-    A dead mirror costs TIMEOUT (12 s), a slow one SPEED_WINDOW (15 s). All ends after GIVE_UP (30 minutes) and at most
-    one more TIMEOUT; waiting for another process that downloads the same file adds at most GIVE_UP.
+    A dead mirror costs TIMEOUT (12 s) per address and at most ANSWER (30 s), a slow one SPEED_WINDOW (15 s). All ends
+    after GIVE_UP (30 minutes) and at most one more ANSWER; waiting for another process that downloads the same file
+    adds at most GIVE_UP.
 
     Args:
         filename: The file's name, without a folder.
@@ -186,10 +192,10 @@ def fetch(filename: str, urls: Sequence[str], target_folder: str | Path, md5: st
 
 
 def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
-    """Unpacks a tar archive that holds one folder; that folder appears complete or not at all.
+    """Unpacks a .tar.gz that holds one folder; that folder appears complete or not at all.
 
     Args:
-        archive: The archive, compressed or not.
+        archive: The archive.
         folder: The folder to make. It must not exist, and has the name of the folder in the archive.
         max_bytes: The most bytes that the unpacked files may take.
 
@@ -207,7 +213,7 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
     try:
-        with tarfile.open(archive) as tar:
+        with _Portions(archive) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             members, total = [], 0
             for member in tar:  # One by one, so that a bomb is noticed before it is decompressed.
                 members.append(member)
@@ -217,7 +223,7 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
                     raise DownloadError(f"{archive} is refused: {member.name!r} is a link or a device.")
                 if parts[:1] != (folder.name,) or ".." in parts or "\\" in member.name:
                     raise DownloadError(f"{archive} is refused: {member.name!r} is not inside {folder.name!r}.")
-                if total > max_bytes or len(members) > MAX_MEMBERS:
+                if total > max_bytes or member.size < 0 or len(members) > MAX_MEMBERS:
                     limits = f"{max_bytes:,} bytes or {MAX_MEMBERS} files"
                     raise DownloadError(f"{archive} is refused: it unpacks to more than {limits}.")
             if shutil.disk_usage(folder.parent).free < total:
@@ -226,11 +232,20 @@ def unpack(archive: str | Path, folder: str | Path, *, max_bytes: int) -> Path:
             safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             tar.extractall(temporary, members, **safely)
         os.rename(temporary / folder.name, folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DownloadError(f"{archive} is damaged ({error}). Delete it, so that it is downloaded again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+class _Portions(gzip.GzipFile):
+    """A compressed archive, which tarfile reads in small portions, but for headers that are as long as they say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise DownloadError(f"{self.name} is refused: it has a header of more than {MAX_HEADER:,} bytes.")
+        return super().read(size)
 
 
 def _md5(path: Path) -> str | None:
@@ -405,10 +420,10 @@ def _receive(part: Path, url: str, size: int | None, until: float) -> bool:
 def _ask(url: str, start: int) -> http.client.HTTPResponse | urllib.error.HTTPError:
     """Asks for a file from byte `start` on. Answers other than success, and 416 ("no such range"), are errors."""
     headers = {"User-Agent": "ltpa"} | ({"Range": f"bytes={start}-"} if start else {})
+    if not url.startswith(("http://", "https://")):
+        raise _MirrorError("not an address that begins with http:// or https://")
     try:
-        if not url.startswith(("http://", "https://")):
-            raise _MirrorError("not an address that begins with http:// or https://")
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        return _in_time(lambda: urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT))
     except urllib.error.HTTPError as error:
         if start and error.code == 416:
             return error
@@ -416,3 +431,27 @@ def _ask(url: str, start: int) -> http.client.HTTPResponse | urllib.error.HTTPEr
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise _MirrorError("no answer in time" if isinstance(reason, TimeoutError) else str(reason)) from error
+
+
+def _in_time(ask: Callable[[], http.client.HTTPResponse]) -> http.client.HTTPResponse:
+    """What `ask` returns or raises; TimeoutError after ANSWER seconds.
+
+    urllib's own limit is for each address and each byte: a server that trickles its headers would never reach it, and
+    looking up a name has none. The thread that is left behind ends with its connection or with the process.
+    """
+    answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -13,7 +13,7 @@ from torch import Tensor
 from .backbones import check_images
 from .data import Split
 from .errors import closest
-from .measure import entropy
+from .maps import entropy
 from .models import Attended, ImageClassifier, pairs
 
 BATCH = 500

@@ -1,32 +1,26 @@
-"""Numbers that say what a map is worth."""
+"""Numbers that say what a map is worth, gathered: of the map alone, against masks, and against the model.
 
-import math
+Their definitions stand in the modules that they come from.
+"""
 
-import torch
-from torch import Tensor
+from .faithfulness import Curves, deletion_insertion, layers_top_down, permuted_attention, randomisation
+from .localisation import CONTROLS, MEASURES, controls, localise, summary
+from .maps import correlation, effective_positions, entropy, rank_agreement, relative
 
-
-def entropy(maps: Tensor) -> Tensor:
-    """Entropy of attention maps, as a fraction of that of the uniform map: 0 = one position, 1 = uniform.
-
-    Args:
-        maps: non-negative weights, (N, h, w); each map is first divided by its sum.
-
-    Returns:
-        (N,), `-sum_i p_i log p_i / log n`; NaN for a map without any weight.
-    """
-    p = maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32))
-    p = p / p.sum(dim=1, keepdim=True)
-    return torch.special.entr(p).sum(dim=1) / math.log(p.shape[1])
-
-
-def relative(maps: Tensor) -> Tensor:
-    """Weights relative to the uniform map: 1 everywhere is "no preference", 5 is five times the even share.
-
-    Args:
-        maps: non-negative weights, (N, h, w).
-
-    Returns:
-        (N, h, w) with mean 1 over the positions.
-    """
-    return maps / maps.mean(dim=(1, 2), keepdim=True)
+__all__ = [
+    "CONTROLS",
+    "MEASURES",
+    "Curves",
+    "controls",
+    "correlation",
+    "deletion_insertion",
+    "effective_positions",
+    "entropy",
+    "layers_top_down",
+    "localise",
+    "permuted_attention",
+    "randomisation",
+    "rank_agreement",
+    "relative",
+    "summary",
+]

@@ -186,14 +186,14 @@ class VGGGAP(ImageClassifier):
         features = self.trunk(self.normalise(images))["conv13"]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         logits = self.head([features.mean((2, 3))])
-        chosen = logits.argmax(dim=1) if target is None else _classes(target, logits)
+        chosen = logits.argmax(dim=1) if target is None else chosen_classes(target, logits)
         with torch.autocast(features.device.type, enabled=False):
             weights = self.head.classifiers[0].weight[chosen.expand(len(logits))]  # (N, C)
             cam = torch.einsum("nc,nchw->nhw", weights, features)
         return Attended(logits, OrderedDict(cam=cam.relu()), OrderedDict(cam=cam), None)
 
 
-def _classes(target: Tensor | int, logits: Tensor) -> Tensor:
+def chosen_classes(target: Tensor | int, logits: Tensor) -> Tensor:
     """`target` as a tensor of classes, () or (N,), that `logits` (N, num_classes) has."""
     known = f"target must be a class from 0 to {logits.shape[1] - 1}, or one for each of {len(logits)} images"
     try:

@@ -1,14 +1,9 @@
 """What every notebook starts with: its folder, its parameters, the machine it runs on, and a run to look at."""
 
 import ast
-import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import plots
-from ._version import __version__
-from .config import QUICK, TrainConfig, check_field, check_fields, raise_problems, unknown_names
-from .data import Data
+from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
+from .data import Data, Split
 from .drive import runs_on_drive
-from .inference import choose_device, choose_precision
+from .inference import choose_device
 from .models import Attended
+from .report import report as report
 from .runs import Run, load_run
 from .train import data_for, fit
 
@@ -37,6 +32,8 @@ class LookConfig:
         run: a run's folder, or "auto" (see `find_run`).
         examples: pictures a figure.
         chosen: numbers of test images to show.
+        photo: a file of one's own; None takes pictures that scikit-image ships.
+        photo_side: pixels of a photo's shorter side for the network.
         seed: of the random choice of images.
         data_dir: where the run's data lie; "auto" is where they were when it was trained.
         device: "auto", "cpu" or "cuda".
@@ -49,6 +46,8 @@ class LookConfig:
     run: str = "auto"
     examples: int = 5
     chosen: Sequence[int] = (0, 1, 2)
+    photo: str | None = None
+    photo_side: int = 96
     seed: int = 0
     data_dir: str = "auto"
     device: str = "auto"
@@ -63,6 +62,74 @@ class LookConfig:
     def draw(self, count: int) -> Tensor:
         """Indices of at most `examples` of `count` images, by the seed."""
         return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.examples]
+
+
+@dataclass(frozen=True)
+class TruthConfig:
+    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`.
+
+    Attributes:
+        models: names of `ltpa.list_models()`.
+        normalizers: each model with attention is taken with each of these.
+        methods: of `ltpa.explain`, to compare attention with.
+        images: so many test images are measured.
+        held_out: so many others choose thresholds and levels.
+        costly_images: deletion, insertion and the sanity check take so many of `images`.
+        fill: what takes the place of deleted pixels, "blur" or "mean".
+        seed: of the runs, of the controls and of the bootstrap.
+        device: "auto", "cpu" or "cuda".
+        width, epochs, batch_size, learning_rate, train_limit, test_limit: of the runs, see `TrainConfig`.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    models: Sequence[str] = ("vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add", "vgg-gap")
+    normalizers: Sequence[str] = ("softmax", "sigmoid")
+    methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam")
+    images: int = 200
+    held_out: int = 100
+    costly_images: int = 50
+    fill: str = "blur"
+    seed: int = 0
+    device: str = "auto"
+    width: float = QUICK["width"]
+    epochs: int = QUICK["epochs"]
+    batch_size: int = QUICK["batch_size"]
+    learning_rate: float = QUICK["learning_rate"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        raise_problems(check_fields(self))
+
+    def runs(self) -> dict[str, TrainConfig]:
+        """The settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
+        names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
+        shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
+        found = {}
+        for model in self.models:
+            short = model.removeprefix("vgg-att3-concat-")
+            if "-att" in model or model == "vgg-pan":
+                for normalizer in self.normalizers:
+                    found[f"{short} {normalizer}"] = TrainConfig(model=model, normalizer=normalizer, **shared)
+            else:
+                found[short] = TrainConfig(model=model, **shared)
+        return found
+
+    def split(self, test: Split) -> tuple[Split, Split]:
+        """Test images to measure, and others to choose on.
+
+        Raises:
+            ValueError: there are too few test images.
+        """
+        if self.images + self.held_out > len(test):
+            raise ValueError(
+                f"images={self.images} and held_out={self.held_out} need {self.images + self.held_out} test images, "
+                f"and there are {len(test)}; lower them"
+            )
+        return test[: self.images], test[self.images : self.images + self.held_out]
 
 
 Config = TypeVar("Config")
@@ -88,8 +155,7 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     known = [*(field.name for field in fields(kind)), "runs_on_drive"]
     values = {name: namespace[name] for name in known if name in namespace}
     problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
-    problems += [problem for name, value in values.items() if (problem := check_field(name, value))]
-    raise_problems(problems)
+    raise_problems(problems + check_values(values))
     on_drive = values.pop("runs_on_drive", False)
     config = kind(**values)
     if on_drive:
@@ -159,55 +225,6 @@ def project_folder() -> Path:
     return here
 
 
-def report(config: TrainConfig, device_name: str | None = None, own: Any = None) -> None:
-    """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
-
-    Args:
-        config: the settings of the run.
-        device_name: the device in use, where it is not that of the settings.
-        own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
-    """
-    device = choose_device(device_name or config.device)
-    dtype = choose_precision(config.precision, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
-    versions += [
-        f"{package} {metadata.version(package)}" for package in ("torch", "torchvision", "numpy", "matplotlib")
-    ]
-    print(", ".join(versions))
-    print(f"device {device} ({name}), precision {str(dtype).removeprefix('torch.')}")
-    if own is not None:
-        print("parameters of this notebook")
-        _print_fields(own)
-    print(f"run folder {config.path}")
-    _print_fields(config)
-
-
-def _print_fields(settings: Any) -> None:
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        print(f"  {field.name} = {value!r}" + ("" if value == field.default else "  (changed)"))
-
-
-def _origin() -> str:
-    """Which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
-    if (folder.parent / ".git").exists():
-        with suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-            if found.returncode == 0:
-                return f"commit {found.stdout.strip()}"
-    with suppress(metadata.PackageNotFoundError, ValueError):
-        # What pip notes down (PEP 610) of a package that comes from an address: a tag's archive, or a commit.
-        noted = json.loads(metadata.distribution("ltpa").read_text("direct_url.json") or "{}")
-        if commit := noted.get("vcs_info", {}).get("commit_id"):
-            return f"commit {commit}"
-        if "archive_info" in noted:
-            return f"from {noted['url']}"
-    return f"commit unknown: no git checkout; the code of a release is at its tag v{__version__}"
-
-
 def find_run(look: LookConfig) -> Run:
     """The run to look at: the one that is named; for "auto" the newest under `runs/`, else a quick one, trained now.
 
@@ -242,6 +259,21 @@ def test_data(run: Run, look: LookConfig) -> Data:
             "set data_dir to the folder that the run was trained on"
         )
     return data
+
+
+def photos(look: LookConfig) -> list[Any]:
+    """The photo that the parameters name; without one, a cat, an astronaut and a cup that scikit-image ships.
+
+    Raises:
+        ImportError: scikit-image is missing.
+    """
+    if look.photo is not None:
+        return [look.photo]
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("name a photo, or install scikit-image: pip install 'ltpa[notebooks]'") from error
+    return [data.chelsea(), data.astronaut(), data.coffee()]
 
 
 def show_maps(data: Data, seen: Attended, titles: list[str], picked: Sequence[int] | Tensor, alt: str) -> None:

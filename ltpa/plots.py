@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import closest
-from .measure import entropy, relative
+from .maps import entropy, relative
 
 LOWEST = 0.25  # times uniform: the lower end of the colour scale
 _COLOURS = "viridis"
@@ -36,8 +36,8 @@ _MOST_SNAPSHOTS = 8
 
 
 def attention_figure(
-    images: Tensor,
-    maps: Mapping[str, Tensor],
+    images: Tensor | Sequence[Tensor],
+    maps: Mapping[str, Tensor | Sequence[Tensor]],
     *,
     titles: Sequence[str] | None = None,
     masks: Tensor | None = None,
@@ -46,8 +46,9 @@ def attention_figure(
     """Draws one row per image: the image, then the map of every level. Without maps only the images, four a row.
 
     Args:
-        images: (N, 3, H, W), uint8 or float in [0, 1].
-        maps: level -> non-negative weights (N, h, w), softmax weights or gates, as in `model.attend(images).maps`.
+        images: (N, 3, H, W), uint8 or float in [0, 1]; or a list of (3, H, W), whose sizes may differ.
+        maps: level -> non-negative weights (N, h, w), softmax weights or gates, as in `model.attend(images).maps`; or a
+            list of (h, w).
         titles: N texts to stand over the images; " | " begins a new line.
         masks: bool (N, H, W), whose outlines are drawn on image and maps.
         scale: upper end of the colour scale, in multiples of uniform; without it the highest value rounded up to a
@@ -56,7 +57,9 @@ def attention_figure(
     Raises:
         ValueError: for shapes or lengths that do not fit together, and values out of range.
     """
-    return _grid(images, {f"{name} {_size(level)}": level for name, level in maps.items()}, titles, masks, scale)
+    return _grid(
+        images, {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}, titles, masks, scale
+    )
 
 
 def snapshot_figure(
@@ -175,17 +178,16 @@ def _image(figure: Figure, alt: str) -> Any:
 
 
 def _grid(
-    images: Tensor,
-    columns: Mapping[str, Tensor],
+    images: Tensor | Sequence[Tensor],
+    columns: Mapping[str, Tensor | Sequence[Tensor]],
     titles: Sequence[str] | None,
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Figure of images (N, 3, H, W) and columns of maps, title -> (N, h, w)."""
+    """Figure of images (3, H, W) and columns of maps, title -> (h, w) for each image."""
     _check(images, columns, titles, masks, scale)
-    count, _, height, width = images.shape
-    pictures = images.detach().cpu().permute(0, 2, 3, 1).double().numpy()
-    pictures = pictures / 255 if images.dtype == torch.uint8 else pictures.clip(0, 1)
+    pictures = [_pixels(image) for image in images]
+    count = len(pictures)
 
     across = 1 + len(columns) if columns else min(count, 4)
     down = count if columns else math.ceil(count / across)
@@ -195,40 +197,43 @@ def _grid(
     ]
     lines = max(text.count("\n") for text in texts) + 1
     heads = [textwrap.fill(title, round(side * 10)) for title in columns]
-    row = side * height / width + 0.19 * lines + (0.3 if columns else 0.15)
+    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    row = side * tallest + 0.19 * lines + (0.3 if columns else 0.15)
     above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
     size = (across * side + (1.4 if columns else 0), down * row + 0.1 + above)
     figure = Figure(size, dpi=100, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
-    for panel in axes.flat:
+    image_of = [i // across if columns else i for i in range(axes.size)]  # of each panel
+    for panel, i in zip(axes.flat, image_of, strict=True):
+        if i >= count:
+            panel.axis("off")
+            continue
+        height, width, _ = pictures[i].shape
         panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
-    for panel in axes.flat[count:] if not columns else ():
-        panel.axis("off")
 
     for panel, picture, text in zip(axes[:, 0] if columns else axes.flat, pictures, texts, strict=False):
         panel.imshow(picture, origin="upper")
         panel.set_title(text, fontsize=_FONT, parse_math=False)
     norm = LogNorm(LOWEST, 4)
     highest = 0.0
-    for column, (head, weights) in enumerate(zip(heads, columns.values(), strict=True), start=1):
-        weights = weights.detach().cpu().double()
-        shares, spread = relative(weights).clamp_min(LOWEST).numpy(), entropy(weights)
-        highest = max(highest, float(np.nan_to_num(shares).max()))
+    for column, (head, maps) in enumerate(zip(heads, columns.values(), strict=True), start=1):
         axes[0, column].set_title(head, fontsize=_TITLE_FONT, parse_math=False)
-        for i, panel in enumerate(axes[:, column]):
+        for picture, one, panel in zip(pictures, maps, axes[:, column], strict=True):
+            weights = one.detach().cpu().double()[None]
+            shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
+            highest = max(highest, float(np.nan_to_num(shares).max()))
             # "+ 0.0" because the entropy of a single position is minus zero.
-            text = "–" if spread[i].isnan() else f"{float(spread[i]) + 0.0:.2f}"
-            panel.set_xlabel(f"entropy {text}", fontsize=_FONT)
-            if defect := _defect(weights[i]):
+            panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=_FONT)
+            if defect := _defect(one):
                 _hatch(panel, defect)
                 continue
-            box = (-0.5, width - 0.5, height - 0.5, -0.5)
-            panel.imshow(shares[i], cmap=_COLOURS, norm=norm, extent=box, origin="upper", interpolation="nearest")
-            panel.imshow(_light_and_shade(pictures[i]), origin="upper")
+            box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+            panel.imshow(shares, cmap=_COLOURS, norm=norm, extent=box, origin="upper", interpolation="nearest")
+            panel.imshow(_light_and_shade(picture), origin="upper")
     if masks is not None:
-        for i, panel in enumerate(axes.flat):
-            if (image := i // across if columns else i) < count:
-                _outline(panel, masks[image].cpu().numpy())
+        for panel, i in zip(axes.flat, image_of, strict=True):
+            if i < count:
+                outline(panel, masks[i].cpu().numpy())
     if columns:
         # The margin keeps a rounding error from doubling the scale.
         norm.vmax = scale or min(32.0, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
@@ -236,34 +241,49 @@ def _grid(
     return figure
 
 
-def _size(maps: Tensor) -> str:
-    return "x".join(map(str, maps.shape[1:]))
+def _pixels(image: Tensor) -> NDArray[np.float64]:
+    """Image (3, H, W) as (H, W, 3) in [0, 1]."""
+    pixels = image.detach().cpu().permute(1, 2, 0).double().numpy()
+    return pixels / 255 if image.dtype == torch.uint8 else pixels.clip(0, 1)
+
+
+def _size(maps: Tensor | Sequence[Tensor]) -> str:
+    """Height and width of maps, where they are all alike."""
+    sizes = {tuple(one.shape) for one in maps}
+    return "x".join(map(str, sizes.pop())) if len(sizes) == 1 else ""
 
 
 def _check(
-    images: Tensor,
-    columns: Mapping[str, Tensor],
+    images: Tensor | Sequence[Tensor],
+    columns: Mapping[str, Tensor | Sequence[Tensor]],
     titles: Sequence[str] | None,
     masks: Tensor | None,
     scale: float | None,
 ) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {tuple(images.shape)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images must be uint8, or float in [0, 1], not {images.dtype}")
-    # The tolerance is for pictures that were scaled smoothly.
-    if images.dtype != torch.uint8 and (images.min() < -0.2 or images.max() > 1.2):
-        raise ValueError(f"float images must lie in [0, 1], but reach from {images.min():.3g} to {images.max():.3g}")
-    count, _, height, width = images.shape
+    if (isinstance(images, Tensor) and images.ndim != 4) or not len(images):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else "an empty list"
+        raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {shape}")
+    count = len(images)
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {(count, *image.shape)}")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f"images must be uint8, or float in [0, 1], not {image.dtype}")
+        # The tolerance is for pictures that were scaled smoothly.
+        if image.dtype != torch.uint8 and (image.min() < -0.2 or image.max() > 1.2):
+            low, high = (f"{end:.3g}" for end in (image.min(), image.max()))
+            raise ValueError(f"float images must lie in [0, 1], but reach from {low} to {high}")
     for name, maps in columns.items():
-        if maps.ndim != 3 or len(maps) != count or maps.numel() == 0:
-            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {tuple(maps.shape)}")
-        if (maps < 0).any():
+        if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
+            shape = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
+            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {shape}")
+        if any((one < 0).any() for one in maps):
             raise ValueError(f"maps of {name}: must be weights from 0 up, but some are negative; are they scores?")
     if titles is not None and (isinstance(titles, str) or len(titles) != count):
         raise ValueError(f"titles must be a list of {count} texts, one per image, not {titles!r}")
-    if masks is not None and (masks.dtype != torch.bool or masks.shape != (count, height, width)):
-        raise ValueError(f"masks must be bool {(count, height, width)}, not {masks.dtype} {tuple(masks.shape)}")
+    size = tuple(images[0].shape[1:])
+    if masks is not None and (masks.dtype != torch.bool or masks.shape != (count, *size)):
+        raise ValueError(f"masks must be bool {(count, *size)}, not {masks.dtype} {tuple(masks.shape)}")
     if scale is not None and not 1 < scale < math.inf:
         raise ValueError(f"scale must be above 1 (the uniform map), not {scale}")
 
@@ -277,7 +297,7 @@ def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([relief > 0] * 3 + [strength * np.abs(relief)], axis=2).astype(np.float64)
 
 
-def _outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
+def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
     """Draws the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
     padded = np.pad(mask, 1).astype(np.int8)
     y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])

@@ -38,7 +38,8 @@ class Run:
         model: the network, in evaluation mode, with the weights of the last finished epoch.
         history: one dict an epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy (in [0, 1];
             of the held-out images where `validation` is set), learning_rate, seconds (of the whole epoch), and
-            entropy_<level>, the mean entropy of the test images' maps (1 = uniform).
+            entropy_<level>, the mean entropy of the test images' maps (1 = uniform). Where `minutes` are set also
+            schedule, the part of the learning rate's schedule that is done; the last row then is not a whole epoch.
         path: its folder, with config.json, history.csv and weights.safetensors.
         notes: what `fit` had to say about data and training: copies in the data, a file that could not be written.
     """
@@ -52,8 +53,10 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every epoch was trained."""
-        return len(self.history) >= self.config.epochs
+        """Whether every epoch was trained, or the time is used up."""
+        if self.config.planned_epochs is None:
+            return bool(self.history) and self.history[-1]["schedule"] >= 1
+        return len(self.history) >= self.config.planned_epochs
 
     def snapshots(self) -> dict[int, dict[str, Tensor]]:
         """Maps of the same few test images after every epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""

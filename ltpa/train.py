@@ -27,7 +27,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import TrainConfig
-from .data import Data, hold_out, load_data
+from .data import Data, Split, hold_out, load_data
 from .health import problems
 from .inference import autocast, choose_device, choose_precision, examine, to_float
 from .interrupts import interrupts
@@ -44,8 +44,8 @@ from .runs import (
     save_snapshot,
     snapshot_indices,
 )
+from .schedule import Clock, Steps, one_cycle
 
-WARM_UP = 0.25  # of all steps: the learning rate rises, then falls to zero
 MOMENTUM = 0.9
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
 CHECKED_STEPS = 20  # so often it is looked whether the loss is still a number, for which a GPU has to wait
@@ -66,8 +66,9 @@ def fit(
 ) -> Run:
     """Trains a model, or goes on with a run that was interrupted; returns at once if it is complete.
 
-    SGD with Nesterov momentum and a one-cycle schedule (linear up over a quarter of the steps, linear down to zero);
-    test accuracy after every epoch, of the weights that are saved; nothing is chosen by it.
+    SGD with Nesterov momentum and a one-cycle schedule (linear up over a quarter of the steps, or of the minutes where
+    those are set, linear down to zero); test accuracy after every epoch, of the weights that are saved; nothing is
+    chosen by it.
 
     SIGTERM and Ctrl-C (the notebook's stop button) take effect after the step under way, when it is saved. What cannot
     be written in between is reported, and training goes on. Only one process at a time trains in a folder: a second
@@ -144,12 +145,6 @@ def data_for(config: TrainConfig) -> Data:
     return hold_out(data, config.validation) if config.validation else data
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """One-cycle schedule: up from near zero to the peak over the first quarter of the steps, then down to zero."""
-    done = (step + 1) / (steps + 1)
-    return peak * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
-
-
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """The samples of every step of an epoch: a permutation given by (seed, epoch), in batches of nearly equal size.
 
@@ -222,15 +217,17 @@ class _State:
             if meta["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(meta["scaler"])
             run.history[:] = meta["history"]
-            say(f"going on with {run.path} after {len(run.history)} of {run.config.epochs} epochs (step {self.step})")
+            planned = run.config.planned_epochs
+            epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
+            say(f"going on with {run.path} after {epochs} (step {self.step})")
         elif (run.path / "weights.safetensors").is_file() and (run.path / "history.csv").is_file():
-            history = read_history(run.path)
-            if len(history) >= run.config.epochs:
+            run.history[:] = read_history(run.path)
+            if run.complete:
                 weights = run.path / "weights.safetensors"
                 fill(run.model, load_tensors(weights)[0], weights)
-                run.history[:] = history
                 say(f"{run.path} is complete: nothing to train")
             else:
+                run.history.clear()
                 note(f"{run.path} has no checkpoint to go on from: it is trained from the start")
         return found is not None
 
@@ -250,7 +247,12 @@ def _train(
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     mode = choose_augmentation(config.augment, config.dataset)
     per_epoch = _steps_per_epoch(len(images), config.batch_size)
-    steps = per_epoch * config.epochs
+    if config.minutes is None:
+        schedule = Steps(per_epoch * config.epochs)
+    else:
+        spent = sum(row["seconds"] for row in run.history) + state.seconds
+        schedule = Clock(60 * config.minutes, spent)
+        schedule.tested(_test_seconds(run, data.test))
     watched = data.test.images[snapshot_indices(data, config.snapshots)] if config.snapshots else None
 
     def failed(save: Callable[..., Any], *args: Any) -> OSError | None:
@@ -268,8 +270,8 @@ def _train(
         failed(save_snapshot, run, watched, 0)
     told: set[str] = set()  # each problem is told once
     first, saved, error = state.step, time.monotonic(), None
-    with Progress(steps, state.step, progress) as bar, interrupts() as interrupted:
-        while state.step < steps:
+    with _progress(schedule, state, progress) as bar, interrupts() as interrupted:
+        while not run.complete:
             epoch, position = divmod(state.step, per_epoch)
             batches = epoch_batches(len(images), config.batch_size, config.seed, epoch)
             tick = time.monotonic()
@@ -277,23 +279,24 @@ def _train(
             for number in range(position, per_epoch):
                 index = batches[number].to(device)
                 batch = augmented_batch(images, index, mode, config.seed, epoch)
-                rate = learning_rate(state.step, steps, config.learning_rate)
+                done = schedule.done(state.step)
+                rate = one_cycle(done, config.learning_rate)
                 _seed(config.seed * 1_000_003 + state.step, device)
                 loss, correct = _step(run.model, state, batch, labels[index], rate, config.label_smoothing, dtype)
                 state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
                 state.step += 1
-                bar.update(state.step, partial(_words, state, run, epoch))
+                bar.update(_position(schedule, state), partial(_words, state, run, epoch))
                 if state.step % CHECKED_STEPS == 0 and not math.isfinite(state.sums[0].item()):
                     _check_finite(state, run)
                 if state.step - first in (1, 1 + TIMED_STEPS):
                     state.sums.tolist()  # waits for the GPU
                     if state.step - first == 1:
                         started = time.monotonic()
-                    else:
-                        left = (steps - state.step) * (time.monotonic() - started) / TIMED_STEPS
+                    elif isinstance(schedule, Steps):
+                        left = (schedule.steps - state.step) * (time.monotonic() - started) / TIMED_STEPS
                         left *= 1 + len(data.test) / (3 * len(images))  # a test costs a third of training on as many
                         say(f"{config.epochs} epochs on {_describe(device, dtype)}: about {_duration(left)} to go")
-                if number + 1 == per_epoch:
+                if number + 1 == per_epoch or schedule.ended(state.step):
                     break  # saved below, with the results of the epoch
                 if interrupted or time.monotonic() - saved > SAVE_MINUTES * 60:
                     state.seconds += time.monotonic() - tick
@@ -304,10 +307,18 @@ def _train(
                         say(_interrupted_words(f"step {state.step}", error))
                         interrupted.raise_again()
             _check_finite(state, run)
+            if not schedule.ended(state.step) and not schedule.tests():
+                state.seconds += time.monotonic() - tick
+                continue
+            before = time.monotonic()
             examined = examine(run.model, data.test, config.precision)
             scores = dict(examined.scores)
             loss, correct, seen = state.sums.tolist()
+            schedule.tested(time.monotonic() - before)
             state.seconds += time.monotonic() - tick
+            if isinstance(schedule, Clock):
+                scores["schedule"] = 1.0 if schedule.ended(state.step) else done
+            epoch = len(run.history)
             run.history.append(
                 {
                     "epoch": epoch + 1,
@@ -328,7 +339,7 @@ def _train(
             if error is None:
                 failed(state.save)
             saved = time.monotonic()
-            bar.update(state.step, partial(_words, state, run, epoch))
+            bar.update(_position(schedule, state), partial(_words, state, run, epoch))
             for problem in problems(data.test.labels, examined.predictions, examined.strongest):
                 if problem not in told:
                     told.add(problem)
@@ -340,6 +351,32 @@ def _train(
             if interrupted:
                 say(_interrupted_words(f"epoch {epoch + 1}", error))
                 interrupted.raise_again()
+    if isinstance(schedule, Clock):
+        say(
+            f"{config.minutes:g} minutes on {_describe(device, dtype)}: {state.step / per_epoch:.1f} passes over the "
+            f"training images, test accuracy {run.history[-1]['test_accuracy']:.1%}"
+        )
+
+
+def _test_seconds(run: Run, split: Split) -> float:
+    """How long a test will take, from a small one; the first is slower and does not count."""
+    few = split[: max(1, min(64, len(split) // 10))]
+    for _ in range(2):
+        started = time.monotonic()
+        examine(run.model, few, run.config.precision)
+    return (time.monotonic() - started) * len(split) / len(few)
+
+
+def _progress(schedule: Steps | Clock, state: "_State", show: bool) -> Progress:
+    """A bar over steps, or over seconds."""
+    whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
+    return Progress(whole, _position(schedule, state), show)
+
+
+def _position(schedule: Steps | Clock, state: "_State") -> int:
+    if isinstance(schedule, Steps):
+        return state.step
+    return min(round(schedule.elapsed()), max(1, round(schedule.budget)))
 
 
 def _interrupted_words(after: str, error: OSError | None) -> str:
@@ -418,7 +455,8 @@ def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
     words = [f"loss {loss / seen:.3f}, accuracy {correct / seen:.1%}"] if seen else []
     if run.history:
         words.append(f"test {run.history[-1]['test_accuracy']:.1%}")
-    return f"epoch {epoch + 1}/{run.config.epochs}", ", ".join(words)
+    of = "" if run.config.planned_epochs is None else f"/{run.config.planned_epochs}"
+    return f"epoch {epoch + 1}{of}", ", ".join(words)
 
 
 def _duration(seconds: float) -> str:

@@ -3,9 +3,9 @@
     python -m tests.crash --kills 200
 
 Every training is a process of its own, forked from one that has loaded torch, so that it starts at once. It saves after
-every step and tells at which point it is: a step computed, a file written but not flushed, not renamed, renamed. It is
-killed right there or a moment later, started again on the same folder, and so on until it is complete; then on the next
-folder, until there were enough kills.
+every step and tells at which point it is: a step computed, a file written but not flushed, not renamed, renamed; and
+whether that is after the last step of an epoch. It is killed right there or a moment later, started again on the same
+folder, and so on until it is complete; then on the next folder, until there were enough kills.
 """
 
 import argparse
@@ -35,7 +35,8 @@ TINY = {
     "precision": "fp32",
     "device": "cpu",
 }
-POINTS = {b"s": "a step", b"f": "writing", b"r": "renaming", b"d": "after renaming"}
+POINTS = {b"s": "a step", b"f": "writing", b"r": "renaming", b"d": "after renaming"}  # in capitals: at an epoch's end
+PER_EPOCH = 3  # steps
 PAUSE = 0.002  # seconds at every point, for the kill to fall into
 
 
@@ -70,8 +71,8 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def forked(config: TrainConfig, data: Data, moment: int = 0, delay: float = 0.0) -> str:
-    """Trains in a new process; kills it `delay` seconds after its `moment`-th point, unless 0. Where, or "" if never.
+def forked(config: TrainConfig, data: Data, moment: int = 0, delay: float = 0.0) -> bytes:
+    """Trains in a new process; kills it `delay` seconds after its `moment`-th point, unless 0. Where, or b"" if never.
 
     Raises:
         RuntimeError: it failed by itself.
@@ -101,19 +102,22 @@ def forked(config: TrainConfig, data: Data, moment: int = 0, delay: float = 0.0)
     os.close(points)
     if status not in (0, signal.SIGKILL):
         raise RuntimeError(f"a training failed: status {status}")
-    return POINTS[point] if status else ""
+    return point if status else b""
 
 
 def _tell(pipe: int) -> None:
     """In the process to be killed: saves after every step, and tells and lingers where a kill might do harm."""
     train.SAVE_MINUTES = 0.0
+    at_end = False
 
     def tell(point: bytes) -> None:
-        os.write(pipe, point)
+        os.write(pipe, point.upper() if at_end else point)
         time.sleep(PAUSE)
 
-    def step(*args: object) -> object:
-        result = plain_step(*args)
+    def step(model: object, state: train._State, *args: object) -> object:
+        nonlocal at_end
+        result = plain_step(model, state, *args)
+        at_end = (state.step + 1) % PER_EPOCH == 0
         tell(b"s")
         return result
 
@@ -134,7 +138,8 @@ def crash(kills: int, folder: Path, seed: int = 0) -> Counter:
     """Kills trainings so often and compares each with the undisturbed one.
 
     Returns:
-        how often a kill fell where, and the number of "runs".
+        how often a kill fell where, how many fell "at an epoch's end", how many were "once more in an epoch", and the
+        number of "runs".
 
     Raises:
         AssertionError: in what a run differs.
@@ -150,20 +155,26 @@ def crash(kills: int, folder: Path, seed: int = 0) -> Counter:
         counted["runs"] += 1
         config = tiny_config(folder / f"run-{counted['runs']}", **changes)
         left = kills - sum(counted[point] for point in POINTS.values())
+        before = None
         while point := forked(config, data, draw.randint(1, 25) if left else 0, draw.choice([0, draw.random() / 50])):
-            counted[point] += 1
+            counted[POINTS[point.lower()]] += 1
+            counted["at an epoch's end"] += point.isupper()
             left -= 1
-            _check_usable(config.path)
+            epochs = _finished_epochs(config.path)
+            counted["once more in an epoch"] += epochs == before
+            before = epochs
         found = differences(whole.path, config.path)
         assert not found, f"after being killed, {config.path} differs from {whole.path} in {found}"
     return counted
 
 
-def _check_usable(folder: Path) -> None:
+def _finished_epochs(folder: Path) -> int:
     """At every moment the run can be read, once its first epoch is written."""
-    if (folder / "history.csv").exists():
-        run = load_run(folder, "cpu")
-        assert 1 <= len(run.history) <= run.config.epochs, folder
+    if not (folder / "history.csv").exists():
+        return 0
+    run = load_run(folder, "cpu")
+    assert 1 <= len(run.history) <= run.config.epochs, folder
+    return len(run.history)
 
 
 def main() -> None:
@@ -174,7 +185,8 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         counted = crash(arguments.kills, Path(folder), arguments.seed)
-    where = ", ".join(f"{point} {counted[point]}" for point in POINTS.values())
+    names = (*POINTS.values(), "at an epoch's end", "once more in an epoch")
+    where = ", ".join(f"{name} {counted[name]}" for name in names)
     print(f"{arguments.kills} kills ({where}) in {counted['runs']} runs, {time.monotonic() - started:.0f} s")
     print("weights, history and maps are those of an undisturbed run, bit by bit")
 

@@ -106,40 +106,47 @@ def average(x):
     return x.flatten(2).sum(dim=2) / (x.shape[2] * x.shape[3])
 
 
-def network(state, name, images, normalizer="softmax", head_norm=True):
-    """Logits and maps of a `vgg*` model in eval mode from its float64 state dict, layer by layer as in the table."""
+def vgg16(state, x):
+    """The last map of VGG-16, behind its fifth pool."""
+    for numbers in ((1, 2), (3, 4), (5, 6, 7), (8, 9, 10), (11, 12, 13)):
+        for number in numbers:
+            x = conv(state, f"trunk.conv{number}", x)
+        x = pool(x)
+    return x
 
-    def layer(number, x):
-        return conv(state, f"trunk.conv{number}", x)
+
+def late(state, x):
+    """Local features of the three levels of the trunk with late pools, and `g` (None without a global branch)."""
+    local = {}
+    for level, numbers in (("conv7", range(1, 8)), ("conv10", range(8, 11)), ("conv13", range(11, 14))):
+        x = x if level == "conv7" else pool(x)
+        for number in numbers:
+            x = conv(state, f"trunk.conv{number}", x)
+        local[level] = x
+    if "global_branch.fc.weight" not in state:
+        return local, None
+    x = pool(conv(state, "global_branch.conv14", pool(x)))
+    x = pool(conv(state, "global_branch.conv15", x))
+    return local, linear(state, "global_branch.fc", average(x))
+
+
+def network(state, name, images, normalizer="softmax", head_norm=True, query=None):
+    """Logits and maps of a `vgg*` model in eval mode from its float64 state dict, layer by layer as in the table.
+
+    With `query`, as many other images, g is theirs.
+    """
 
     def norm(index, x):
         return F.relu(batch_norm(state, f"head.norms.{index}.0", x)) if head_norm else x
 
     x = (images - state["mean"]) / state["std"]
     if name == "vgg":
-        for numbers in ((1, 2), (3, 4), (5, 6, 7), (8, 9, 10), (11, 12, 13)):
-            for number in numbers:
-                x = layer(number, x)
-            x = pool(x)
-        hidden = F.relu(batch_norm(state, "head.norms.0.0", linear(state, "fc", average(x))))
+        hidden = F.relu(batch_norm(state, "head.norms.0.0", linear(state, "fc", average(vgg16(state, x)))))
         return linear(state, "head.classifiers.0", hidden), {}
 
-    for number in range(1, 8):
-        x = layer(number, x)
-    local = {"conv7": x}
-    x = pool(x)
-    for number in (8, 9, 10):
-        x = layer(number, x)
-    local["conv10"] = x
-    x = pool(x)
-    for number in (11, 12, 13):
-        x = layer(number, x)
-    local["conv13"] = x
-    g = None
-    if "global_branch.fc.weight" in state:
-        x = pool(conv(state, "global_branch.conv14", pool(x)))
-        x = pool(conv(state, "global_branch.conv15", x))
-        g = linear(state, "global_branch.fc", average(x))
+    local, g = late(state, x)
+    if query is not None:
+        g = late(state, (query - state["mean"]) / state["std"])[1]
     if name == "vgg-late":
         return linear(state, "head.classifiers.0", g), {}
 

@@ -27,6 +27,7 @@ WHOLE = {
 LIMITS = ("train_limit", "test_limit")
 # name: (accepted, refused by value)
 NUMBERS = {
+    "minutes": ((0.1, 10, 600), (0, -1, 1e6)),
     "width": ((0.01, 1, 4.0), (0, -1, 4.01)),
     "validation": ((0, 0.5, 0.999), (1, 1.0, -0.1)),
     "learning_rate": ((1e-6, 1, 100), (0, -0.1, 100.5)),
@@ -52,6 +53,7 @@ ANOTHER = {
     "test_limit": 100,
     "validation": 0.1,
     "epochs": 3,
+    "minutes": 10.0,
     "batch_size": 64,
     "learning_rate": 0.1,
     "weight_decay": 0.0,
@@ -110,7 +112,7 @@ def test_numbers(name):
     for value in (*refused, math.nan, math.inf, -math.inf, 10**400):
         message = refusal(ValueError, **{name: value})
         assert re.match(rf"{name} must be .*, not {re.escape(str(value))}$", message)
-    for value in ("0.1", None, True, 1j, [0.1], np.float32(0.5)):
+    for value in ("0.1", *(() if name == "minutes" else (None,)), True, 1j, [0.1], np.float32(0.5)):
         assert re.match(rf"{name} must be a number, not ", refusal(TypeError, **{name: value}))
 
 
@@ -250,14 +252,15 @@ def test_random_settings():
         except (ValueError, TypeError) as error:
             outcomes["error"] += 1
             message = str(error)
-            assert wrong
+            assert wrong or contradicts(settings)
             for name in wrong:
                 assert (name if name in NAMES else f"unknown parameter {name!r}") in message
-            named = re.findall(r"^(\w+)(?: must|=)", message, flags=re.MULTILINE)
+            named = re.findall(r"^(\w+)(?: must|=)(?!.* (?:of train_limit=|needs a GPU))", message, flags=re.MULTILINE)
             assert sorted(named) == sorted(wrong & set(NAMES))
         else:
             outcomes["config"] += 1
             assert not wrong
+            assert not contradicts(settings)
             assert all(getattr(config, k) == (str(v) if isinstance(v, Path) else v) for k, v in settings.items())
             assert config.path.parts
             assert json.loads(json.dumps(config.identity())) == config.identity()
@@ -276,9 +279,12 @@ def is_wrong(name, value):
         least, most = WHOLE[name]
         return not (value is None and name in LIMITS) and (type(value) is not int or not least <= value <= most)
     if name in NUMBERS:
+        if value is None and name == "minutes":
+            return False
         if type(value) not in (int, float) or value != value:
             return True
         return {
+            "minutes": not 0 < value <= 10**5,
             "width": not 0 < value <= 4,
             "validation": not 0 <= value < 1,
             "learning_rate": not 0 < value <= 100,
@@ -294,6 +300,28 @@ def is_wrong(name, value):
     return str(value).startswith("~") and str(value).split("/")[0] != "~"
 
 
+def contradicts(settings):
+    """Fields that are right alone, and not together."""
+    right = {name: value for name, value in settings.items() if name in NAMES and not is_wrong(name, value)}
+    held = round((right.get("train_limit") or 0) * right.get("validation", 0))
+    return (right.get("precision") == "fp16" and right.get("device") == "cpu") or bool(
+        right.get("train_limit") and right.get("validation") and (held < 1 or right["train_limit"] - held < 2)
+    )
+
+
+def test_contradictions_are_named_with_all_else():
+    assert re.search(
+        r"precision='fp16' needs a GPU, and device='cpu'", refusal(ValueError, precision="fp16", device="cpu")
+    )
+    message = refusal(ValueError, train_limit=5, validation=0.05, epochs="ten", precision="fp16", device="cpu")
+    assert [line.split()[0] for line in message.splitlines()] == ["epochs", "precision='fp16'", "validation=0.05"]
+    with pytest.raises(ValueError, match=r"(?s)unknown parameter 'lr'.*precision='fp16' needs"):
+        TrainConfig.from_dict({"lr": 1, "precision": "fp16", "device": "cpu"})
+    assert "train_limit" in refusal(ValueError, train_limit=2, validation=0.5)
+    refusal(ValueError, train_limit=3, validation=0.5)  # round(1.5) = 2 are held out
+    assert TrainConfig(train_limit=4, validation=0.5).validation == 0.5
+
+
 def test_random_settings_without_hypothesis():
     """The same with the standard library, where hypothesis is not installed."""
     rights, junk = wrongs_and_rights()
@@ -304,11 +332,12 @@ def test_random_settings_without_hypothesis():
             for name in generator.sample(NAMES, generator.randrange(6))
         }
         wrong = sorted(name for name, value in settings.items() if is_wrong(name, value))
-        if not wrong:
+        if not wrong and not contradicts(settings):
             TrainConfig(**settings)
             continue
         message = refusal(**settings)
-        assert sorted(re.findall(r"^(\w+)(?: must|=)", message, flags=re.MULTILINE)) == wrong
+        pattern = r"^(\w+)(?: must|=)(?!.* (?:of train_limit=|needs a GPU))"
+        assert sorted(re.findall(pattern, message, flags=re.MULTILINE)) == wrong
 
 
 def test_fields_of_the_notebooks():

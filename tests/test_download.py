@@ -145,6 +145,15 @@ class Handler(BaseHTTPRequestHandler):
             if self.server.stop.wait(0.05):
                 break
 
+    def dripping(self, _):
+        """Never quiet for long, and never done with its headers."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Patience: ")
+        while not self.server.stop.wait(0.05):
+            self.wfile.write(b"x")
+
+    def circling(self, _):
+        self.head(302, 0, Location=self.path)
+
     def reset(self, start):
         self.send_from(start)
         self.wfile.write(DATA[start : (start + SIZE) // 2])
@@ -263,6 +272,7 @@ def test_redirect_is_followed_and_keeps_the_range(get, server, tmp_path):
         ("lying", f"ended after {HALF:,} of {SIZE:,} bytes"),
         ("wrong", "sent something else"),
         ("reset", r"broke off after [\d,]+ bytes"),
+        ("circling", "answered 302"),
         ("gopher://127.0.0.1/x", "not an address"),
         ("http://127.0.0.1:port/x", "nonnumeric port"),
         ("http://127.0.0.1:{}/x", "refused"),
@@ -289,6 +299,16 @@ def test_stalled_mirror_is_left_and_its_bytes_are_kept(get, server, monkeypatch)
     assert get("stalled", "good").read_bytes() == DATA
     assert time.monotonic() - began < 15  # The server holds on for 20 s.
     assert server.log == [("stalled", None), ("good", f"bytes={HALF}-")]
+
+
+def test_mirror_that_trickles_its_headers_is_left(get, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ANSWER", 1.0)
+    began = time.monotonic()
+    assert get("dripping", "good").read_bytes() == DATA
+    assert 1 <= time.monotonic() - began < 15  # It would go on for ever.
+    (tmp_path / NAME).unlink()
+    with pytest.raises(DownloadError, match=r"dripping.*no answer in time"):
+        get("dripping")
 
 
 def test_slow_mirror_is_left_and_its_bytes_are_kept(get, server):
@@ -660,6 +680,7 @@ def test_real_table():
 
 
 def special(kind, size=0):
+    """The header of a member that says this of itself, with nothing behind it."""
     info = tarfile.TarInfo(f"{HOME}/x")
     info.type, info.size, info.linkname = kind, size, "/etc/passwd"
     return info
@@ -679,6 +700,9 @@ def special(kind, size=0):
         (tar_of(special(tarfile.FIFOTYPE)), "link or a device"),
         (tar_of((f"{HOME}/bomb", bytes(300_000))), "more than 200,000 bytes"),
         (tar_of(special(tarfile.REGTYPE, size=10**12)), "more than 200,000 bytes"),  # Reading on would find it damaged.
+        (tar_of(special(tarfile.REGTYPE, size=-512)), "more than 200,000 bytes"),  # Python read such a header for ever.
+        (tar_of(special(tarfile.GNUTYPE_LONGNAME, size=10**9)), "a header of more than"),  # It is read in one go.
+        (tar_of(special(tarfile.XHDTYPE, size=10**9)), "a header of more than"),
         (tar_of(*((f"{HOME}/{number}", b"") for number in range(31))), "or 30 files"),
         (DATA[:HALF], "is damaged"),
         (PAGE, "is damaged"),

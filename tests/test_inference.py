@@ -268,6 +268,72 @@ def test_images_that_no_model_can_read(images, error, words):
         attend(build(), images, "fp32")
 
 
+# --- attend with a query
+
+
+ASKED = [(7, 7), (7, 1), (1, 7), (1, 1)]  # images, queries
+
+
+@pytest.mark.parametrize("name", ["vgg-att3-concat-dp", "vgg-att2-concat-add", "vgg-att3-concat-pc"])
+@pytest.mark.parametrize("numbers", ASKED)
+@pytest.mark.parametrize("batch_size", [1, 3, 500])
+@pytest.mark.filterwarnings("ignore:the query changes nothing")
+def test_batches_with_a_query_give_what_the_model_gives_at_once(name, numbers, batch_size):
+    model, images, query = build(name), pictures(9)[: numbers[0]], pictures(8, 40)[: numbers[1]]
+    with torch.no_grad():
+        expected = model.attend(images.float() / 255, query=query.float() / 255)
+    seen = attend(model, images, "fp32", batch_size, query=query)
+    assert_seen_alike(seen, expected, 1e-5)
+    assert_seen_alike(attend(model, images, "fp32", batch_size, query=query.double() / 255), expected, 1e-5)
+    parts = [part for part, _ in attend_batches(model, images, "fp32", batch_size, query=query)]
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(max(numbers)))
+
+
+def test_precision_holds_for_the_query_too():
+    model, images, query = build(), pictures(), pictures(8)[:7]
+    exact = attend(model, images, "fp32", query=query)
+    own = attend(model, images, "fp32")
+    rough = attend(model, images, "bf16", query=query)
+    assert rough.logits.dtype == rough.global_feature.dtype == torch.float32
+    assert not torch.equal(exact.global_feature, rough.global_feature)
+    error = (rough.global_feature - exact.global_feature).abs().mean()
+    assert error < 0.1 * (own.global_feature - exact.global_feature).abs().mean(), "nearer than another image's"
+
+
+def test_no_batch_is_larger_than_asked_for(monkeypatch):
+    """So memory is bounded, whichever of the two is many."""
+    model = build()
+    shapes = []
+    inner = model.attend
+    monkeypatch.setattr(model, "attend", lambda x, query: shapes.append((len(x), len(query))) or inner(x, query=query))
+    for images, queries in ASKED[:3]:
+        attend(model, pictures(9)[:images], "fp32", 3, query=pictures(8)[:queries])
+    assert shapes == [(3, 3), (3, 3), (1, 1), (3, 1), (3, 1), (1, 1), (1, 3), (1, 3), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "words"),
+    [
+        (torch.zeros(3, 3, 32, 32), ValueError, "7 images and 3 queries"),
+        (torch.zeros(0, 3, 32, 32), ValueError, "7 images and 0 queries"),
+        (torch.zeros(3, 32, 32), ValueError, r"query must have the shape \(N, 3, H, W\)"),
+        (torch.zeros(1, 4, 32, 32), ValueError, r"query must have the shape \(N, 3, H, W\)"),
+        (torch.zeros(1, 3, 16, 16), ValueError, "query must be at least 32x32"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError, "query must be a float tensor"),
+        (torch.tensor(3), TypeError, "query must be a float tensor"),
+        ("deer", TypeError, "query must be a tensor"),
+    ],
+)
+def test_queries_that_no_model_can_read(query, error, words):
+    with pytest.raises(error, match=words):
+        attend(build(), pictures(), "fp32", query=query)
+
+
+def test_a_model_that_cannot_be_asked():
+    with pytest.raises(ValueError, match="VGGLate has none that it could steer"):
+        attend(build("vgg-late"), pictures(), "fp32", query=pictures())
+
+
 def test_a_batch_size_below_one_and_fp16_on_the_cpu_are_refused():
     for batch_size in (0, -1):
         with pytest.raises(ValueError, match="batch_size must be at least 1"):

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -11,6 +12,7 @@ import reference
 import torch
 from torch import nn
 
+from ltpa import models
 from ltpa.models import create_model, list_models
 
 TINY = 1 / 32
@@ -376,6 +378,142 @@ def test_another_image_as_query(name, normalizer):
                 assert other.gather(1, order).diff(dim=1).min() > -1e-12, "pc keeps the order of positions"
             else:
                 assert other.gather(1, own.argsort(dim=1)).diff(dim=1).min() < -1e-6, level
+
+
+# --- query-driven attention ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unwarned():
+    """As in a process that has not warned yet."""
+    models._warn_that_no_query_matters.cache_clear()
+
+
+def asked(model, images, query):
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.attend(images, query=query)
+
+
+@pytest.mark.parametrize("name", ["vgg-att3-concat-dp", "vgg-att2-indep-add", "vgg-att3-concat-pc"])
+@each_normalizer
+def test_query_step_by_step(name, normalizer):
+    """The scores are those of the images' local features with the other images' g, the logits those of these maps."""
+    model = scrambled(build(name, normalizer=normalizer))
+    images, query = pictures(dtype=torch.float64), pictures(2, 64, 40, dtype=torch.float64, seed=9)
+    seen = asked(model, images, query)
+    state = {key: value.double() for key, value in model.state_dict().items()}
+    logits, maps = reference.network(state, name, images, normalizer, query=query)
+    own, _ = reference.network(state, name, images, normalizer)
+    assert_close(seen.logits, logits, 1e-10)
+    assert list(seen.maps) == list(maps)
+    for level in maps:
+        assert_close(seen.maps[level], maps[level], 1e-10)
+    assert ((logits - own).abs().max().item() < 1e-10) is is_dead(name, normalizer), (
+        "the query must matter where it can"
+    )
+
+
+@pytest.mark.parametrize("name", ["vgg-att3-concat-dp", "vgg-att-indep-add", "resnet164-att2-concat-dp"])
+@each_normalizer
+def test_own_image_as_query_changes_nothing(name, normalizer):
+    model, images = settled(build(name, normalizer=normalizer), pictures(3)), pictures(3)
+    with torch.no_grad():
+        one, other = model.attend(images), model.attend(images, query=images)
+        third = model.attend(images, query=images.flip(0))
+    assert torch.equal(one.logits, other.logits)
+    assert all(torch.equal(one.maps[level], other.maps[level]) for level in one.maps)
+    assert not torch.equal(one.maps[level := list(one.maps)[-1]][0], third.maps[level][0])
+
+
+@pytest.mark.parametrize("name", ["vgg-att3-concat-dp", "vgg-att2-indep-add", "vgg-att3-concat-pc"])
+@each_normalizer
+@pytest.mark.parametrize("faithful", [False, True])
+def test_one_query_for_many_images_and_one_image_for_many_queries(name, normalizer, faithful):
+    model = scrambled(build(name, normalizer=normalizer, faithful=faithful))
+    images = pictures(3, dtype=torch.float64)
+    query = pictures(3, 40, 32, dtype=torch.float64, seed=9)
+    for left, right in ((images, query[:1]), (images[:1], query), (images[:1], query[:1])):
+        count = max(len(left), len(right))
+        seen = asked(model, left, right)
+        expected = asked(model, left.expand(count, -1, -1, -1), right.expand(count, -1, -1, -1))
+        assert seen.logits.shape == (count, 5)
+        assert_close(seen.logits, expected.logits, 1e-12)
+        for level in expected.maps:
+            assert_close(seen.maps[level], expected.maps[level], 1e-12)
+            assert_close(seen.scores[level], expected.scores[level], 1e-12)
+        assert (seen.global_feature is None) is (expected.global_feature is None)
+        if expected.global_feature is not None:
+            assert_close(seen.global_feature, expected.global_feature, 1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTION if kind_of(name) == "pc"])
+@pytest.mark.parametrize("faithful", [False, True])
+def test_softmax_pc_says_once_that_a_query_cannot_matter(name, faithful, unwarned):
+    model = build(name, faithful=faithful).eval()
+    images, query = pictures(3), pictures(1, 48, 48, seed=9)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        own = model.attend(images)
+        assert said == []
+        seen = [model.attend(images, query=query) for _ in range(3)]
+        build(name).attend(images, query=query)
+    assert len(said) == 1, "once in a process, whatever the filters"
+    assert "the query changes nothing: with softmax and pc" in str(said[0].message)
+    assert said[0].filename == __file__
+    for one in seen:
+        assert torch.equal(one.logits, own.logits)
+        assert all(torch.equal(one.maps[level], own.maps[level]) for level in own.maps), "bit by bit"
+
+
+@pytest.mark.parametrize("name", ["vgg-att3-concat-pc", "resnet164-att2-concat-pc"])
+def test_a_query_makes_sigmoid_pc_stronger_or_weaker_and_never_reorders(name, unwarned):
+    """sigmoid(s_i + c): the scores of a level move by one constant, so the gates all grow or all shrink."""
+    model = build(name, normalizer="sigmoid", dropout=False, width=1 / 16).double()
+    images, query = pictures(4, dtype=torch.float64), pictures(4, 48, 48, dtype=torch.float64, seed=9)
+    settled(model, images)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own, other = model.attend(images), model.attend(images, query=query)
+    for level in own.maps:
+        shift = (other.scores[level] - own.scores[level]).flatten(1)
+        assert shift.abs().min() > 1e-6
+        assert_close(shift, shift[:, :1].expand_as(shift), 1e-9)
+        change = (other.maps[level] - own.maps[level]).flatten(1)
+        assert (change * shift.sign()).min() >= 0, "all gates of an image change the same way"
+        assert (change * shift.sign()).max() > 1e-9
+        order = own.scores[level].flatten(1).argsort(dim=1)
+        ranked = other.maps[level].flatten(1).gather(1, order)
+        assert ranked.diff(dim=1).min() > -1e-12, "the ranking stays"
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164"])
+def test_models_that_cannot_be_asked_say_so(name):
+    model = build(name).eval()
+    with pytest.raises(ValueError, match=r"a query steers attention maps.*list_models\('\*-dp'\)") as caught:
+        model.attend(pictures(), query=pictures())
+    assert ("target=" in str(caught.value)) is (name == "vgg-gap")
+    assert list_models("*-dp")
+    assert set(list_models("*-dp") + list_models("*-add")) < set(list_models("*-att*"))
+
+
+@pytest.mark.parametrize("name", ["vgg-att-concat-dp", "vgg-att-concat-pc"])
+@pytest.mark.parametrize(
+    ("query", "error", "words"),
+    [
+        (torch.zeros(3, 3, 32, 32), ValueError, "2 images and 3 queries: give one query for each image, one for all"),
+        (torch.zeros(0, 3, 32, 32), ValueError, "2 images and 0 queries"),
+        (torch.zeros(1, 1, 32, 32), ValueError, r"query must have the shape \(N, 3, H, W\), not \(1, 1, 32, 32\)"),
+        (torch.zeros(3, 32, 32), ValueError, r"query must have the shape \(N, 3, H, W\)"),
+        (torch.zeros(2, 3, 32, 31), ValueError, "query must be at least 32x32 pixels, not 32x31"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "query must be a float tensor.*query / 255"),
+        ("deer", TypeError, "query must be a float tensor"),
+        (3, TypeError, "query must be a float tensor"),
+    ],
+)
+def test_queries_that_cannot_be_used(name, query, error, words):
+    with pytest.raises(error, match=words):
+        build(name).eval().attend(pictures(), query=query)
 
 
 # --- faithful or not -------------------------------------------------------------------------------------------------

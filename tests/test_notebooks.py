@@ -16,7 +16,14 @@ import yaml
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What checks the parameters of a notebook, by its number: "module of ltpa:class".
-KINDS = {"01": "notebook:TrainConfig", "02": "notebook:LookConfig", "03": "ablation:AblationConfig"}
+KINDS = {
+    "00": "lesson:ScratchConfig",
+    "01": "notebook:TrainConfig",
+    "02": "notebook:LookConfig",
+    "03": "ablation:AblationConfig",
+    "04": "notebook:TruthConfig",
+    "05": "asking:AskConfig",
+}
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
 
@@ -274,3 +281,29 @@ def test_defaults_stand_in_one_place_only():
     defaults = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
     assert {name: namespace[name] for name in defaults} == {**defaults, "snapshots": 8}
     assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK
+
+
+def exercises_of(copy: Path) -> tuple[list[str], list]:
+    """What the checks of an executed notebook 00 printed, and all its code cells."""
+    cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
+    return re.findall(r"^Exercise \d.*$", printed, re.MULTILINE), cells
+
+
+def test_the_exercises_are_filled_in_for_a_teacher(executed):
+    lines, cells = exercises_of(executed(ROOT / "notebooks" / "00_attention_from_scratch.ipynb"))
+    assert [line.partition(". ")[0] for line in lines] == [f"Exercise {i} (the solution): right" for i in range(1, 9)]
+    assert "8 of 8 exercises are right" in cells[-1].outputs[0].text
+
+
+def test_exercises_that_are_not_filled_in_stop_nobody(tmp_path):
+    """As a student runs it first: from top to bottom, at its defaults."""
+    execute(ROOT / "notebooks" / "00_attention_from_scratch.ipynb", tmp_path / "out.ipynb", {}, tmp_path)
+    lines, cells = exercises_of(tmp_path / "out.ipynb")
+    assert all(cell.execution_count for cell in cells)
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert len(lines) == 8
+    assert all(re.match(r"Exercise \d: not filled in yet", line) for line in lines)
+    assert "0 of 8 exercises are right; not filled in: 1, 2, 3, 4, 5, 6, 7, 8" in cells[-1].outputs[0].text
+    modules = [o.text for cell in cells if "class Attention" not in cell.source for o in cell.outputs if "text" in o]
+    assert sum("same to 1e-6" in text for text in modules) == 1, "what follows the exercises was run"

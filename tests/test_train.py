@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from crash import differences, tiny_config, tiny_data
+from crash import PER_EPOCH, differences, tiny_config, tiny_data
 from torch import nn
 
 from ltpa import (
@@ -42,9 +42,10 @@ from ltpa import (
     train,
 )
 from ltpa.checkpoint import load_tensors
-from ltpa.train import epoch_batches, learning_rate, optimiser
+from ltpa.schedule import Steps, one_cycle
+from ltpa.train import epoch_batches, optimiser
 
-PER_EPOCH, STEPS = 3, 9  # of tiny_config on tiny_data
+STEPS = 3 * PER_EPOCH  # of tiny_config on tiny_data
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"]
 FILES = ["config.json", "history.csv", "weights.safetensors"]
 
@@ -136,7 +137,7 @@ def disk(monkeypatch):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 39, 400])
 @pytest.mark.parametrize("peak", [0.2, 1e-4])
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(steps, peak):
-    rates = [learning_rate(step, steps, peak) for step in range(steps)]
+    rates = [one_cycle(Steps(steps).done(step), peak) for step in range(steps)]
     expected = np.interp(np.arange(1, steps + 1), [0, (steps + 1) / 4, steps + 1], [0, peak, 0])
     assert rates == pytest.approx(expected.tolist(), rel=1e-12)
     top = rates.index(max(rates))
@@ -699,6 +700,8 @@ def test_killed_twenty_five_times():
     result = run_crash(25, seed=2)
     assert result.returncode == 0, result.stderr
     assert "25 kills" in result.stdout
+    for where in ("a step", "writing", "renaming", "after renaming", "at an epoch's end", "once more in an epoch"):
+        assert int(re.search(rf"[(,] ?{where} (\d+)", result.stdout)[1]) >= 2, result.stdout
 
 
 @needs_fork
@@ -942,7 +945,7 @@ def test_a_loss_that_is_not_finite_is_seen_even_if_its_step_was_skipped(tmp_path
 
 
 def test_an_absurd_learning_rate_in_the_first_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "learning_rate", lambda step, steps, peak: 1e30)
+    monkeypatch.setattr(train, "one_cycle", lambda done, peak: 1e30)
     with pytest.raises(TrainingDiverged, match="nothing was saved"):
         quiet(tiny_config(tmp_path / "run"), tiny_data())
     assert names(tmp_path / "run" / "checkpoints") == []

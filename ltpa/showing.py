@@ -1,0 +1,70 @@
+"""`ltpa.show`: a figure of pictures and maps, whatever form the pictures have and whatever model the maps are of."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .composer import fit_for_display
+from .inference import attend
+from .models import ImageClassifier
+from .photos import Picture, at_resolution, read_pictures
+from .plots import attention_figure, captions
+from .runs import Run
+
+SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
+
+
+def show(
+    images: Picture | Sequence[Picture],
+    model: Run | ImageClassifier | None = None,
+    *,
+    maps: Mapping[str, Tensor] | None = None,
+    side: int | None = None,
+    classes: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    masks: Tensor | None = None,
+    scale: float | None = None,
+) -> Figure:
+    """Draws pictures with attention maps, a row a picture; a notebook displays the figure where a cell ends with it.
+
+    Args:
+        images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
+        model: whose maps are drawn; a run knows the names of its classes.
+        maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
+        side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
+            pictures are read as they are, those with a side below 32 pixels are scaled up to it.
+        classes: names of the classes, for a model.
+        titles: a text for every picture, in place of what the model answers.
+        masks: bool (N, H, W), of pictures of one size: their outlines are drawn.
+        scale: see `ltpa.plots.attention_figure`.
+
+    Returns:
+        a matplotlib figure, which belongs to no window: `figure.savefig("maps.pdf")` keeps it.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: pictures that cannot be read, see `ltpa.photos.read_pictures`; a model
+            and maps, or neither; maps that do not fit the pictures.
+    """
+    if (model is None) == (maps is None):
+        raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
+    pictures = read_pictures(images)
+    if maps is None:
+        network, names = (model.model, classes or model.classes) if isinstance(model, Run) else (model, classes)
+        if not isinstance(network, ImageClassifier):
+            raise TypeError(f"a run or a model of ltpa is needed, not {type(network).__name__}; else give maps={{...}}")
+        seen = [attend(network, _entered(picture, side)[None]) for picture in pictures]
+        maps = {level: [one.maps[level][0] for one in seen] for level in seen[0].maps}
+        if titles is None:
+            logits = torch.cat([one.logits for one in seen])
+            titles = captions(logits, names or [str(number) for number in range(logits.shape[1])])
+    if masks is None:
+        pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
+    return attention_figure(pictures, maps, titles=titles, masks=masks, scale=scale)
+
+
+def _entered(picture: Tensor, side: int | None) -> Tensor:
+    if side is None:
+        return picture if min(picture.shape[1:]) >= 32 else at_resolution(picture, 32)
+    return at_resolution(picture, side)

@@ -1,0 +1,380 @@
+"""The comparison of maps: its numbers against direct computation, its words against its numbers, its pictures."""
+
+import csv
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import ltpa
+from ltpa import TrainConfig, compare, compare_plots, create_model, explain, load_data
+from ltpa.compare import Claim, Interval, Row, Threshold
+from ltpa.data import Split
+from ltpa.measure import deletion_insertion, localise, permuted_attention
+from ltpa.notebook import TruthConfig
+from ltpa.plots import to_png
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    test = load_data("shapes", train_limit=10, test_limit=18).test
+    return test[:12], test[12:]
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    made = {"pc softmax": "vgg-att2-concat-pc", "vgg-gap": "vgg-gap"}
+    return {name: create_model(model, 10, width=1 / 16).eval() for name, model in made.items()}
+
+
+@pytest.fixture(scope="module")
+def rows(models, pictures):
+    methods = ("gradcam", "saliency", "cam")
+    return compare.compare(models, *pictures, methods=methods, costly=4, seed=1, progress=False)
+
+
+def row(rows, model, name):
+    (found,) = [r for r in rows if (r.model, r.name) == (model, name)]
+    return found
+
+
+def test_every_map_of_every_model_is_a_row(rows):
+    fixed = ["uniform", "blurred noise", "centre", "Otsu"]
+    attention = ["conv10", "conv13", "Grad-CAM conv10", "Grad-CAM conv13", "saliency"]
+    assert [r.name for r in rows if r.model == "pc softmax"] == [*attention, *fixed]
+    assert [r.name for r in rows if r.model == "vgg-gap"] == ["Grad-CAM", "saliency", "CAM", *fixed]
+    assert [r.kind for r in rows[:9]] == ["level"] * 2 + ["method"] * 3 + ["control"] * 4
+    for r in rows:
+        assert r.maps.shape == (12, 32, 32)
+        assert r.values["deletion"].shape == r.values["insertion"].shape == (4,)
+        assert ("ms" in r.values) == ("sanity" in r.values) == (r.kind != "control")
+        assert ("permuted" in r.values) == (r.kind == "level")
+
+
+def test_the_values_are_those_of_the_measures(rows, models, pictures):
+    measured, held_out = pictures
+    model = models["pc softmax"]
+    maps = explain(model, measured.images, "attention", layer="conv10")
+    found = row(rows, "pc softmax", "conv10")
+    torch.testing.assert_close(found.maps, maps)
+    for name, value in localise(maps, measured.masks).items():
+        torch.testing.assert_close(found.values[name], value)
+    curves = deletion_insertion(model, measured.images[:4], maps[:4], steps=10, seed=1)
+    torch.testing.assert_close(found.values["insertion"], curves.insertion_area)
+    torch.testing.assert_close(found.values["deletion"], curves.deletion_area)
+    torch.testing.assert_close(found.curves[2], curves.insertion.mean(0))
+    permuted = permuted_attention(model, measured.images[:4], seed=1)
+    torch.testing.assert_close(found.values["permuted"], permuted["conv10"])
+    on_held_out = explain(model, held_out.images, "attention", layer="conv10")
+    assert found.threshold == compare.best_threshold(on_held_out, held_out.masks)
+    torch.testing.assert_close(found.values["jaccard"], compare.jaccard(found.threshold.mark(maps), measured.masks))
+    expected = localise(on_held_out, held_out.masks)["average_precision"].mean().item()
+    assert found.held_out == pytest.approx(expected)
+    assert next(iter(found.sanity)) == "head"
+    torch.testing.assert_close(found.sanity["head"], torch.ones(4))
+    assert list(found.sanity)[-1] == "trunk.conv1"
+
+
+def test_uniform_is_the_part_that_the_object_fills(rows, pictures):
+    part = pictures[0].masks.float().mean((1, 2))
+    for model in ("pc softmax", "vgg-gap"):
+        for name in ("share", "pointing", "iou", "average_precision", "jaccard"):
+            torch.testing.assert_close(row(rows, model, "uniform").values[name], part)
+
+
+def test_what_cannot_be_compared_is_refused(models, pictures):
+    measured, held_out = pictures
+    bare = Split(measured.images, measured.labels)
+    with pytest.raises(ValueError, match="which these data lack; the dataset 'shapes' has them"):
+        compare.compare(models, bare, held_out)
+    with pytest.raises(ValueError, match="held-out ones"):
+        compare.compare(models, measured, held_out[:0])
+
+
+# --- thresholds, Otsu, intervals
+
+
+def test_jaccard_is_scikit_learns():
+    from sklearn.metrics import jaccard_score
+
+    generator = torch.Generator().manual_seed(0)
+    marked, masks = (torch.rand(2, 5, 6, 7, generator=generator) < 0.4).unbind()
+    masks[2] = False
+    found = compare.jaccard(marked, masks)
+    assert found[2].isnan()
+    for i in (0, 1, 3, 4):
+        assert found[i].item() == pytest.approx(jaccard_score(masks[i].flatten(), marked[i].flatten()))
+
+
+def test_thresholds_mark_from_a_part_of_the_highest_or_a_multiple_of_the_mean():
+    maps = torch.tensor([[[1.0, 2.0], [3.0, 10.0]]])  # mean 4
+    assert Threshold("max", 0.3).mark(maps).tolist() == [[[False, False], [True, True]]]
+    assert Threshold("mean", 0.5).mark(maps).tolist() == [[[False, True], [True, True]]]
+    assert Threshold("mean", 1.0).mark(torch.zeros(1, 2, 2)).all()
+
+
+@pytest.mark.parametrize(("of", "factor"), [("max", 0.35), ("mean", 2.0)])
+def test_the_best_threshold_is_found(of, factor):
+    """Objects that were cut out of the maps by a threshold are found again by one that marks the same pixels."""
+    maps = torch.rand(20, 16, 16, generator=torch.Generator().manual_seed(3)) ** 4
+    masks = Threshold(of, factor).mark(maps)
+    best = compare.best_threshold(maps, masks)
+    assert compare.jaccard(best.mark(maps), masks).mean() == 1
+
+
+def test_otsu_is_the_smaller_side_of_the_best_cut():
+    images = torch.full((2, 3, 32, 32), 60, dtype=torch.uint8)
+    images[0, :, 4:10, 5:9] = 200  # a bright object
+    images[1, :, 20:30, 3:30] = 10  # a dark one
+    images = (images.int() + torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(0))).byte()
+    found = compare.otsu(images)
+    expected = torch.zeros(2, 32, 32)
+    expected[0, 4:10, 5:9] = 1
+    expected[1, 20:30, 3:30] = 1
+    assert torch.equal(found, expected)
+    assert (compare.otsu(torch.full((1, 3, 32, 32), 0.5)) == 0).all()
+
+
+def test_otsu_without_scikit_image_says_how_to_get_it(monkeypatch, pictures):
+    monkeypatch.setitem(sys.modules, "skimage.filters", None)
+    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
+        compare.otsu(pictures[0].images)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    from scipy.stats import bootstrap
+
+    values = torch.rand(60, generator=torch.Generator().manual_seed(0)) ** 3
+    found = compare.interval(values, 0.9)
+    theirs = bootstrap(
+        (values.double().numpy(),),
+        np.mean,
+        confidence_level=0.9,
+        method="percentile",
+        n_resamples=20_000,
+        random_state=1,
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert found.mean == pytest.approx(values.mean().item(), rel=1e-6)
+    assert found.low == pytest.approx(theirs.low, abs=0.08 * width)
+    assert found.high == pytest.approx(theirs.high, abs=0.08 * width)
+    assert found.n == 60
+    assert found == compare.interval(values, 0.9)
+
+
+def test_the_interval_leaves_nan_out_and_grows_with_the_confidence():
+    values = torch.arange(20.0)
+    with_nan = torch.cat([values, torch.tensor([math.nan] * 3)])
+    assert compare.interval(with_nan) == compare.interval(values)
+    narrow, wide = compare.interval(values, 0.8), compare.interval(values, 0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+    assert compare.interval(torch.ones(5)) == Interval(1.0, 1.0, 1.0, 5)
+    assert compare.interval(torch.tensor([math.nan])).n == 0
+    with pytest.raises(ValueError, match="between 0 and 1, not 95"):
+        compare.interval(values, 95)
+
+
+# --- words
+
+
+def made_rows(gain=0.3, goes_by=0.3):
+    """A model whose conv10 is better than all else by `gain`, and more faithful than the centre by `goes_by`."""
+    noise = torch.rand(40, generator=torch.Generator().manual_seed(0)) * 0.1
+
+    def one(name, kind, precision, faithful, held_out):
+        values = {
+            "average_precision": precision + noise,
+            "insertion": faithful + noise,
+            "deletion": 0.9 - faithful + noise.flip(0),
+            "permuted": noise,
+        }
+        return Row("pc", name, kind, torch.rand(40, 4, 4), values, held_out=held_out)
+
+    return [
+        one("conv7", "level", 0.9, 0.9, 0.1),  # best where it is measured, not where it is chosen
+        one("conv10", "level", 0.3 + gain, 0.3 + goes_by, 0.6),
+        one("Grad-CAM conv7", "method", 0.9, 0.3, 0.1),
+        one("Grad-CAM conv10", "method", 0.3, 0.3, 0.5),
+        one("saliency", "method", 0.3 + 2 * gain, 0.3, 0.5),
+        one("centre", "control", 0.3, 0.3, 0.2),
+    ]
+
+
+def test_levels_and_rivals_are_chosen_on_the_held_out_images():
+    texts = [claim.text for claim in compare.claims(made_rows())]
+    assert texts == [
+        "conv10 finds the object better than centre (average precision)",
+        "conv10 finds the object better than Grad-CAM conv10 (average precision)",
+        "conv10 finds the object better than saliency (average precision)",
+        "the model goes by conv10 more than by the centre (insertion area)",
+        "the model misses conv10 more than the centre (deletion area)",
+    ]
+
+
+def test_claims_are_paired_differences_with_intervals_for_all_together():
+    rows = made_rows()
+    found = compare.claims(rows, seed=3)
+    difference = rows[1].values["average_precision"] - rows[-1].values["average_precision"]
+    assert found[0].effect == compare.interval(difference, 1 - 0.05 / 5, seed=3)
+    assert found[0].effect.mean == pytest.approx(0.3, abs=1e-6)
+    assert found[4].effect.mean == pytest.approx(0.3, abs=1e-6)
+    assert [claim.verdict for claim in found] == ["supported"] * 2 + ["not supported"] + ["supported"] * 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(0.1, 0.2, "supported"), (-0.2, -0.1, "not supported"), (-0.1, 0.1, "not decided")]
+)
+def test_a_claim_says_what_its_interval_says(low, high, words):
+    assert Claim("pc", "text", Interval((low + high) / 2, low, high, 9)).verdict == words
+
+
+def test_the_verdict_counts():
+    assert compare.verdict(compare.claims(made_rows())) == (
+        "Of 1 models with attention, 1 have a level whose map finds the object and is what the model goes by, both "
+        "more than a spot in the centre would (pc); of 2 comparisons with other explanations at finding the object, "
+        "attention wins 1, loses 1, and 0 are not decided."
+    )
+    assert compare.verdict(compare.claims(made_rows(goes_by=-0.3))).startswith("Of 1 models with attention, 0 have")
+    assert compare.verdict([]).startswith("There is no model with attention")
+
+
+def test_the_explanation_has_a_sentence_a_level():
+    sentences = compare.explanation(made_rows())
+    assert len(sentences) == 3
+    assert sentences[0].startswith("pc conv7: permuting its weights moves 5 % (")
+    assert "rank agreement with saliency" in sentences[1]
+    assert sentences[2].startswith("Of 2 levels, 2 can be permuted")
+
+
+def test_cases_are_best_median_and_worst():
+    values = {"average_precision": torch.tensor([0.5, math.nan, 0.9, 0.1, 0.7, 0.2])}
+    assert compare.cases(Row("m", "n", "level", torch.zeros(6, 2, 2), values)) == {"best": 2, "median": 0, "worst": 3}
+    with pytest.raises(ValueError, match="no image of m, n has a value of share"):
+        compare.cases(Row("m", "n", "level", torch.zeros(1, 2, 2), {"share": torch.tensor([math.nan])}), "share")
+
+
+def test_the_table_has_a_line_a_row_and_a_block_a_model(rows):
+    lines = compare.table(rows).split("\n")
+    assert len(lines) == 1 + 2 + len(rows)
+    assert lines[1] == "pc softmax"
+    heads = lines[0].split()
+    assert (heads[0], heads[-1]) == ("share", "ms/image")
+    line = next(line for line in lines if line.strip().startswith("uniform"))
+    cells = line.split()[1:]
+    assert cells[0] == f"{row(rows, 'pc softmax', 'uniform').values['share'].mean():.2f}"
+    assert cells[-1] == cells[-2] == "–"
+    assert len({len(line) for line in lines if line.startswith("  ")}) == 1
+
+
+def test_the_csv_holds_the_means_and_the_claims(rows, tmp_path):
+    found = compare.claims(rows)
+    paths = compare.save(rows, found, tmp_path, "table")
+    assert [path.name for path in paths] == ["table.csv", "table_claims.csv"]
+    lines, told = (list(csv.DictReader(path.open())) for path in paths)
+    assert [(line["model"], line["map"]) for line in lines] == [(r.model, r.name) for r in rows]
+    for line, r in zip(lines, rows, strict=True):
+        value = compare.interval(r.values["average_precision"])
+        assert float(line["average_precision"]) == pytest.approx(value.mean, abs=5e-5)
+        assert float(line["average_precision_low"]) == pytest.approx(value.low, abs=5e-5)
+        assert line["average_precision_n"] == "12"
+        assert bool(line["sanity"]) == (r.kind != "control")
+    assert [line["verdict"] for line in told] == [claim.verdict for claim in found]
+    assert all(line["n"] in ("4", "12") for line in told)
+
+
+# --- pictures
+
+
+def test_scores_have_a_panel_a_measure_and_a_line_a_map(rows):
+    figure = compare_plots.scores_figure(rows)
+    assert len(figure.axes) == 4
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == sorted({r.name for r in rows})
+    assert names[-4:] == ["uniform", "blurred noise", "centre", "Otsu"]
+    marks = {line.get_label() for axes in figure.axes for line in axes.containers}
+    assert marks == {"pc softmax", "vgg-gap"}
+    points = figure.axes[0].containers[0].lines[0].get_xydata()
+    expected = row(rows, "pc softmax", "conv10").values["average_precision"].mean().item()
+    assert points[0][0] == pytest.approx(expected, rel=1e-5)
+    assert to_png(figure).startswith(b"\x89PNG")
+
+
+def test_curves_and_sanity_have_a_line_a_row(rows):
+    of_model = [r for r in rows if r.model == "pc softmax"]
+    figure = compare_plots.curves_figure(of_model)
+    assert [len(axes.lines) for axes in figure.axes] == [9, 9]
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), of_model[0].curves[2])
+    assert figure.axes[0].lines[0].get_xdata()[-1] == 100
+    panel = compare_plots.sanity_figure(of_model).axes[0]
+    lines = [line for line in panel.lines if len(line.get_xdata()) > 2]
+    assert len(lines) == 5
+    assert lines[0].get_ydata()[0] == 1
+    assert lines[0].get_ydata()[-1] == pytest.approx(of_model[0].values["sanity"].nanmean().item(), abs=1e-6)
+
+
+def test_cases_show_the_images_that_the_measure_chose(rows, pictures):
+    of_model = [r for r in rows if r.model == "vgg-gap"]
+    figure = compare_plots.cases_figure(of_model, pictures[0])
+    assert len(figure.axes) == 6 * len(of_model)
+    for number, r in enumerate(of_model):
+        for k, (case, i) in enumerate(compare.cases(r).items()):
+            left, right = figure.axes[6 * number + 2 * k : 6 * number + 2 * k + 2]
+            assert left.get_title() == f"image {i}"
+            assert right.get_title() == f"{case} {r.values['average_precision'][i]:.2f}"
+            np.testing.assert_allclose(right.images[0].get_array(), r.maps[i])
+            picture = pictures[0].images[i].permute(1, 2, 0).numpy() / 255
+            np.testing.assert_allclose(left.images[0].get_array(), picture, atol=1e-6)
+
+
+# --- parameters of the notebook
+
+
+def test_the_runs_are_those_of_the_quick_settings():
+    found = TruthConfig().runs()
+    assert list(found) == [
+        "pc softmax", "pc sigmoid", "dp softmax", "dp sigmoid", "add softmax", "add sigmoid", "vgg-gap"
+    ]  # fmt: skip
+    expected = TrainConfig(**ltpa.QUICK, model="vgg-att3-concat-dp", normalizer="sigmoid", seed=0)
+    assert found["dp sigmoid"].path == expected.path
+    assert found["vgg-gap"].path == TrainConfig(**ltpa.QUICK, model="vgg-gap", seed=0).path
+    assert TruthConfig(seed=3, width=0.25, models=["vgg"]).runs() == {
+        "vgg": TrainConfig(**{**ltpa.QUICK, "width": 0.25}, model="vgg", seed=3)
+    }
+
+
+def test_the_split_does_not_overlap(pictures):
+    measured, held_out = TruthConfig(images=8, held_out=4).split(pictures[0])
+    assert torch.equal(measured.images, pictures[0].images[:8])
+    assert torch.equal(held_out.images, pictures[0].images[8:])
+    with pytest.raises(ValueError, match="need 13 test images, and there are 12; lower them"):
+        TruthConfig(images=8, held_out=5).split(pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"models": "vgg"}, "models must be a list of names, not 'vgg'"),
+        ({"models": []}, "models must hold one name or more"),
+        ({"models": ["vgg", "vgg"]}, "each once"),
+        ({"models": ["vgg-att3-concat-cp"]}, "models: unknown 'vgg-att3-concat-cp': did you mean"),
+        ({"normalizers": ["sofmax"]}, "did you mean 'softmax'"),
+        ({"methods": ["grad-cam"]}, "did you mean 'gradcam'"),
+        ({"images": 0}, "images must be at least 2"),
+        ({"costly_images": 1.5}, "costly_images must be a whole number"),
+        ({"fill": "black"}, "fill='black': known: blur, mean"),
+    ],
+)
+def test_wrong_parameters_are_refused(wrong, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        TruthConfig(**wrong)

@@ -1,0 +1,65 @@
+"""The table of verdicts: every row of the files is there, in points, and the README has what the command gives."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from ltpa.__main__ import main
+from ltpa.verdicts import BEGIN, COLUMNS, END, read_effects, verdict_table
+
+ROOT = Path(__file__).parent.parent
+ROW = {
+    **{"claim": "attention helps", "model": "vgg-att3-concat-pc", "baseline": "vgg-late", "measure": "accuracy"},
+    **{"data": "shapes", "budget": "5 epochs", "n": "3", "effect": "0.0123", "low": "-0.004", "high": "0.0286"},
+    "verdict": "not decidable at this budget",
+}
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_every_row_is_there_in_points(tmp_path):
+    other = {**ROW, "claim": "maps find it", "n": "1", "effect": "0.5", "low": "", "high": "", "verdict": "supported"}
+    longer = {**ROW, "budget": "50 epochs", "effect": "-0.01"}
+    rows = read_effects([write_csv(tmp_path / "a.csv", [ROW, longer]), write_csv(tmp_path / "b.csv", [other])])
+    assert rows == [ROW, longer, other]
+    lines = verdict_table(rows).splitlines()
+    assert [line for line in lines if line.startswith("**")] == [
+        "**attention helps** (shapes; 5 epochs)",
+        "**attention helps** (shapes; 50 epochs)",
+        "**maps find it** (shapes; 5 epochs)",
+    ]
+    told = [line for line in lines if line.startswith("| `")]
+    assert told == [
+        "| `vgg-att3-concat-pc` | vgg-late | accuracy | 3 | +1.2 [-0.4, +2.9] | not decidable at this budget |",
+        "| `vgg-att3-concat-pc` | vgg-late | accuracy | 3 | -1.0 [-0.4, +2.9] | not decidable at this budget |",
+        "| `vgg-att3-concat-pc` | vgg-late | accuracy | 1 | +50.0 | supported |",
+    ]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_file_that_lacks_a_column_is_named(column, tmp_path, capsys):
+    path = write_csv(tmp_path / "a.csv", [{k: v for k, v in ROW.items() if k != column}])
+    assert main(["verdicts", str(path)]) == 1
+    assert f"a.csv is no file of effects: it lacks {column}" in capsys.readouterr().err
+
+
+def test_other_files_are_refused(tmp_path, capsys, monkeypatch):
+    path = write_csv(tmp_path / "a.csv", [{**ROW, "low": "much"}])
+    assert main(["verdicts", str(path)]) == 1
+    assert "could not convert string to float" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["verdicts"]) == 1
+    assert "there are no files of effects" in capsys.readouterr().err
+
+
+def test_the_readme_has_what_the_command_gives():
+    text = (ROOT / "README.md").read_text("utf-8")
+    table = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert table == verdict_table(read_effects(sorted((ROOT / "docs").glob("effects_*.csv"))))
