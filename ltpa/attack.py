@@ -44,7 +44,7 @@ class AttackConfig(AblationConfig):
     """
 
     images: int = 200
-    epsilons: Sequence[float] = (0.5, 1, 2, 4, 8, 128)
+    epsilons: Sequence[float] = (0.5, 1, 2, 4, 128)
     epsilon: float = 1
     pgd_steps: int = 10
 
@@ -116,7 +116,7 @@ def perturb(
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, in float64, where sure answers have a gradient too (on the CPU: not all GPUs can)."""
+    """Cross-entropy of each image, in float64, where sure answers have a gradient (on the CPU: not all GPUs can)."""
     return torch.nn.functional.cross_entropy(logits.cpu().double(), labels.cpu(), reduction="none")
 
 
