@@ -157,6 +157,9 @@ def assert_seen_alike(seen, expected, tolerance):
     for level in expected.maps:
         torch.testing.assert_close(seen.maps[level], expected.maps[level], **close)
         torch.testing.assert_close(seen.scores[level], expected.scores[level], **close)
+    assert list(seen.descriptors) == list(expected.descriptors)
+    for level in expected.descriptors:
+        torch.testing.assert_close(seen.descriptors[level], expected.descriptors[level], **close)
     assert (seen.global_feature is None) == (expected.global_feature is None)
     if expected.global_feature is not None:
         torch.testing.assert_close(seen.global_feature, expected.global_feature, **close)
