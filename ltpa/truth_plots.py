@@ -1,13 +1,13 @@
-"""Pictures of what `ltpa.compare` measured: scores of all maps, curves, sanity, and the best and worst cases."""
+"""Pictures of what `ltpa.truth` measured: scores of all maps, curves, sanity, and the best and worst cases."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from .compare import Row, cases, interval
 from .data import Split
 from .inference import to_float
 from .plots import outline
+from .truth import Row, cases, interval
 
 _FONT, _TITLE_FONT = 11, 12
 _MARKERS = "osD^vP*Xdph<>"
