@@ -382,9 +382,11 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ValueError("a HEIC or AVIF photo, which cannot be read here: save it as JPEG or PNG first")
     problem = f"more than {max_pixels:,} pixels: scale it down first"
     try:
-        image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
-        if image.width * image.height <= max_pixels:
-            return to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns about is refused below, or nobody needs to know
+            image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
+            if image.width * image.height <= max_pixels:
+                return to_rgb(image)
     except Image.DecompressionBombError:
         pass
     except UnidentifiedImageError:

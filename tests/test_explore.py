@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import struct
+import sys
 import time
 import zlib
 
@@ -363,14 +364,15 @@ def test_another_method_in_the_second_row(panel, data):
 
 
 def test_without_captum_the_panel_says_how_to_get_it(panel, monkeypatch):
-    import sys
-
     before = panel.png()
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     panel.compare.value = "occlusion"
     assert "pip install 'ltpa[notebooks]'" in panel.message.value
     assert panel.png() == before
+    panel.position.value = 2
+    assert panel.png() != before, "the first row goes on"
+    assert "pip install 'ltpa[notebooks]'" in panel.message.value
     panel.compare.value = NOTHING
     assert panel.message.value == ""
 
@@ -429,6 +431,23 @@ def test_a_folder_that_cannot_be_written_is_told(panel, tmp_path):
     panel.save.click()
     assert "figures" in panel.message.value
     assert "b00020" in panel.message.value
+
+
+def test_a_large_photo_is_scaled_once(panel, monkeypatch):
+    module = sys.modules["ltpa.explore"]
+    upload(panel, encoded(photo(900, 600), "JPEG"))
+    monkeypatch.setattr(module, "fit_for_display", lambda *_: pytest.fail("scaled again"))
+    monkeypatch.setattr(module, "at_resolution", lambda *_: pytest.fail("scaled again"))
+    before = panel.png()
+    panel.strength.value = 0.1
+    assert panel.message.value == ""
+    assert panel.png() != before
+
+
+def test_a_bomb_is_refused_without_a_warning(recwarn):
+    with pytest.raises(ValueError, match="20,000,000 pixels"):
+        read_pictures(bomb(9500))
+    assert not list(recwarn)
 
 
 def test_names_in_messages_are_no_html(panel):
