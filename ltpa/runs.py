@@ -40,7 +40,8 @@ class Run:
             of the held-out images where `validation` is set), learning_rate, seconds (of the whole epoch), and
             entropy_<level>, the mean entropy of the test images' maps (1 = uniform).
         path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written.
+        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written, maps
+            that are uniform or collapsed (see `ltpa.health`).
     """
 
     config: TrainConfig
