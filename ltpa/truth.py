@@ -34,6 +34,7 @@ NAMES = {  # of the methods, as they stand in tables and pictures
 }
 OTSU = "Otsu"
 COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "ms")
+_TENTH = 0.1  # of the probability: an answer that moves less hardly depends on a map
 _STEPS = 10  # of deletion and insertion
 _DRAWS = 2_000  # of the bootstrap
 
@@ -331,21 +332,21 @@ def explanation(rows: Sequence[Row], seed: int = 0) -> list[str]:
     Returns:
         a sentence for each level, with 95 % intervals, and one about all.
     """
-    sentences, small = [], 0
+    sentences, small, large = [], 0, 0
     levels = [row for row in rows if row.kind == "level"]
     for row in levels:
         moved = interval(row.values["permuted"], seed=seed)
-        small += moved.high < 0.1
+        small, large = small + (moved.high < _TENTH), large + (moved.low > _TENTH)
         gradient = [other for other in rows if other.model == row.model and other.name == NAMES["saliency"]]
         words = f"{row.model} {row.name}: permuting its weights moves {_words(moved, '.0%')} of the probability"
         if gradient:
             found = interval(rank_agreement(row.maps, gradient[0].maps), seed=seed)
             words += f"; rank agreement with saliency {_words(found, '.2f')}"
         sentences.append(words)
-    matter = len(levels) - small
     sentences.append(
         f"Of {len(levels)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
-        f"maps show, the answers hardly depend on it. For the other {matter} it does matter where they lie."
+        f"maps show, the answers hardly depend on it. For {large} it matters where they lie; "
+        f"{len(levels) - small - large} are not decided."
     )
     return sentences
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import sys
 
 import numpy as np
@@ -256,6 +257,12 @@ def test_the_explanation_has_a_sentence_a_level():
     assert sentences[0].startswith("pc conv7: permuting its weights moves 5 % (")
     assert "rank agreement with saliency" in sentences[1]
     assert sentences[2].startswith("Of 2 levels, 2 can be permuted")
+    assert sentences[2].endswith("For 0 it matters where they lie; 0 are not decided.")
+    rows = made_rows()
+    rows[0].values["permuted"] += 0.2
+    rows[1].values["permuted"] = torch.tensor([0.0, 0.2] * 20)
+    expected = "Of 2 levels, 0 can be permuted.*For 1 it matters where they lie; 1 are not decided"
+    assert re.match(expected, compare.explanation(rows)[2])
 
 
 def test_cases_are_best_median_and_worst():
