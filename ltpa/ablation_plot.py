@@ -1,6 +1,7 @@
 """The picture of an ablation: every run a point, every interval a bar, nothing hidden behind a mean."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,6 +45,47 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
         axes.tick_params(labelsize=_FONT)
         axes.xaxis.set_major_locator(MaxNLocator(7))
         axes.grid(alpha=0.3)
+    _legend(figure)
+    return figure
+
+
+def effects_figure(effects: Mapping[str, Sequence[Comparison]], baseline: str, across: int = 2) -> Figure:
+    """Draws every comparison: a panel a measure, a row a name, a point a seed, a bar an interval.
+
+    Args:
+        effects: measure -> comparisons with the baseline.
+        baseline: its name.
+        across: panels side by side.
+
+    Raises:
+        ValueError: no comparison to draw.
+    """
+    effects = {measure: of for measure, of in effects.items() if of}
+    if not effects:
+        raise ValueError("there is no comparison to draw: no two runs have the same seed")
+    names = list(dict.fromkeys(c.variant for of in effects.values() for c in of))
+    down = math.ceil(len(effects) / across)
+    figure = Figure(figsize=(12, 0.9 + down * (1.0 + 0.5 * len(names))), dpi=100, layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False)
+    for axes, (measure, comparisons) in zip(panels.flat, effects.items(), strict=False):
+        for c in comparisons:
+            bars = {"C0": c.over_seeds, "C1": c.over_images}
+            _points(axes, names.index(c.variant), list(c.differences.values()), bars)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_title(measure, fontsize=_TITLE_FONT)
+        axes.set_yticks(range(len(names)), names, fontsize=_FONT)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(labelsize=_FONT)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.grid(alpha=0.3)
+    for axes in panels.flat[len(effects) :]:
+        axes.axis("off")
+    figure.supxlabel(f"minus {baseline}, same seed (points)", fontsize=_TITLE_FONT)
+    _legend(figure)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], marker="o", linestyle="", color="0.35", markersize=6),
         Line2D([], [], color="C0", linewidth=3),
@@ -51,7 +93,6 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
     ]
     texts = ["one run (seed)", "95 % interval over seeds", "95 % interval over test images"]
     figure.legend(handles, texts, loc="outside upper center", ncols=3, fontsize=_FONT, frameon=False)
-    return figure
 
 
 def cost_figure(grid: Grid) -> Figure:

@@ -15,6 +15,7 @@ from .data import DATASETS
 from .errors import closest
 from .models import list_models, parse_variant
 
+TARGETS = ("digits", *DATASETS)  # of transfer
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Where and in which arithmetic a run is computed does not make it another run.
 _NOT_IDENTITY = ("device", "precision", "data_dir", "run_dir")
@@ -157,6 +158,7 @@ _CHOICES = {
     "model": list_models(),
     "normalizer": NORMALIZERS,
     "dataset": DATASETS,
+    "target": TARGETS,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
     "fill": ("blur", "mean"),
@@ -179,6 +181,10 @@ _WHOLE = {  # name: (least, most, may be None)
     "costly_images": (2, 10**6, False),
     "scenes": (2, 2000, False),
     "steps": (0, 10**6, False),
+    "pgd_steps": (1, 1000, False),
+    "labels": (2, 10**9, True),
+    "target_train_limit": (20, 10**9, True),
+    "target_test_limit": (2, 10**9, True),
 }
 _MAY_BE_NONE = ("run_dir", "photo", "budget", "minutes")
 _NUMBERS = {  # name: (condition, what is allowed)
@@ -189,6 +195,7 @@ _NUMBERS = {  # name: (condition, what is allowed)
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "minutes": (lambda v: 0 < v <= 10**5, "above 0 and at most 100000, or None"),
     "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
+    "epsilon": (lambda v: 0 < v <= 255, "above 0 and at most 255"),
 }
 
 
@@ -233,8 +240,8 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return ValueError, f"device={value!r}: known: auto, cpu, cuda, cuda:<number>, mps"
     elif name in ("models", "baseline"):
         return _variants_problem(name, [value] if name == "baseline" else value)
-    elif name == "seeds":
-        return _seeds_problem(value)
+    elif name in _NUMBER_LISTS:
+        return _numbers_problem(name, value)
     elif name == "chosen":
         if not isinstance(value, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
             return TypeError, f"chosen must be a list of whole numbers, not {value!r}"
@@ -264,13 +271,20 @@ def _variants_problem(name: str, values: Any) -> tuple[type, str] | None:
     return (ValueError, f"{name} names a variant twice: {values!r}") if len(different) < len(values) else None
 
 
-def _seeds_problem(values: Any) -> tuple[type, str] | None:
+_NUMBER_LISTS = {  # name: (of what, the field whose rules its values follow)
+    "seeds": ("whole numbers", "seed"),
+    "epsilons": ("numbers", "epsilon"),
+    "per_class": ("whole numbers, or None for all", "labels"),
+}
+
+
+def _numbers_problem(name: str, values: Any) -> tuple[type, str] | None:
+    words, rule = _NUMBER_LISTS[name]
     if not isinstance(values, list | tuple) or not values:
-        return TypeError, f"seeds must be a list of whole numbers, not {values!r}"
-    problems = (check_field("seed", value) for value in values)
-    if problem := next((problem for problem in problems if problem), None):
-        return problem
-    return (ValueError, f"seeds has a number twice: {values!r}") if len(set(values)) < len(values) else None
+        return TypeError, f"{name} must be a list of {words}, not {values!r}"
+    if problem := next((problem for value in values if (problem := check_field(rule, value))), None):
+        return problem[0], f"{name}: {problem[1]}"
+    return (ValueError, f"{name} has a number twice: {values!r}") if len(set(values)) < len(values) else None
 
 
 #: Trains the flagship on the embedded shapes in about a minute on a laptop; notebooks/params/quick holds the same.
