@@ -262,7 +262,7 @@ def test_the_explanation_has_a_sentence_a_level():
     rows[0].values["permuted"] += 0.2
     rows[1].values["permuted"] = torch.tensor([0.0, 0.2] * 20)
     expected = "Of 2 levels, 0 can be permuted.*For 1 it matters where they lie; 1 are not decided"
-    assert re.match(expected, compare.explanation(rows)[2])
+    assert re.match(expected, truth.explanation(rows)[2])
 
 
 def test_cases_are_best_median_and_worst():
