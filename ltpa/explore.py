@@ -152,7 +152,8 @@ class Explorer:
                         w.VBox([self.which, self.position, w.HBox([self.draw, self.upload]), self.resolution]),
                         w.VBox([self.levels, self.compare]),
                         w.VBox([self.strength, self.colours, self.scale, self.save]),
-                    ]
+                    ],
+                    layout=w.Layout(flex_flow="row wrap"),
                 ),
                 self.message,
                 self.picture,
@@ -269,7 +270,8 @@ class Explorer:
             if other in self.models:
                 rows.append(self._row(other, shown, entered, other, key, truth))
             elif other != NOTHING:
-                rows.append(Row(other, shown, self._explained(entered, key)))
+                answer = next(iter(sorted(rows[0].probabilities.items(), key=lambda item: -item[1])))[0]
+                rows.append(Row(f"{other}: why {answer}?", shown, self._explained(entered, key)))
         except Exception as error:  # the first row is shown all the same
             self._say(f"{other}: {error}", wrong=True)
         return rows

@@ -130,7 +130,7 @@ def bomb(side=40_000):
     ("source", "error", "message"),
     [
         (b"this is a text", ValueError, "not an image of a known format"),
-        (b"", ValueError, "not an image of a known format"),
+        (b"", ValueError, "the file is empty"),
         (bomb(), ValueError, "more than 20,000,000 pixels"),
         (encoded(Image.new("L", (5001, 4000))), ValueError, "more than 20,000,000 pixels: scale it down"),
         (Image.new("L", (5001, 4000)), ValueError, "more than 20,000,000 pixels"),
@@ -196,6 +196,14 @@ def test_show_takes_pictures_of_different_sizes_and_leaves_pyplot_alone():
     relative = seen.maps["conv7"][0] / seen.maps["conv7"][0].mean()
     assert np.allclose(drawn, relative.clamp_min(0.25).numpy(), rtol=1e-4)
     assert (panels[0].get_xlim(), panels[3].get_ylim()) == ((-0.5, 59.5), (59.5, -0.5))
+
+
+def test_a_large_photo_is_not_read_at_its_full_size_unasked(monkeypatch):
+    module, sizes = sys.modules["ltpa.showing"], []
+    plain = module.attend
+    monkeypatch.setattr(module, "attend", lambda net, x: sizes.append(tuple(x.shape[2:])) or plain(net, x))
+    ltpa.show([photo(900, 600), photo(60, 40), photo(30, 20)], model("vgg-late"))
+    assert sizes == [(224, 336), (40, 60), (32, 48)]
 
 
 def test_show_names_the_answer_of_a_run(data, tmp_path):
