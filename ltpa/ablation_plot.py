@@ -80,6 +80,8 @@ def effects_figure(effects: Mapping[str, Sequence[Comparison]], baseline: str, a
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(effects) :]:
         axes.axis("off")
+    low, high = panels[0, 0].get_xlim()
+    panels[0, 0].set_xlim(max(low, -101), min(high, 101))
     figure.supxlabel(f"minus {baseline}, same seed (points)", fontsize=_TITLE_FONT)
     _legend(figure)
     return figure

@@ -38,7 +38,6 @@ def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
             axes.plot(places, [100 * mean_accuracy(column) for column in columns], color=f"C{number}", linewidth=1.5)
         chance = 100 / len(attacked[0].result.run.classes)
         axes.axhline(chance, color="0.4", linestyle=":", linewidth=1.5)
-        axes.text(0.2, chance + 1, "chance", fontsize=_FONT, color="0.35", ha="right")
         labels = ["clean", *(f"{e:g}\n{e / 255:.2g}" for e in epsilons)]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(attack, fontsize=_TITLE_FONT)
@@ -48,6 +47,7 @@ def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
         axes.set_ylim(-2, 102)
     figure.axes[0].set_ylabel("accuracy (%)", fontsize=_TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(grid.variants)]
+    handles.append(Line2D([], [], color="0.4", linestyle=":", label="chance"))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=_FONT, frameon=False
     )

@@ -195,18 +195,21 @@ def write_effects(grid: Grid, comparisons: Sequence[Comparison], folder: str | P
     return write_rows(Path(folder) / "effects_03.csv", effect_rows(claim, grid, {"test accuracy": comparisons}))
 
 
-def effect_rows(claim: str, grid: Grid, effects: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
+def effect_rows(
+    claim: str, grid: Grid, effects: Mapping[str, Sequence[Comparison]], baseline: str | None = None
+) -> list[dict[str, Any]]:
     """A row for the effect of every variant in every measure: model, data, budget, n, effect, its interval, verdict.
 
     Args:
         claim: what is put to the test.
         grid: the runs.
         effects: what was measured, in words -> comparisons.
+        baseline: what they are comparisons with, if not the baseline of the parameters.
     """
     config = grid.config
     data = config.dataset + (f" {Path(config.data_dir).name}" if config.dataset == "folder" else "")
     return [
-        {"claim": claim, "model": c.variant, "baseline": config.baseline, "measure": measure, "data": data}
+        {"claim": claim, "model": c.variant, "baseline": baseline or config.baseline, "measure": measure, "data": data}
         | {"budget": config.described(), "n": len(c.differences)}
         | {name.removeprefix("effect_"): value for name, value in _columns("effect", c.interval).items()}
         | {"verdict": c.verdict}

@@ -24,6 +24,7 @@ KINDS = {
     "04": "notebook:TruthConfig",
     "05": "asking:AskConfig",
     "06": "attack:AttackConfig",
+    "07": "transfer:TransferConfig",
 }
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
