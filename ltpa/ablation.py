@@ -65,6 +65,11 @@ class AblationConfig:
         model, normalizer = parse_variant(variant)
         return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
 
+    def described(self) -> str:
+        """How the models are trained, in words."""
+        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images, {len(self.seeds)} seeds"
+
     def common(self) -> dict[str, Any]:
         """The settings that all runs share."""
         shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}

@@ -1,7 +1,5 @@
 """What an ablation says: every variant against the baseline, with intervals, tables and a computed sentence."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .ablation import Grid, Result
-from .checkpoint import write
 from .cost import gmac, parameters
 from .statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval, t_interval, verdict
+from .tables import write_rows
 
 MARGIN = 0.005  # half a percentage point of accuracy: less would not matter
 
@@ -188,11 +186,13 @@ def write_csv(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path 
         row |= {f"entropy_{level}": round(value, 4) for level, value in _mean_entropies(of).items()}
         variants.append(row)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "ablation.csv", folder / "ablation_runs.csv"
-    for path, rows in zip(paths, (variants, runs), strict=True):
-        write(path, _csv(rows))
-    return paths
+    return write_rows(folder / "ablation.csv", variants), write_rows(folder / "ablation_runs.csv", runs)
+
+
+def write_effects(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> Path:
+    """Writes `effects_03.csv`, which the page of verdicts is made of: is each variant better than the baseline?"""
+    claim = "Attention improves accuracy"
+    return write_rows(Path(folder) / "effects_03.csv", effect_rows(claim, grid, {"test accuracy": comparisons}))
 
 
 def effect_rows(
@@ -208,11 +208,9 @@ def effect_rows(
     """
     config = grid.config
     data = config.dataset + (f" {Path(config.data_dir).name}" if config.dataset == "folder" else "")
-    images = "all" if config.train_limit is None else config.train_limit
-    budget = f"width {config.width:g}, {config.epochs} epochs of {images} training images"
     return [
         {"claim": claim, "model": c.variant, "baseline": baseline or config.baseline, "measure": measure, "data": data}
-        | {"budget": budget, "n": len(c.differences)}
+        | {"budget": config.described(), "n": len(c.differences)}
         | {name.removeprefix("effect_"): value for name, value in _columns("effect", c.interval).items()}
         | {"verdict": c.verdict}
         for measure, comparisons in effects.items()
@@ -220,23 +218,6 @@ def effect_rows(
     ]
 
 
-def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes rows as a CSV file, into a folder that is made where it is missing; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, _csv(rows))
-    return path
-
-
 def _columns(name: str, interval: Interval) -> dict[str, Any]:
     ends = {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return {key: round(value, 6) if value == value else "" for key, value in ends.items()}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -164,7 +164,6 @@ _CHOICES = {
     "fill": ("blur", "mean"),
 }
 _LISTS = {  # name: what may be in the list
-    "normalizers": NORMALIZERS,
     "methods": ("gradcam", "saliency", "integrated_gradients", "occlusion", "cam"),
 }
 _WHOLE = {  # name: (least, most, may be None)

@@ -378,19 +378,23 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ValueError: not an image that Pillow can read, or one of more than `max_pixels`.
     """
+    if not content:
+        raise ValueError("the file is empty")
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
         raise ValueError("a HEIC or AVIF photo, which cannot be read here: save it as JPEG or PNG first")
     problem = f"more than {max_pixels:,} pixels: scale it down first"
     try:
-        image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
-        if image.width * image.height <= max_pixels:
-            return to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns about is refused below, or nobody needs to know
+            image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
+            if image.width * image.height <= max_pixels:
+                return to_rgb(image)
     except Image.DecompressionBombError:
         pass
     except UnidentifiedImageError:
         problem = f"not an image of a known format ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # Pillow's decoders raise what they like on broken files
-        raise ValueError(f"not a readable image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not a readable image ({type(error).__name__}: {error}); is it cut off?") from error
     raise ValueError(problem)
 
 

@@ -123,7 +123,7 @@ class Explorer:
         )
         self.draw = w.Button(description="at random", disabled=not some, layout=w.Layout(width="110px"))
         self.upload = w.FileUpload(
-            accept=".jpg,.jpeg,.png,.webp", multiple=False, description="upload a photo", layout=w.Layout(width="170px")
+            accept="image/*", multiple=False, description="upload a photo", layout=w.Layout(width="170px")
         )
         self.resolution = w.Dropdown(
             options=[(f"{side} pixels", side) for side in RESOLUTIONS], value=96, description="photo at", style=label,
@@ -152,7 +152,8 @@ class Explorer:
                         w.VBox([self.which, self.position, w.HBox([self.draw, self.upload]), self.resolution]),
                         w.VBox([self.levels, self.compare]),
                         w.VBox([self.strength, self.colours, self.scale, self.save]),
-                    ]
+                    ],
+                    layout=w.Layout(flex_flow="row wrap"),
                 ),
                 self.message,
                 self.picture,
@@ -234,11 +235,11 @@ class Explorer:
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        stem = time.strftime("attention-%Y%m%d-%H%M%S")
+        stem = f"attention-{time.strftime('%Y%m%d-%H%M%S')}-{len(list(self.folder.iterdir()))}"
         image = self._compose()
         paths = [self.folder / f"{stem}.{ending}" for ending in ("png", "pdf")]
         image.save(paths[0])
-        image.save(paths[1], resolution=100)
+        image.save(paths[1], resolution=150)
         self._say("saved: " + ", ".join(map(str, paths)))
 
     def _update(self) -> None:
@@ -252,22 +253,27 @@ class Explorer:
 
     def _rows(self) -> list[Row]:
         if self._photo is not None:
-            picture, truth = self._photo, None
-            entered, title = at_resolution(picture, self.resolution.value), self._photo_name
-            key = f"photo {self.resolution.value}"
+            truth, title, key = None, self._photo_name, f"photo {self.resolution.value}"
+            shown = self._kept(("photo",), lambda: fit_for_display(self._photo))
+            entered = self._kept((key,), lambda: at_resolution(self._photo, self.resolution.value))
         elif len(self._images):
             index = self.chosen[min(self.position.value, len(self.chosen) - 1)]
             key, picture, title = index, self._images[index], f"image {index}"
+            shown = self._kept((index, "shown"), lambda: fit_for_display(picture))
             entered = picture if min(picture.shape[1:]) >= 32 else at_resolution(picture, 32)
             truth = None if self._labels is None else self._classes[int(self._labels[index])]
         else:
             return [Row("upload a photo", torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
-        shown = fit_for_display(picture)
         rows = [self._row(f"{title}: {self._name}", shown, entered, "", key, truth)]
-        if self.compare.value in self.models:
-            rows.append(self._row(self.compare.value, shown, entered, self.compare.value, key, truth))
-        elif self.compare.value != NOTHING:
-            rows.append(Row(self.compare.value, shown, self._explained(entered, key)))
+        other = self.compare.value
+        try:
+            if other in self.models:
+                rows.append(self._row(other, shown, entered, other, key, truth))
+            elif other != NOTHING:
+                answer = next(iter(sorted(rows[0].probabilities.items(), key=lambda item: -item[1])))[0]
+                rows.append(Row(f"{other}: why {answer}?", shown, self._explained(entered, key)))
+        except Exception as error:  # the first row is shown all the same
+            self._say(f"{other}: {error}", wrong=True)
         return rows
 
     def _row(self, title: str, shown: Tensor, entered: Tensor, name: str, key: Any, truth: str | None) -> Row:

@@ -15,7 +15,7 @@ from .config import QUICK, TrainConfig, check_fields, check_values, raise_proble
 from .data import Data, Split
 from .drive import runs_on_drive
 from .inference import choose_device
-from .models import Attended
+from .models import Attended, parse_variant
 from .report import report as report
 from .runs import Run, load_run
 from .train import data_for, fit
@@ -69,8 +69,7 @@ class TruthConfig:
     """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`.
 
     Attributes:
-        models: names of `ltpa.list_models()`.
-        normalizers: each model with attention is taken with each of these.
+        models: names of `ltpa.list_models()`, with the normaliser behind the name where it is not softmax.
         methods: of `ltpa.explain`, to compare attention with.
         images: so many test images are measured.
         held_out: so many others choose thresholds and levels.
@@ -84,8 +83,10 @@ class TruthConfig:
         ValueError, TypeError: one message with all problems.
     """
 
-    models: Sequence[str] = ("vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add", "vgg-gap")
-    normalizers: Sequence[str] = ("softmax", "sigmoid")
+    models: Sequence[str] = (
+        *(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("pc", "dp", "add") for normalizer in ("", " sigmoid")),
+        "vgg-gap",
+    )
     methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam")
     images: int = 200
     held_out: int = 100
@@ -109,14 +110,17 @@ class TruthConfig:
         names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
         shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
         found = {}
-        for model in self.models:
+        for variant in self.models:
+            model, normalizer = parse_variant(variant)
             short = model.removeprefix("vgg-att3-concat-")
-            if "-att" in model or model == "vgg-pan":
-                for normalizer in self.normalizers:
-                    found[f"{short} {normalizer}"] = TrainConfig(model=model, normalizer=normalizer, **shared)
-            else:
-                found[short] = TrainConfig(model=model, **shared)
+            name = f"{short} {normalizer}" if "-att" in model or model == "vgg-pan" else short
+            found[name] = TrainConfig(model=model, normalizer=normalizer, **shared)
         return found
+
+    def budget(self) -> str:
+        """How the models are trained, in words."""
+        images = "all" if self.train_limit is None else self.train_limit
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images, seed {self.seed}, n = images"
 
     def split(self, test: Split) -> tuple[Split, Split]:
         """Test images to measure, and others to choose on.

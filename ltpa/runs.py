@@ -41,7 +41,8 @@ class Run:
             entropy_<level>, the mean entropy of the test images' maps (1 = uniform). Where `minutes` are set also
             schedule, the part of the learning rate's schedule that is done; the last row then is not a whole epoch.
         path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written.
+        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written, maps
+            that are uniform or collapsed (see `ltpa.health`).
     """
 
     config: TrainConfig

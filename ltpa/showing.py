@@ -9,10 +9,11 @@ from torch import Tensor
 from .composer import fit_for_display
 from .inference import attend
 from .models import ImageClassifier
-from .photos import Picture, at_resolution, read_pictures
+from .photos import LEAST, Picture, at_resolution, read_pictures
 from .plots import attention_figure, captions
 from .runs import Run
 
+READ = 224  # pixels at most of the shorter side that a model reads unasked; a phone's photo would fill the memory
 SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
 
 
@@ -34,7 +35,7 @@ def show(
         model: whose maps are drawn; a run knows the names of its classes.
         maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
         side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
-            pictures are read as they are, those with a side below 32 pixels are scaled up to it.
+            pictures are read as they are, but not with less than 32 or more than 224 pixels.
         classes: names of the classes, for a model.
         titles: a text for every picture, in place of what the model answers.
         masks: bool (N, H, W), of pictures of one size: their outlines are drawn.
@@ -65,6 +66,7 @@ def show(
 
 
 def _entered(picture: Tensor, side: int | None) -> Tensor:
-    if side is None:
-        return picture if min(picture.shape[1:]) >= 32 else at_resolution(picture, 32)
-    return at_resolution(picture, side)
+    shorter = min(picture.shape[1:])
+    if side is None and LEAST <= shorter <= READ:
+        return picture
+    return at_resolution(picture, side if side is not None else min(max(shorter, LEAST), READ))

@@ -12,11 +12,12 @@ SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "not decidab
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; the ends are NaN where one value alone allows none."""
+    """A mean of n values with its confidence interval; the ends are NaN where one value alone allows none."""
 
     mean: float
     low: float
     high: float
+    n: int = 0
 
     def __str__(self) -> str:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -38,13 +39,13 @@ def t_interval(values: ArrayLike, comparisons: int = 1, confidence: float = 0.95
     x = _checked(values)
     mean = float(x.mean())
     if len(x) < 2:
-        return Interval(mean, math.nan, math.nan)
+        return Interval(mean, math.nan, math.nan, len(x))
     try:
         from scipy.stats import t
     except ImportError as error:
         raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
     reach = float(t.ppf(1 - _tail(comparisons, confidence), len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Interval(mean, mean - reach, mean + reach)
+    return Interval(mean, mean - reach, mean + reach, len(x))
 
 
 def bootstrap_interval(
@@ -63,7 +64,7 @@ def bootstrap_interval(
     """
     x = _checked(values)
     if len(x) < 2:
-        return Interval(float(x.mean()), math.nan, math.nan)
+        return Interval(float(x.mean()), math.nan, math.nan, len(x))
     tail = _tail(comparisons, confidence)
     # Right and wrong answers take few values: it is enough to draw how often each of them occurs.
     distinct, counts = np.unique(x, return_counts=True)
@@ -74,7 +75,7 @@ def bootstrap_interval(
         for start in range(0, resamples, at_once)
     ]
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(float(x.mean()), float(low), float(high))
+    return Interval(float(x.mean()), float(low), float(high), len(x))
 
 
 def verdict(intervals: Sequence[Interval], margin: float = 0.0) -> str:

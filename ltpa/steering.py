@@ -6,6 +6,7 @@ for each of its objects, so that an object that attracts attention whatever is a
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .maps import rank_agreement
 from .models import ImageClassifier
 from .questions import Questions
 from .statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval
+from .statistics import verdict as verdict_of
+from .tables import write_rows
 
 WORTHWHILE = 0.6  # attention that goes to the queried object less often than in three of five cases is not steered
 
@@ -219,3 +222,26 @@ def explanation(measured: Mapping[str, Steering], masks: Tensor) -> str:
             "one that is asked for"
         )
     return "\n".join(lines)
+
+
+def write_effects(measured: Mapping[str, Steering], budget: str, folder: str | Path = "runs") -> Path:
+    """Writes `effects_05.csv`, which the page of verdicts is made of: follows the attention the query, or ignores it?
+
+    Args:
+        measured: {variant: what `steer` found}.
+        budget: how the models were trained, in words.
+        folder: where to.
+    """
+    asked = [(variant, level, values) for variant, levels in measured.items() for level, values in levels.items()]
+    rows = []
+    for variant, level, values in asked:
+        follows = follows_interval(values, len(asked))
+        effect = Interval(follows.mean - 0.5, follows.low - 0.5, follows.high - 0.5, follows.n)
+        rows.append(
+            {"claim": "Attention goes to what a query shows", "model": f"{variant} at {level}"}
+            | {"baseline": "ignoring the query (50 %)", "measure": "follows the query", "data": "shapes, two objects"}
+            | {"budget": budget, "n": effect.n, "effect": round(effect.mean, 4)}
+            | {"low": round(effect.low, 4), "high": round(effect.high, 4)}
+            | {"verdict": verdict_of([effect], WORTHWHILE - 0.5)}
+        )
+    return write_rows(Path(folder) / "effects_05.csv", rows)

@@ -30,7 +30,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "02_attention_maps.ipynb"
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 OTHER = os.environ.get("LTPA_NOTEBOOK_PYTHON")
 WAIT = 90  # seconds, for a loaded machine
 
@@ -38,7 +39,10 @@ if not (CHROMIUM and DRIVER):
     if os.environ.get("LTPA_BROWSER"):
         raise RuntimeError("LTPA_BROWSER is set, but chromium and chromedriver are not installed")
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver")
+if os.environ.get("LTPA_BROWSER"):
+    from selenium import webdriver
+else:
+    webdriver = pytest.importorskip("selenium.webdriver")
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "

@@ -623,7 +623,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not an image of a known format (JPEG, PNG, "),
+        (b"", "the file is empty"),
         (b"<html>404</html>", "not an image of a known format"),
         (POSTSCRIPT, "not an image of a known format"),  # Pillow would start Ghostscript
         (b"\x89PNG\r\n\x1a\n", "not a"),

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import struct
+import sys
 import time
 import zlib
 
@@ -129,7 +130,7 @@ def bomb(side=40_000):
     ("source", "error", "message"),
     [
         (b"this is a text", ValueError, "not an image of a known format"),
-        (b"", ValueError, "not an image of a known format"),
+        (b"", ValueError, "the file is empty"),
         (bomb(), ValueError, "more than 20,000,000 pixels"),
         (encoded(Image.new("L", (5001, 4000))), ValueError, "more than 20,000,000 pixels: scale it down"),
         (Image.new("L", (5001, 4000)), ValueError, "more than 20,000,000 pixels"),
@@ -195,6 +196,14 @@ def test_show_takes_pictures_of_different_sizes_and_leaves_pyplot_alone():
     relative = seen.maps["conv7"][0] / seen.maps["conv7"][0].mean()
     assert np.allclose(drawn, relative.clamp_min(0.25).numpy(), rtol=1e-4)
     assert (panels[0].get_xlim(), panels[3].get_ylim()) == ((-0.5, 59.5), (59.5, -0.5))
+
+
+def test_a_large_photo_is_not_read_at_its_full_size_unasked(monkeypatch):
+    module, sizes = sys.modules["ltpa.showing"], []
+    plain = module.attend
+    monkeypatch.setattr(module, "attend", lambda net, x: sizes.append(tuple(x.shape[2:])) or plain(net, x))
+    ltpa.show([photo(900, 600), photo(60, 40), photo(30, 20)], model("vgg-late"))
+    assert sizes == [(224, 336), (40, 60), (32, 48)]
 
 
 def test_show_names_the_answer_of_a_run(data, tmp_path):
@@ -363,14 +372,15 @@ def test_another_method_in_the_second_row(panel, data):
 
 
 def test_without_captum_the_panel_says_how_to_get_it(panel, monkeypatch):
-    import sys
-
     before = panel.png()
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     panel.compare.value = "occlusion"
     assert "pip install 'ltpa[notebooks]'" in panel.message.value
     assert panel.png() == before
+    panel.position.value = 2
+    assert panel.png() != before, "the first row goes on"
+    assert "pip install 'ltpa[notebooks]'" in panel.message.value
     panel.compare.value = NOTHING
     assert panel.message.value == ""
 
@@ -429,6 +439,23 @@ def test_a_folder_that_cannot_be_written_is_told(panel, tmp_path):
     panel.save.click()
     assert "figures" in panel.message.value
     assert "b00020" in panel.message.value
+
+
+def test_a_large_photo_is_scaled_once(panel, monkeypatch):
+    module = sys.modules["ltpa.explore"]
+    upload(panel, encoded(photo(900, 600), "JPEG"))
+    monkeypatch.setattr(module, "fit_for_display", lambda *_: pytest.fail("scaled again"))
+    monkeypatch.setattr(module, "at_resolution", lambda *_: pytest.fail("scaled again"))
+    before = panel.png()
+    panel.strength.value = 0.1
+    assert panel.message.value == ""
+    assert panel.png() != before
+
+
+def test_a_bomb_is_refused_without_a_warning(recwarn):
+    with pytest.raises(ValueError, match="20,000,000 pixels"):
+        read_pictures(bomb(9500))
+    assert not list(recwarn)
 
 
 def test_names_in_messages_are_no_html(panel):

@@ -1,6 +1,7 @@
 """What is told after an epoch: against loops, and in trainings whose maps are made flat or pointed by hand."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ def test_a_training_that_answers_always_the_same_tells(tmp_path, capfd):
 
     run = fit(tiny_config(tmp_path / "run", epochs=2), tiny_data(), on_epoch=spoil)
     assert len(run.notes) == 1
-    assert run.notes[0].startswith("after epoch 1: every test image is taken for the same class")
+    # In the first epoch so small a network may do it by itself; in the second it must.
+    assert re.match("after epoch [12]: every test image is taken for the same class", run.notes[0])
     assert f"note: {run.notes[0]}" in capfd.readouterr().out
 
 

@@ -4,8 +4,6 @@ Every map of every model is measured on the same images: does it lie on the obje
 (deletion and insertion), does it depend on what the model learnt (layers made random), and what does it cost.
 """
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import write
+from . import statistics
 from .data import Split
 from .explain import explain
 from .faithfulness import deletion_insertion, layers_top_down, permuted_attention, randomisation
@@ -24,6 +22,8 @@ from .localisation import MEASURES, controls, localise
 from .maps import entropy, rank_agreement
 from .models import VGGGAP, ImageClassifier
 from .progress import Progress
+from .statistics import NOT_SUPPORTED, SUPPORTED, Interval
+from .tables import write_rows
 
 NAMES = {  # of the methods, as they stand in tables and pictures
     "gradcam": "Grad-CAM",
@@ -34,6 +34,7 @@ NAMES = {  # of the methods, as they stand in tables and pictures
 }
 OTSU = "Otsu"
 COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "ms")
+_TENTH = 0.1  # of the probability: an answer that moves less hardly depends on a map
 _STEPS = 10  # of deletion and insertion
 _DRAWS = 2_000  # of the bootstrap
 
@@ -65,22 +66,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over images with its bootstrap interval; `n` images have a value (a map may have no order, say)."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Claim:
-    """A difference with its interval, and what it says: "supported", "not supported" or "not decided".
-
-    A claim says that a difference is above 0: it is supported where the whole interval is, not supported where the
-    whole interval lies below, else not decided.
-    """
+    """That a difference is above 0, with its interval; its verdict is that of `ltpa.statistics.verdict`."""
 
     model: str
     text: str
@@ -89,9 +76,7 @@ class Claim:
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.effect.low > 0:
-            return "supported"
-        return "not supported" if self.effect.high < 0 else "not decided"
+        return statistics.verdict([self.effect])
 
 
 def compare(
@@ -275,15 +260,10 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     Raises:
         ValueError: a confidence out of range.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
     values = values[~values.isnan()].double()
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
-    drawn = torch.randint(len(values), (_DRAWS, len(values)), generator=torch.Generator().manual_seed(seed))
-    tail = (1 - confidence) / 2
-    low, high = values[drawn].mean(1).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(values.mean().item(), low, high, len(values))
+    return statistics.bootstrap_interval(values.numpy(), confidence=confidence, resamples=_DRAWS, seed=seed)
 
 
 def best_levels(rows: Sequence[Row]) -> dict[str, Row]:
@@ -328,11 +308,9 @@ def verdict(found: Sequence[Claim]) -> str:
     models = list(dict.fromkeys(claim.model for claim in found))
     if not models:
         return "There is no model with attention among these, so there is nothing to decide."
-    truthful = [
-        m for m in models if all(c.verdict == "supported" for c in found if c.model == m and "centre" in c.text)
-    ]
+    truthful = [m for m in models if all(c.verdict == SUPPORTED for c in found if c.model == m and "centre" in c.text)]
     others = [c for c in found if "centre" not in c.text]
-    wins, losses = (sum(c.verdict == word for c in others) for word in ("supported", "not supported"))
+    wins, losses = (sum(c.verdict == word for c in others) for word in (SUPPORTED, NOT_SUPPORTED))
     return (
         f"Of {len(models)} models with attention, {len(truthful)} have a level whose map finds the object and is what "
         f"the model goes by, both more than a spot in the centre would"
@@ -354,21 +332,21 @@ def explanation(rows: Sequence[Row], seed: int = 0) -> list[str]:
     Returns:
         a sentence for each level, with 95 % intervals, and one about all.
     """
-    sentences, small = [], 0
+    sentences, small, large = [], 0, 0
     levels = [row for row in rows if row.kind == "level"]
     for row in levels:
         moved = interval(row.values["permuted"], seed=seed)
-        small += moved.high < 0.1
+        small, large = small + (moved.high < _TENTH), large + (moved.low > _TENTH)
         gradient = [other for other in rows if other.model == row.model and other.name == NAMES["saliency"]]
         words = f"{row.model} {row.name}: permuting its weights moves {_words(moved, '.0%')} of the probability"
         if gradient:
             found = interval(rank_agreement(row.maps, gradient[0].maps), seed=seed)
             words += f"; rank agreement with saliency {_words(found, '.2f')}"
         sentences.append(words)
-    matter = len(levels) - small
     sentences.append(
         f"Of {len(levels)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
-        f"maps show, the answers hardly depend on it. For the other {matter} it does matter where they lie."
+        f"maps show, the answers hardly depend on it. For {large} it matters where they lie; "
+        f"{len(levels) - small - large} are not decided."
     )
     return sentences
 
@@ -441,15 +419,29 @@ def save(rows: Sequence[Row], found: Sequence[Claim], folder: str | Path, name: 
         }
         for claim in found
     ]
-    paths = [Path(folder) / f"{name}.csv", Path(folder) / f"{name}_claims.csv"]
-    for path, content in zip(paths, (lines, told), strict=True):
-        text = io.StringIO()
-        if content:
-            writer = csv.DictWriter(text, fieldnames=list(content[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(content)
-        write(path, text.getvalue().encode())
-    return paths
+    return [write_rows(Path(folder) / f"{name}.csv", lines), write_rows(Path(folder) / f"{name}_claims.csv", told)]
+
+
+def write_effects(found: Sequence[Claim], budget: str, folder: str | Path = "runs") -> Path:
+    """Writes `effects_04.csv`, which the page of verdicts is made of.
+
+    Args:
+        found: see `claims`.
+        budget: how the models were trained, in words.
+        folder: where to.
+    """
+    rows = [
+        {
+            "claim": "The map finds the object, and the model goes by it",
+            "model": claim.model,
+            "baseline": "in the measure",
+        }
+        | {"measure": claim.text, "data": "shapes", "budget": budget, "n": claim.effect.n}
+        | {"effect": _number(claim.effect.mean), "low": _number(claim.effect.low), "high": _number(claim.effect.high)}
+        | {"verdict": claim.verdict}
+        for claim in found
+    ]
+    return write_rows(Path(folder) / "effects_04.csv", rows)
 
 
 def _number(value: float) -> str:

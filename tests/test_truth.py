@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import sys
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 import ltpa
-from ltpa import TrainConfig, compare, compare_plots, create_model, explain, load_data
-from ltpa.compare import Claim, Interval, Row, Threshold
+from ltpa import TrainConfig, create_model, explain, load_data, truth, truth_plots
 from ltpa.data import Split
 from ltpa.measure import deletion_insertion, localise, permuted_attention
 from ltpa.notebook import TruthConfig
 from ltpa.plots import to_png
+from ltpa.truth import Claim, Interval, Row, Threshold
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +42,7 @@ def models():
 @pytest.fixture(scope="module")
 def rows(models, pictures):
     methods = ("gradcam", "saliency", "cam")
-    return compare.compare(models, *pictures, methods=methods, costly=4, seed=1, progress=False)
+    return truth.compare(models, *pictures, methods=methods, costly=4, seed=1, progress=False)
 
 
 def row(rows, model, name):
@@ -77,8 +78,8 @@ def test_the_values_are_those_of_the_measures(rows, models, pictures):
     permuted = permuted_attention(model, measured.images[:4], seed=1)
     torch.testing.assert_close(found.values["permuted"], permuted["conv10"])
     on_held_out = explain(model, held_out.images, "attention", layer="conv10")
-    assert found.threshold == compare.best_threshold(on_held_out, held_out.masks)
-    torch.testing.assert_close(found.values["jaccard"], compare.jaccard(found.threshold.mark(maps), measured.masks))
+    assert found.threshold == truth.best_threshold(on_held_out, held_out.masks)
+    torch.testing.assert_close(found.values["jaccard"], truth.jaccard(found.threshold.mark(maps), measured.masks))
     expected = localise(on_held_out, held_out.masks)["average_precision"].mean().item()
     assert found.held_out == pytest.approx(expected)
     assert next(iter(found.sanity)) == "head"
@@ -97,9 +98,9 @@ def test_what_cannot_be_compared_is_refused(models, pictures):
     measured, held_out = pictures
     bare = Split(measured.images, measured.labels)
     with pytest.raises(ValueError, match="which these data lack; the dataset 'shapes' has them"):
-        compare.compare(models, bare, held_out)
+        truth.compare(models, bare, held_out)
     with pytest.raises(ValueError, match="held-out ones"):
-        compare.compare(models, measured, held_out[:0])
+        truth.compare(models, measured, held_out[:0])
 
 
 # --- thresholds, Otsu, intervals
@@ -111,7 +112,7 @@ def test_jaccard_is_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     marked, masks = (torch.rand(2, 5, 6, 7, generator=generator) < 0.4).unbind()
     masks[2] = False
-    found = compare.jaccard(marked, masks)
+    found = truth.jaccard(marked, masks)
     assert found[2].isnan()
     for i in (0, 1, 3, 4):
         assert found[i].item() == pytest.approx(jaccard_score(masks[i].flatten(), marked[i].flatten()))
@@ -129,8 +130,8 @@ def test_the_best_threshold_is_found(of, factor):
     """Objects that were cut out of the maps by a threshold are found again by one that marks the same pixels."""
     maps = torch.rand(20, 16, 16, generator=torch.Generator().manual_seed(3)) ** 4
     masks = Threshold(of, factor).mark(maps)
-    best = compare.best_threshold(maps, masks)
-    assert compare.jaccard(best.mark(maps), masks).mean() == 1
+    best = truth.best_threshold(maps, masks)
+    assert truth.jaccard(best.mark(maps), masks).mean() == 1
 
 
 def test_otsu_is_the_smaller_side_of_the_best_cut():
@@ -138,25 +139,25 @@ def test_otsu_is_the_smaller_side_of_the_best_cut():
     images[0, :, 4:10, 5:9] = 200  # a bright object
     images[1, :, 20:30, 3:30] = 10  # a dark one
     images = (images.int() + torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(0))).byte()
-    found = compare.otsu(images)
+    found = truth.otsu(images)
     expected = torch.zeros(2, 32, 32)
     expected[0, 4:10, 5:9] = 1
     expected[1, 20:30, 3:30] = 1
     assert torch.equal(found, expected)
-    assert (compare.otsu(torch.full((1, 3, 32, 32), 0.5)) == 0).all()
+    assert (truth.otsu(torch.full((1, 3, 32, 32), 0.5)) == 0).all()
 
 
 def test_otsu_without_scikit_image_says_how_to_get_it(monkeypatch, pictures):
     monkeypatch.setitem(sys.modules, "skimage.filters", None)
     with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
-        compare.otsu(pictures[0].images)
+        truth.otsu(pictures[0].images)
 
 
 def test_the_interval_is_scipys_percentile_bootstrap():
     from scipy.stats import bootstrap
 
     values = torch.rand(60, generator=torch.Generator().manual_seed(0)) ** 3
-    found = compare.interval(values, 0.9)
+    found = truth.interval(values, 0.9)
     theirs = bootstrap(
         (values.double().numpy(),),
         np.mean,
@@ -170,19 +171,19 @@ def test_the_interval_is_scipys_percentile_bootstrap():
     assert found.low == pytest.approx(theirs.low, abs=0.08 * width)
     assert found.high == pytest.approx(theirs.high, abs=0.08 * width)
     assert found.n == 60
-    assert found == compare.interval(values, 0.9)
+    assert found == truth.interval(values, 0.9)
 
 
 def test_the_interval_leaves_nan_out_and_grows_with_the_confidence():
     values = torch.arange(20.0)
     with_nan = torch.cat([values, torch.tensor([math.nan] * 3)])
-    assert compare.interval(with_nan) == compare.interval(values)
-    narrow, wide = compare.interval(values, 0.8), compare.interval(values, 0.99)
+    assert truth.interval(with_nan) == truth.interval(values)
+    narrow, wide = truth.interval(values, 0.8), truth.interval(values, 0.99)
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
-    assert compare.interval(torch.ones(5)) == Interval(1.0, 1.0, 1.0, 5)
-    assert compare.interval(torch.tensor([math.nan])).n == 0
-    with pytest.raises(ValueError, match="between 0 and 1, not 95"):
-        compare.interval(values, 95)
+    assert truth.interval(torch.ones(5)) == Interval(1.0, 1.0, 1.0, 5)
+    assert truth.interval(torch.tensor([math.nan])).n == 0
+    with pytest.raises(ValueError, match="above 0 and below 1, not 95"):
+        truth.interval(values, 95)
 
 
 # --- words
@@ -212,7 +213,7 @@ def made_rows(gain=0.3, goes_by=0.3):
 
 
 def test_levels_and_rivals_are_chosen_on_the_held_out_images():
-    texts = [claim.text for claim in compare.claims(made_rows())]
+    texts = [claim.text for claim in truth.claims(made_rows())]
     assert texts == [
         "conv10 finds the object better than centre (average precision)",
         "conv10 finds the object better than Grad-CAM conv10 (average precision)",
@@ -224,48 +225,55 @@ def test_levels_and_rivals_are_chosen_on_the_held_out_images():
 
 def test_claims_are_paired_differences_with_intervals_for_all_together():
     rows = made_rows()
-    found = compare.claims(rows, seed=3)
+    found = truth.claims(rows, seed=3)
     difference = rows[1].values["average_precision"] - rows[-1].values["average_precision"]
-    assert found[0].effect == compare.interval(difference, 1 - 0.05 / 5, seed=3)
+    assert found[0].effect == truth.interval(difference, 1 - 0.05 / 5, seed=3)
     assert found[0].effect.mean == pytest.approx(0.3, abs=1e-6)
     assert found[4].effect.mean == pytest.approx(0.3, abs=1e-6)
     assert [claim.verdict for claim in found] == ["supported"] * 2 + ["not supported"] + ["supported"] * 2
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"), [(0.1, 0.2, "supported"), (-0.2, -0.1, "not supported"), (-0.1, 0.1, "not decided")]
+    ("low", "high", "words"),
+    [(0.1, 0.2, "supported"), (-0.2, -0.1, "not supported"), (-0.1, 0.1, "not decidable at this budget")],
 )
 def test_a_claim_says_what_its_interval_says(low, high, words):
     assert Claim("pc", "text", Interval((low + high) / 2, low, high, 9)).verdict == words
 
 
 def test_the_verdict_counts():
-    assert compare.verdict(compare.claims(made_rows())) == (
+    assert truth.verdict(truth.claims(made_rows())) == (
         "Of 1 models with attention, 1 have a level whose map finds the object and is what the model goes by, both "
         "more than a spot in the centre would (pc); of 2 comparisons with other explanations at finding the object, "
         "attention wins 1, loses 1, and 0 are not decided."
     )
-    assert compare.verdict(compare.claims(made_rows(goes_by=-0.3))).startswith("Of 1 models with attention, 0 have")
-    assert compare.verdict([]).startswith("There is no model with attention")
+    assert truth.verdict(truth.claims(made_rows(goes_by=-0.3))).startswith("Of 1 models with attention, 0 have")
+    assert truth.verdict([]).startswith("There is no model with attention")
 
 
 def test_the_explanation_has_a_sentence_a_level():
-    sentences = compare.explanation(made_rows())
+    sentences = truth.explanation(made_rows())
     assert len(sentences) == 3
     assert sentences[0].startswith("pc conv7: permuting its weights moves 5 % (")
     assert "rank agreement with saliency" in sentences[1]
     assert sentences[2].startswith("Of 2 levels, 2 can be permuted")
+    assert sentences[2].endswith("For 0 it matters where they lie; 0 are not decided.")
+    rows = made_rows()
+    rows[0].values["permuted"] += 0.2
+    rows[1].values["permuted"] = torch.tensor([0.0, 0.2] * 20)
+    expected = "Of 2 levels, 0 can be permuted.*For 1 it matters where they lie; 1 are not decided"
+    assert re.match(expected, truth.explanation(rows)[2])
 
 
 def test_cases_are_best_median_and_worst():
     values = {"average_precision": torch.tensor([0.5, math.nan, 0.9, 0.1, 0.7, 0.2])}
-    assert compare.cases(Row("m", "n", "level", torch.zeros(6, 2, 2), values)) == {"best": 2, "median": 0, "worst": 3}
+    assert truth.cases(Row("m", "n", "level", torch.zeros(6, 2, 2), values)) == {"best": 2, "median": 0, "worst": 3}
     with pytest.raises(ValueError, match="no image of m, n has a value of share"):
-        compare.cases(Row("m", "n", "level", torch.zeros(1, 2, 2), {"share": torch.tensor([math.nan])}), "share")
+        truth.cases(Row("m", "n", "level", torch.zeros(1, 2, 2), {"share": torch.tensor([math.nan])}), "share")
 
 
 def test_the_table_has_a_line_a_row_and_a_block_a_model(rows):
-    lines = compare.table(rows).split("\n")
+    lines = truth.table(rows).split("\n")
     assert len(lines) == 1 + 2 + len(rows)
     assert lines[1] == "pc softmax"
     heads = lines[0].split()
@@ -278,13 +286,13 @@ def test_the_table_has_a_line_a_row_and_a_block_a_model(rows):
 
 
 def test_the_csv_holds_the_means_and_the_claims(rows, tmp_path):
-    found = compare.claims(rows)
-    paths = compare.save(rows, found, tmp_path, "table")
+    found = truth.claims(rows)
+    paths = truth.save(rows, found, tmp_path, "table")
     assert [path.name for path in paths] == ["table.csv", "table_claims.csv"]
     lines, told = (list(csv.DictReader(path.open())) for path in paths)
     assert [(line["model"], line["map"]) for line in lines] == [(r.model, r.name) for r in rows]
     for line, r in zip(lines, rows, strict=True):
-        value = compare.interval(r.values["average_precision"])
+        value = truth.interval(r.values["average_precision"])
         assert float(line["average_precision"]) == pytest.approx(value.mean, abs=5e-5)
         assert float(line["average_precision_low"]) == pytest.approx(value.low, abs=5e-5)
         assert line["average_precision_n"] == "12"
@@ -297,7 +305,7 @@ def test_the_csv_holds_the_means_and_the_claims(rows, tmp_path):
 
 
 def test_scores_have_a_panel_a_measure_and_a_line_a_map(rows):
-    figure = compare_plots.scores_figure(rows)
+    figure = truth_plots.scores_figure(rows)
     assert len(figure.axes) == 4
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert sorted(names) == sorted({r.name for r in rows})
@@ -312,11 +320,11 @@ def test_scores_have_a_panel_a_measure_and_a_line_a_map(rows):
 
 def test_curves_and_sanity_have_a_line_a_row(rows):
     of_model = [r for r in rows if r.model == "pc softmax"]
-    figure = compare_plots.curves_figure(of_model)
+    figure = truth_plots.curves_figure(of_model)
     assert [len(axes.lines) for axes in figure.axes] == [9, 9]
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), of_model[0].curves[2])
     assert figure.axes[0].lines[0].get_xdata()[-1] == 100
-    panel = compare_plots.sanity_figure(of_model).axes[0]
+    panel = truth_plots.sanity_figure(of_model).axes[0]
     lines = [line for line in panel.lines if len(line.get_xdata()) > 2]
     assert len(lines) == 5
     assert lines[0].get_ydata()[0] == 1
@@ -325,10 +333,10 @@ def test_curves_and_sanity_have_a_line_a_row(rows):
 
 def test_cases_show_the_images_that_the_measure_chose(rows, pictures):
     of_model = [r for r in rows if r.model == "vgg-gap"]
-    figure = compare_plots.cases_figure(of_model, pictures[0])
+    figure = truth_plots.cases_figure(of_model, pictures[0])
     assert len(figure.axes) == 6 * len(of_model)
     for number, r in enumerate(of_model):
-        for k, (case, i) in enumerate(compare.cases(r).items()):
+        for k, (case, i) in enumerate(truth.cases(r).items()):
             left, right = figure.axes[6 * number + 2 * k : 6 * number + 2 * k + 2]
             assert left.get_title() == f"image {i}"
             assert right.get_title() == f"{case} {r.values['average_precision'][i]:.2f}"
@@ -364,11 +372,11 @@ def test_the_split_does_not_overlap(pictures):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"models": "vgg"}, "models must be a list of names, not 'vgg'"),
-        ({"models": []}, "models must hold one name or more"),
-        ({"models": ["vgg", "vgg"]}, "each once"),
-        ({"models": ["vgg-att3-concat-cp"]}, "models: unknown 'vgg-att3-concat-cp': did you mean"),
-        ({"normalizers": ["sofmax"]}, "did you mean 'softmax'"),
+        ({"models": "vgg"}, "models must be a list of names"),
+        ({"models": []}, "models must be a list of names"),
+        ({"models": ["vgg", "vgg"]}, "names a variant twice"),
+        ({"models": ["vgg-att3-concat-cp"]}, "models: unknown model 'vgg-att3-concat-cp': did you mean"),
+        ({"models": ["vgg-pan sofmax"]}, "did you mean 'softmax'"),
         ({"methods": ["grad-cam"]}, "did you mean 'gradcam'"),
         ({"images": 0}, "images must be at least 2"),
         ({"costly_images": 1.5}, "costly_images must be a whole number"),

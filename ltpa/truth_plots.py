@@ -1,18 +1,18 @@
-"""Pictures of what `ltpa.compare` measured: scores of all maps, curves, sanity, and the best and worst cases."""
+"""Pictures of what `ltpa.truth` measured: scores of all maps, curves, sanity, and the best and worst cases."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from .compare import Row, cases, interval
 from .data import Split
 from .inference import to_float
 from .plots import outline
+from .truth import Row, cases, interval
 
 _FONT, _TITLE_FONT = 11, 12
 _MARKERS = "osD^vP*Xdph<>"
-# Colours that people with any colour vision tell apart (Okabe and Ito 2008).
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+# Colours that people with any colour vision tell apart (Okabe and Ito 2008; olive for their yellow, which is faint).
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
 _PANELS = {
     "average_precision": "finds the object:\naverage precision",
     "insertion": "the model goes by it:\ninsertion area",
@@ -92,7 +92,7 @@ def sanity_figure(rows: Sequence[Row]) -> Figure:
     """Draws for the rows of one model how alike maps stay while layers become random, from the top down."""
     rows = [row for row in rows if row.sanity]
     stops = list(rows[0].sanity) if rows else []
-    figure = Figure((8, 4.2), dpi=100, layout="constrained")
+    figure = Figure((10, 4.2), dpi=100, layout="constrained")
     panel = figure.subplots()
     for index, row in enumerate(rows):
         means = [1.0, *(row.sanity[stop].nanmean().item() for stop in stops)]
@@ -105,7 +105,7 @@ def sanity_figure(rows: Sequence[Row]) -> Figure:
     panel.set_ylim(min(-0.5, *panel.get_ylim()), 1.05)
     panel.tick_params(axis="y", labelsize=_FONT)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=_FONT)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=_FONT)
     return figure
 
 
