@@ -383,7 +383,7 @@ def test_files_tables_and_figures(trained, tmp_path):
         assert float(row["effect"]) == pytest.approx(c.over_seeds.mean, abs=1e-6)
         assert float(row["low"]) == pytest.approx(min(c.over_seeds.low, c.over_images.low), abs=1e-6)
         assert (row["n"], row["data"], row["verdict"]) == ("2", "shapes", c.verdict)
-        assert row["budget"] == "width 0.03125, 1 epochs of 64 training images"
+        assert row["budget"] == "width 0.03125, 1 epochs of 64 training images, 2 seeds"
     table = attack.accuracy_table(grid, found).splitlines()
     clean = np.mean([100 * r.clean.double().mean().item() for r in found if r.cell.variant == "vgg-late"])
     assert table[1].split()[:3] == ["vgg-late", "FGSM", f"{clean:.1f}"]
