@@ -1,7 +1,8 @@
 """The ablation: a grid of models and seeds, each a run like any other, trained here or elsewhere, then compared."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .data import Data
 from .errors import closest
 from .inference import attend_batches
 from .models import parse_variant
-from .runs import Run, load_run
+from .runs import Run, fingerprint, load_run
 from .train import TrainingDiverged, data_for, fit
 
 
@@ -27,7 +28,8 @@ class AblationConfig:
             "vgg-att3-concat-pc sigmoid".
         baseline: the variant that the others are compared with; one of `models`.
         seeds: each variant is trained once with each.
-        budget: minutes of training at most; 0 trains nothing and collects what is there, None trains all.
+        budget: minutes after which no further run is begun, nor one that is not likely to end in time; 0 trains nothing
+            and collects what is there, None trains all.
         dataset, data_dir, width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`;
             the same for all variants.
 
@@ -158,17 +160,22 @@ def train_missing(config: AblationConfig, data: Data | None = None) -> None:
         data: the data set, if it is loaded already.
     """
     started, longest = time.monotonic(), 0.0
-    todo = [cell for cell in config.grid() if _found(cell)[0] is None]
+    cells = config.grid()
+    if config.budget == 0:
+        print("budget=0: nothing is trained")
+        return
+    data = data_for(cells[0].config) if data is None else data
+    images = fingerprint(data)
+    todo = [cell for cell in cells if _found(cell, images)[0] is None]
     for number, cell in enumerate(todo, start=1):
         spent = time.monotonic() - started
         if config.budget is not None and spent + longest > 60 * config.budget:
             print(f"the budget of {config.budget:g} minutes is used up: {len(todo) - number + 1} runs are not trained")
             return
-        data = data_for(cell.config) if data is None else data
         print(f"run {number} of {len(todo)}: {cell}")
         try:
             fit(cell.config, data)
-        except (TrainingDiverged, ValueError, OSError) as error:
+        except (TrainingDiverged, ValueError, OSError, RuntimeError) as error:  # RuntimeError: a GPU's memory
             print(f"left out: {error}")
         longest = max(longest, time.monotonic() - started - spent)
 
@@ -181,12 +188,13 @@ def collect(config: AblationConfig, data: Data | None = None) -> Grid:
         data: the data set, if it is loaded already.
     """
     grid = Grid(config)
+    data = data_for(config.grid()[0].config) if data is None else data
+    images = fingerprint(data)
     for cell in config.grid():
-        run, why = _found(cell)
+        run, why = _found(cell, images)
         if run is None:
             grid.missing[cell] = why
             continue
-        data = data_for(cell.config) if data is None else data
         if run.classes != data.classes:
             grid.missing[cell] = f"{run.path} was trained on other classes"
             continue
@@ -194,8 +202,8 @@ def collect(config: AblationConfig, data: Data | None = None) -> Grid:
     return grid
 
 
-def _found(cell: Cell) -> tuple[Run | None, str]:
-    """The complete run of a cell; or None, and why."""
+def _found(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
+    """The complete run of a cell, trained on these images (see `fingerprint`); or None, and why."""
     path = cell.config.path
     if not path.exists():
         return None, f"not trained ({path} does not exist)"
@@ -205,6 +213,8 @@ def _found(cell: Cell) -> tuple[Run | None, str]:
         return None, str(error)
     if run.config.identity() != cell.config.identity():
         return None, f"{path} belongs to other settings"
+    if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
+        return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"
     if not run.complete:
         return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
     return run, ""

@@ -23,13 +23,13 @@ from .data import Data, Split
 from .explain import METHODS, explain
 from .inference import attend, attend_batches
 from .models import Attended, ImageClassifier
-from .photos import Picture, at_resolution, read_pictures
+from .photos import LEAST, READ, Picture, at_resolution, read_pictures
 from .runs import Run
 
 IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassified"
 NOTHING = "nothing"
 RESOLUTIONS = (32, 64, 96, 128, 224)
-_KEPT = 64  # images whose maps are kept
+_KEPT = 200  # maps and pictures, of some fifty images
 
 
 def explore(
@@ -81,6 +81,8 @@ class Explorer:
         others: "Mapping[str, Run | ImageClassifier] | None" = None,
         folder: str | Path = "runs/figures",
     ) -> None:
+        if clash := {NOTHING, "", *METHODS} & set(others or {}):
+            raise ValueError(f"others: {sorted(clash)[0]!r} cannot be the name of a model here, choose another")
         self.models = {"": _model(model), **{name: _model(other) for name, other in (others or {}).items()}}
         self.folder = Path(folder)
         self._labels: Tensor | None = None
@@ -100,7 +102,7 @@ class Explorer:
         self._photo_name = ""
         self._predictions: Tensor | None = None
         self._seen: dict[Any, Any] = {}
-        count = self._look(self._images[0], "", "probe").logits.shape[1] if len(self._images) else None
+        count = self._look(_entered(self._images[0]), "", "probe").logits.shape[1] if len(self._images) else None
         self._classes = tuple(classes) if classes else tuple(map(str, range(count or 0)))
         if count is not None and len(self._classes) != count:
             raise ValueError(f"the model knows {count} classes, but {len(self._classes)} names were given")
@@ -260,7 +262,7 @@ class Explorer:
             index = self.chosen[min(self.position.value, len(self.chosen) - 1)]
             key, picture, title = index, self._images[index], f"image {index}"
             shown = self._kept((index, "shown"), lambda: fit_for_display(picture))
-            entered = picture if min(picture.shape[1:]) >= 32 else at_resolution(picture, 32)
+            entered = _entered(picture)
             truth = None if self._labels is None else self._classes[int(self._labels[index])]
         else:
             return [Row("upload a photo", torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
@@ -306,7 +308,7 @@ class Explorer:
             if isinstance(self._images, Tensor):
                 parts = [seen.logits.float().cpu() for _, seen in attend_batches(model, self._images)]
             else:
-                parts = [self._look(image, "", number).logits for number, image in enumerate(self._images)]
+                parts = [self._look(_entered(image), "", number).logits for number, image in enumerate(self._images)]
             self._predictions = torch.cat(parts).softmax(1)
         return self._predictions
 
@@ -352,6 +354,12 @@ def uploaded(value: Any) -> tuple[str, bytes | None]:
         return "", None
     name, content = entries[-1]
     return name, bytes(content)
+
+
+def _entered(picture: Tensor) -> Tensor:
+    """What the network reads of an image: as it is, but from 32 to 224 pixels on its shorter side."""
+    shorter = min(picture.shape[1:])
+    return picture if LEAST <= shorter <= READ else at_resolution(picture, min(max(shorter, LEAST), READ))
 
 
 def _model(model: Any) -> ImageClassifier:

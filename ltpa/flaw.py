@@ -71,7 +71,7 @@ def gradient_sums(model: ImageClassifier, images: Tensor, labels: Tensor) -> dic
 
 
 def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level: str) -> dict[str, Tensor]:
-    """Maps of one level with each image's own global feature, and with that of the next image in its place.
+    """Maps of one level with each image's own global feature, and with that of the image before it in its place.
 
     Args:
         models: name -> model.
@@ -80,7 +80,12 @@ def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level:
 
     Returns:
         "<name>, own g" and "<name>, other g" for every model: (N, h, w).
+
+    Raises:
+        ValueError: one image, which has no other.
     """
+    if len(images) < 2:
+        raise ValueError("global features are exchanged between two images or more")
     maps = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that `pc` cannot be asked is what is to be shown

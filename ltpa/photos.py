@@ -15,6 +15,7 @@ from .data import IMAGE_FORMATS, open_image, to_rgb
 MOST_PIXELS = 20_000_000  # of a photo
 LONGEST = 4  # times the shorter side; a longer picture is squeezed to that, or it would need too much memory
 LEAST, MOST = 32, 1024  # pixels of the shorter side
+READ = 224  # pixels at most of the shorter side that a model reads unasked; a phone's photo would fill the memory
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
 """A path, an encoded file, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (3, H, W)."""

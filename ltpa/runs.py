@@ -151,7 +151,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
         raise ValueError(f"{source} does not fit the model in config.json: {error}") from error
 
 
-def _fingerprint(data: Data) -> dict[str, Any]:
+def fingerprint(data: Data) -> dict[str, Any]:
     """What data a run was trained on, so that it never goes on with other data."""
     digest = 0
     for values in (data.train.images, data.train.labels, data.test.images, data.test.labels):
@@ -164,7 +164,7 @@ def claim_folder(path: Path, config: TrainConfig, data: Data, resume: bool) -> N
     settings = {
         **config.identity(),
         "classes": list(data.classes),
-        "data": _fingerprint(data),
+        "data": fingerprint(data),
     }
     if (path / "config.json").is_file():
         if not resume:

@@ -9,11 +9,10 @@ from torch import Tensor
 from .composer import fit_for_display
 from .inference import attend
 from .models import ImageClassifier
-from .photos import LEAST, Picture, at_resolution, read_pictures
+from .photos import LEAST, READ, Picture, at_resolution, read_pictures
 from .plots import attention_figure, captions
 from .runs import Run
 
-READ = 224  # pixels at most of the shorter side that a model reads unasked; a phone's photo would fill the memory
 SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
 
 
@@ -59,7 +58,11 @@ def show(
         maps = {level: [one.maps[level][0] for one in seen] for level in seen[0].maps}
         if titles is None:
             logits = torch.cat([one.logits for one in seen])
+            if names is not None and len(names) != logits.shape[1]:
+                raise ValueError(f"the model knows {logits.shape[1]} classes, but {len(names)} names were given")
             titles = captions(logits, names or [str(number) for number in range(logits.shape[1])])
+    else:
+        maps = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
     if masks is None:
         pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
     return attention_figure(pictures, maps, titles=titles, masks=masks, scale=scale)

@@ -237,6 +237,13 @@ def test_what_cannot_be_shown_is_said(arguments, error, message):
         ltpa.show(photo(), **arguments)
 
 
+def test_show_takes_arrays_as_maps_and_counts_the_names():
+    figure = ltpa.show(photo(), maps={"a": np.ones((1, 4, 4), dtype=np.float32)})
+    assert figure.axes[1].get_title() == "a 4x4"
+    with pytest.raises(ValueError, match="knows 10 classes, but 1 names"):
+        ltpa.show(photo(), model(), classes=["a"])
+
+
 def test_a_map_with_nan_is_marked_and_not_drawn():
     figure = ltpa.show(photo(), maps={"a": torch.full((1, 4, 4), float("nan"))})
     assert "NaN" in [text.get_text() for text in figure.axes[1].texts]
@@ -473,6 +480,21 @@ def test_pictures_of_ones_own_without_labels_and_models_without_maps():
     assert list(panel._rows()[0].probabilities) == [str(number) for number in range(10)]
     panel.which.value = UNCERTAIN
     assert sorted(panel.chosen) == [0, 1]
+
+
+def test_small_and_large_pictures_are_scaled_for_the_network():
+    panel = Explorer(model(), [photo(20, 24), photo(900, 600)])
+    assert panel._rows()[0].maps["conv7"].shape == (38, 32)
+    panel.position.value = 1
+    assert panel._rows()[0].maps["conv7"].shape == (224, 336)
+    panel.which.value = UNCERTAIN
+    assert panel.message.value.endswith("2 images</b>")
+
+
+@pytest.mark.parametrize("name", ["", NOTHING, "gradcam"])
+def test_names_that_mean_something_else_are_refused(name, data):
+    with pytest.raises(ValueError, match="cannot be the name of a model"):
+        Explorer(model(), data, others={name: model()})
 
 
 def test_an_empty_panel_waits_for_a_photo():
