@@ -20,6 +20,7 @@ from ltpa.attack import AttackConfig, Attacked
 from ltpa.models import Attended, ImageClassifier
 from ltpa.plots import to_png
 from ltpa.statistics import SUPPORTED, UNDECIDED, Interval
+from ltpa.tables import write_rows
 from ltpa.verdicts import read_effects
 
 TINY = {
@@ -376,14 +377,14 @@ def test_files_tables_and_figures(trained, tmp_path):
     grid, split, found = trained
     checks = attack.checks(grid, found)
     measures = attack.effects(grid, found, checks)
-    path = comparison.write_rows(tmp_path / "new" / "a.csv", comparison.effect_rows("robust to FGSM", grid, measures))
+    path = write_rows(tmp_path / "new" / "a.csv", comparison.effect_rows("robust to FGSM", grid, measures))
     rows = read_effects([path])
     assert [row["measure"] for row in rows] == list(measures)
     for row, (c,) in zip(rows, measures.values(), strict=True):
         assert float(row["effect"]) == pytest.approx(c.over_seeds.mean, abs=1e-6)
         assert float(row["low"]) == pytest.approx(min(c.over_seeds.low, c.over_images.low), abs=1e-6)
         assert (row["n"], row["data"], row["verdict"]) == ("2", "shapes", c.verdict)
-        assert row["budget"] == "width 0.03125, 1 epochs of 64 training images, 2 seeds"
+        assert row["budget"] == grid.config.described()
     table = attack.accuracy_table(grid, found).splitlines()
     clean = np.mean([100 * r.clean.double().mean().item() for r in found if r.cell.variant == "vgg-late"])
     assert table[1].split()[:3] == ["vgg-late", "FGSM", f"{clean:.1f}"]
