@@ -377,9 +377,11 @@ def test_nothing_to_draw_or_to_conclude_is_told():
     assert "Nothing can be concluded" in transfer.conclusion(probes, transfer.effects(probes))
 
 
-@pytest.mark.parametrize("name", ["06", "07_digits", "07_shapes"])
-def test_committed_verdicts_follow_from_the_committed_intervals(name):
-    with (Path(__file__).parent.parent / "docs" / f"effects_{name}.csv").open() as file:
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "docs").glob("effects_0[67]*.csv")), ids=lambda path: path.stem
+)
+def test_committed_verdicts_follow_from_the_committed_intervals(path):
+    with path.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 12
     for row in rows:
