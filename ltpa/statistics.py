@@ -44,8 +44,6 @@ def t_interval(values: ArrayLike, comparisons: int = 1, confidence: float = 0.95
         from scipy.stats import t
     except ImportError as error:
         raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
-    if x.std() == 0:  # equal values, as few accuracies can be by chance, say nothing about the spread
-        return Interval(mean, math.nan, math.nan, len(x))
     reach = float(t.ppf(1 - _tail(comparisons, confidence), len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(mean, mean - reach, mean + reach, len(x))
 

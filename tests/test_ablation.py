@@ -267,7 +267,7 @@ def test_the_conclusion_says_what_the_numbers_say():
     assert "if at all: vgg-pan (+0.1 points); not decidable at this budget: resnet164 (+2.5 points)." in text
     table = comparison.accuracy_table(grid, found).splitlines()
     assert len(table) == 6
-    assert table[1].split() == ["vgg-late", "4", "70.0"], "equal values have no interval"
+    assert table[1].split() == ["vgg-late", "4", "70.0", "[70.0,", "70.0]"]
     assert table[2].startswith("vgg        ")
     assert table[2].endswith("  supported")
 

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from ltpa import TrainConfig, notebook
+from ltpa import TrainConfig, notebook, report
 from ltpa._version import __version__
 
 ADDRESS = "https://github.com/ann/maps/archive/refs/tags/v1.zip"
@@ -24,9 +24,9 @@ def installed(tmp_path, monkeypatch):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ltpa\nVersion: 1\n")
         if note is not None:
             (info / "direct_url.json").write_text(json.dumps(note))
-        monkeypatch.setattr(notebook, "__file__", str(folder / "ltpa" / "notebook.py"))
+        monkeypatch.setattr(report, "__file__", str(folder / "ltpa" / "notebook.py"))
         monkeypatch.setattr(metadata, "distribution", lambda name: metadata.PathDistribution(info))
-        return notebook._origin()
+        return report._origin()
 
     return origin
 
@@ -49,9 +49,9 @@ def test_not_installed_at_all(tmp_path, monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(notebook, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
     monkeypatch.setattr(metadata, "distribution", missing)
-    assert notebook._origin().startswith("commit unknown")
+    assert report._origin().startswith("commit unknown")
 
 
 def test_a_checkout_tells_its_commit_and_changes(tmp_path, monkeypatch):
@@ -65,10 +65,10 @@ def test_a_checkout_tells_its_commit_and_changes(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-qm", "one")
     git("tag", "-a", "v1", "-m", "a tag does not take the commit's place")
-    monkeypatch.setattr(notebook, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
-    assert notebook._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}"
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
+    assert report._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}"
     (tmp_path / "ltpa" / "notebook.py").write_text("2\n")
-    assert notebook._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}, with changes"
+    assert report._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}, with changes"
 
 
 def test_everything_is_in_it(capsys):

@@ -68,13 +68,6 @@ def test_one_value_allows_no_interval():
         assert math.isnan(found.high)
 
 
-def test_equal_values_say_nothing_about_their_spread():
-    found = t_interval([0.02, 0.02])
-    assert found.mean == 0.02
-    assert math.isnan(found.low)
-    assert verdict([found]) == UNDECIDED
-
-
 @pytest.mark.parametrize("interval", [t_interval, bootstrap_interval])
 @pytest.mark.parametrize(
     ("arguments", "message"),
