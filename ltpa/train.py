@@ -29,7 +29,7 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data import Data, Split, hold_out, load_data
 from .health import problems
-from .inference import autocast, choose_device, choose_precision, examine, to_float
+from .inference import choose_device, choose_precision, examine, to_float
 from .interrupts import interrupts
 from .models import create_model
 from .progress import Progress
@@ -45,8 +45,8 @@ from .runs import (
     snapshot_indices,
 )
 from .schedule import Clock, Steps, one_cycle
+from .step import optimiser, train_step
 
-MOMENTUM = 0.9
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
 CHECKED_STEPS = 20  # so often it is looked whether the loss is still a number, for which a GPU has to wait
 TIMED_STEPS = 5  # after the first one, which is slower; then it is said how long the run will take
@@ -157,14 +157,6 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Te
 
 def _steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, min(math.ceil(count / batch_size), count // 2))
-
-
-def optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay only on matrices and convolutions, not on biases, norms and `u`."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    free = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
 
 
 @dataclass
@@ -282,7 +274,7 @@ def _train(
                 done = schedule.done(state.step)
                 rate = one_cycle(done, config.learning_rate)
                 _seed(config.seed * 1_000_003 + state.step, device)
-                loss, correct = _step(run.model, state, batch, labels[index], rate, config.label_smoothing, dtype)
+                loss, correct = _step(run.model, state, batch, labels[index], rate, dtype)
                 state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
                 state.step += 1
                 bar.update(_position(schedule, state), partial(_words, state, run, epoch))
@@ -384,26 +376,11 @@ def _interrupted_words(after: str, error: OSError | None) -> str:
 
 
 def _step(
-    model: nn.Module,
-    state: _State,
-    batch: Tensor,
-    labels: Tensor,
-    rate: float,
-    smoothing: float,
-    dtype: torch.dtype,
+    network: nn.Module, state: _State, batch: Tensor, labels: Tensor, rate: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """One optimiser step; the loss and the number of correct predictions, as float64 tensors on the device."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    with autocast(batch.device, dtype):
-        logits = model(to_float(batch)).float()
-    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    state.optimiser.zero_grad()
-    state.scaler.scale(loss).backward()
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    correct = (logits.argmax(1) == labels).sum()
-    return loss.detach().to(state.sums.dtype), correct.to(state.sums.dtype)
+    smoothing = state.run.config.label_smoothing
+    settings = {"rate": rate, "smoothing": smoothing, "dtype": dtype}
+    return train_step(network, state.optimiser, state.scaler, batch, labels, **settings)
 
 
 def _zeros(device: torch.device) -> Tensor:

@@ -43,7 +43,8 @@ from ltpa import (
 )
 from ltpa.checkpoint import load_tensors
 from ltpa.schedule import Steps, one_cycle
-from ltpa.train import epoch_batches, optimiser
+from ltpa.step import optimiser
+from ltpa.train import epoch_batches
 
 STEPS = 3 * PER_EPOCH  # of tiny_config on tiny_data
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"]
