@@ -13,12 +13,13 @@ from .models import Attended, create_model, list_models
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
 from .showing import show
-from .train import TrainingDiverged, data_for, fit
+from .train import OutOfMemory, TrainingDiverged, data_for, fit
 
 __all__ = [
     "QUICK",
     "Attended",
     "Data",
+    "OutOfMemory",
     "Run",
     "Split",
     "TrainConfig",

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .data import Split, crop_square
+from .data import Split
+from .files import crop_square
 
 PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # what, scikit-image's name
 
