@@ -197,7 +197,7 @@ _NUMBERS = {  # name: (condition, what is allowed)
     "weight_decay": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "minutes": (lambda v: 0 < v <= 10**5, "above 0 and at most 100000, or None"),
-    "memory_gb": (lambda v: 0 < v < math.inf, "above 0, or None"),
+    "memory_gb": (lambda v: 0 < v <= 10**6, "above 0 and at most 1000000, or None"),
     "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
     "epsilon": (lambda v: 0 < v <= 255, "above 0 and at most 255"),
 }

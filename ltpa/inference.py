@@ -35,6 +35,8 @@ def choose_device(name: str = "auto") -> torch.device:
     processes, gpus = launched(), torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if processes.count == 1:
+            return torch.device(name)
     kind = str(name).partition(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device={name!r}: {closest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")

@@ -25,13 +25,7 @@ from tqdm import tqdm
 
 from .augment import choose_augmentation
 from .backbones import check_images
-from .checkpoint import (
-    load_checkpoint,
-    load_tensors,
-    remove_checkpoints,
-    remove_parts,
-    save_checkpoint,
-)
+from .checkpoint import remove_checkpoints, remove_parts
 from .config import TrainConfig
 from .data import Data, Split, hold_out, load_data
 from .feed import Feed
@@ -41,19 +35,10 @@ from .interrupts import interrupts
 from .models import ImageClassifier, create_model
 from .processes import ALONE, Processes, joined
 from .progress import Progress
-from .runs import (
-    Run,
-    claim_folder,
-    fill,
-    locked,
-    read_history,
-    rescue_weights,
-    save_epoch,
-    save_snapshot,
-    snapshot_indices,
-)
+from .runs import Run, claim_folder, locked, rescue_weights, save_epoch, save_snapshot, snapshot_indices
 from .schedule import Clock, Steps, one_cycle
-from .step import optimiser, train_step
+from .state import State, zeros
+from .step import train_step
 
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
 CHECKED_STEPS = 20  # so often it is looked whether the loss is still a number, for which a GPU has to wait
@@ -132,7 +117,7 @@ def fit(
                 run.notes.append(message)
                 say(f"note: {message}")
 
-            state = _State.start(run, dtype, device)
+            state = State.start(run, dtype, device)
             from_checkpoint = processes.together(lambda: processes.first and state.restore(say, note))
             state.copy_from_first(processes)
             if run.history and on_epoch and processes.first:
@@ -193,91 +178,9 @@ class _Machine:
     processes: Processes
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds beside the run itself: optimiser, scaler, position, sums of the epoch under way."""
-
-    run: Run
-    optimiser: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    sums: Tensor | None = None  # of this process's part of the epoch under way, on the device: loss, correct, samples
-    seconds: float = 0.0  # of the epoch under way
-
-    @classmethod
-    def start(cls, run: Run, dtype: torch.dtype, device: torch.device) -> "_State":
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        return cls(run, optimiser(run.model, run.config), scaler, sums=_zeros(device))
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-    def save(self, sums: Tensor) -> None:
-        """Writes a checkpoint; `sums` are those of all processes."""
-        tensors = {f"model.{name}": value for name, value in self.run.model.state_dict().items()}
-        for number, parameter in enumerate(self._parameters()):
-            momentum = self.optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{number}"] = momentum
-        meta = {
-            "history": self.run.history,
-            "sums": sums.tolist(),
-            "seconds": self.seconds,
-            "scaler": self.scaler.state_dict(),
-        }
-        save_checkpoint(self.run.path / "checkpoints", self.step, tensors, meta)
-
-    def restore(self, say: Callable[[str], None], note: Callable[[str], None]) -> bool:
-        """Takes up the newest whole checkpoint (then True); without one, a complete run's weights; or starts anew."""
-        run = self.run
-        found = load_checkpoint(run.path / "checkpoints", note)
-        if found is not None:
-            tensors, meta = found
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            fill(run.model, weights, run.path / "checkpoints")
-            for number, parameter in enumerate(self._parameters()):
-                if f"momentum.{number}" in tensors:
-                    momentum = tensors[f"momentum.{number}"].to(parameter.device)
-                    self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-            self.step, self.seconds = meta["step"], meta["seconds"]
-            self.sums = torch.tensor(meta["sums"], dtype=self.sums.dtype, device=self.sums.device)
-            if meta["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(meta["scaler"])
-            run.history[:] = meta["history"]
-            planned = run.config.planned_epochs
-            epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
-            say(f"going on with {run.path} after {epochs} (step {self.step})")
-        elif (run.path / "weights.safetensors").is_file() and (run.path / "history.csv").is_file():
-            run.history[:] = read_history(run.path)
-            if run.complete:
-                weights = run.path / "weights.safetensors"
-                fill(run.model, load_tensors(weights)[0], weights)
-                say(f"{run.path} is complete: nothing to train")
-            else:
-                run.history.clear()
-                note(f"{run.path} has no checkpoint to go on from: it is trained from the start")
-        return found is not None
-
-    def copy_from_first(self, processes: Processes) -> None:
-        """Gives all processes what the first one has restored."""
-        if processes.count == 1:
-            return
-        momentum = {p: self.optimiser.state[p].get("momentum_buffer") for p in self._parameters()}
-        there = [buffer is not None for buffer in momentum.values()]
-        told = processes.told_by_first((self.step, self.seconds, self.run.history, self.scaler.state_dict(), there))
-        self.step, self.seconds, self.run.history[:], scaler, there = told
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(scaler)
-        for parameter, has in zip(momentum, there, strict=True):
-            if has:
-                self.optimiser.state[parameter].setdefault("momentum_buffer", torch.empty_like(parameter))
-        buffers = (self.optimiser.state[p]["momentum_buffer"] for p, has in zip(momentum, there, strict=True) if has)
-        processes.copy_from_first(*self.run.model.state_dict().values(), *buffers)
-
-
 def _train(
     run: Run,
-    state: _State,
+    state: State,
     data: Data,
     machine: _Machine,
     on_epoch: Callable[[Run], None] | None,
@@ -338,9 +241,7 @@ def _train(
                     state.step += 1
                     bar.update(_position(schedule, state), partial(_words, state, run, epoch))
                     if state.step % CHECKED_STEPS == 0:
-                        bad = not math.isfinite(state.sums[0].item())
-                        if processes.largest(bad)[0]:
-                            _check_finite(state, run, processes)
+                        _check_loss(state, run, processes)
                     if state.step - first in (1, 1 + TIMED_STEPS):
                         state.sums.tolist()  # waits for the GPU
                         if state.step - first == 1:
@@ -378,19 +279,11 @@ def _train(
             if isinstance(schedule, Clock):
                 scores["schedule"] = 1.0 if processes.largest(schedule.ended(state.step))[0] else done
             epoch = len(run.history)
-            run.history.append(
-                {
-                    "epoch": epoch + 1,
-                    "train_loss": loss / seen,
-                    "train_accuracy": correct / seen,
-                    "test_loss": scores.pop("loss"),
-                    "test_accuracy": scores.pop("accuracy"),
-                    "learning_rate": rate,
-                    "seconds": state.seconds,
-                    **scores,
-                }
-            )
-            state.sums, state.seconds = _zeros(machine.device), 0.0
+            results = {"train_loss": loss / seen, "train_accuracy": correct / seen}
+            results |= {"test_loss": scores.pop("loss"), "test_accuracy": scores.pop("accuracy")}
+            results |= {"learning_rate": rate, "seconds": state.seconds, **scores}
+            run.history.append({"epoch": epoch + 1, **results})
+            state.sums, state.seconds = zeros(machine.device), 0.0
             run.model.eval()
             error = failed(save_epoch, run)
             if error is None and watched is not None:
@@ -438,13 +331,13 @@ def _test_seconds(run: Run, split: Split, processes: Processes) -> float:
     return (time.monotonic() - started) * len(split) / len(few) / processes.count
 
 
-def _progress(schedule: Steps | Clock, state: "_State", show: bool) -> Progress:
+def _progress(schedule: Steps | Clock, state: State, show: bool) -> Progress:
     """A bar over steps, or over seconds."""
     whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
     return Progress(whole, _position(schedule, state), show)
 
 
-def _position(schedule: Steps | Clock, state: "_State") -> int:
+def _position(schedule: Steps | Clock, state: State) -> int:
     if isinstance(schedule, Steps):
         return state.step
     return min(round(schedule.elapsed()), max(1, round(schedule.budget)))
@@ -456,7 +349,7 @@ def _interrupted_words(after: str, error: OSError | None) -> str:
 
 def _step(
     network: nn.Module,
-    state: _State,
+    state: State,
     batch: Tensor,
     labels: Tensor,
     rate: float,
@@ -480,11 +373,13 @@ def _step(
     )
 
 
-def _zeros(device: torch.device) -> Tensor:
-    return torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+def _check_loss(state: State, run: Run, processes: Processes) -> None:
+    """Within an epoch: the cheaper of the two checks."""
+    if processes.largest(not math.isfinite(state.sums[0].item()))[0]:
+        _check_finite(state, run, processes)
 
 
-def _check_finite(state: _State, run: Run, processes: Processes = ALONE) -> None:
+def _check_finite(state: State, run: Run, processes: Processes = ALONE) -> None:
     """Before anything is saved: the loss of the epoch so far is a number, and so are the weights."""
     finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
     if processes.largest(not finite or not math.isfinite(state.sums[0].item()))[0]:
@@ -532,7 +427,7 @@ def _check(data: Data, config: TrainConfig, processes: Processes) -> None:
         raise ValueError(f"{len(data.train)} training images are too few for {count} processes; start fewer")
 
 
-def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
+def _words(state: State, run: Run, epoch: int) -> tuple[str, str]:
     """What the progress bar says: the epoch; loss and accuracies so far."""
     loss, correct, seen = state.sums.tolist()
     words = [f"loss {loss / seen:.3f}, accuracy {correct / seen:.1%}"] if seen else []

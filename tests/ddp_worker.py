@@ -51,7 +51,7 @@ def main() -> None:
     plain, rank = train._step, int(os.environ.get("RANK", 0))
     last = rank == int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-    def step(network: object, state: train._State, *args: object) -> object:
+    def step(network: object, state: train.State, *args: object) -> object:
         if last and state.step == int(given.get("KILL", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
         if last and state.step == int(given.get("STOP", -1)):

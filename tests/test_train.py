@@ -41,6 +41,7 @@ from ltpa import (
     load_run,
     runs,
     snapshot_indices,
+    state,
     train,
 )
 from ltpa.checkpoint import load_tensors
@@ -93,9 +94,9 @@ def assert_same_weights(model, folder):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def disturb(monkeypatch, name, before=None, after=None):
+def disturb(monkeypatch, name, before=None, after=None, module=train):
     """Calls `before` or `after` with the number of the call (from 1) whenever `train.<name>` is called."""
-    plain, calls = getattr(train, name), []
+    plain, calls = getattr(module, name), []
 
     def disturbed(*args, **kwargs):
         calls.append(len(calls) + 1)
@@ -106,7 +107,7 @@ def disturb(monkeypatch, name, before=None, after=None):
             after(calls[-1])
         return result
 
-    monkeypatch.setattr(train, name, disturbed)
+    monkeypatch.setattr(module, name, disturbed)
     return calls
 
 
@@ -658,7 +659,7 @@ def test_other_errors_of_a_step_pass(tmp_path, monkeypatch):
 
 def test_a_long_epoch_is_saved_in_between(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_MINUTES", 0.0)
-    calls = disturb(monkeypatch, "save_checkpoint")
+    calls = disturb(monkeypatch, "save_checkpoint", module=state)
     run = quiet(tiny_config(tmp_path / "run"), tiny_data())
     assert len(calls) == STEPS  # after every step; after the last one of an epoch once, with its results
     assert differences(undisturbed(), run.path) == []
@@ -1355,7 +1356,7 @@ def start_of(folder, dtype):
     folder.mkdir(exist_ok=True)
     config = tiny_config(folder)
     run = train.Run(config, ("a", "b"), create_model("vgg", 2, width=1 / 32), folder)
-    return train._State.start(run, dtype, torch.device("cpu"))
+    return train.State.start(run, dtype, torch.device("cpu"))
 
 
 def test_losses_are_scaled_for_fp16_alone_and_the_scale_is_saved(tmp_path):
