@@ -113,7 +113,7 @@ def test_numbers(name):
     for value in (*refused, math.nan, math.inf, -math.inf, 10**400):
         message = refusal(ValueError, **{name: value})
         assert re.match(rf"{name} must be .*, not {re.escape(str(value))}$", message)
-    for value in ("0.1", *(() if name == "minutes" else (None,)), True, 1j, [0.1], np.float32(0.5)):
+    for value in ("0.1", *(() if name in ("minutes", "memory_gb") else (None,)), True, 1j, [0.1], np.float32(0.5)):
         assert re.match(rf"{name} must be a number, not ", refusal(TypeError, **{name: value}))
 
 
