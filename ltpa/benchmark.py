@@ -103,7 +103,7 @@ class Variant:
 
 
 def benchmark(settings: Settings, show: bool = True) -> list[dict[str, Any]]:
-    """Times all variants; one row each, see `row_of`.
+    """Times all variants; one row each, see `row_of`. Ctrl-C ends it early, once every variant had a turn.
 
     Args:
         settings: what is timed.
@@ -116,11 +116,15 @@ def benchmark(settings: Settings, show: bool = True) -> list[dict[str, Any]]:
     dtype = choose_precision(settings.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
+        variants: list[Variant] = []
         try:
-            variants = _variants(settings, device, dtype)
-            for _ in tqdm(range(settings.repeats), "rounds", leave=False, disable=None if show else True):
-                for variant in variants:
-                    _turn(variant, settings, device)
+            variants += _variants(settings, device, dtype)
+            turns = variants * settings.repeats
+            for variant in tqdm(turns, "turns", leave=False, disable=None if show else True):
+                _turn(variant, settings, device)
+        except KeyboardInterrupt:
+            if not variants or not all(variant.rates or variant.failure for variant in variants):
+                raise
         except torch.OutOfMemoryError as error:
             size = settings.batch_size
             raise ValueError(
@@ -286,13 +290,14 @@ def row_of(variant: Variant, variants: list[Variant], settings: Settings, device
         row["peak_gpu_gib"] = f"{variant.peak / 2**30:.3f}"
     row |= {"failure": variant.failure, "model": variant.model, "layout": variant.layout}
     row["precision"] = _name_of(variant.dtype) if variant.name != DATA else ""
-    row |= {name: getattr(settings, name) for name in ("width", "batch_size", "image_size", "repeats")}
+    row |= {name: getattr(settings, name) for name in ("width", "batch_size", "image_size")}
+    row["turns"] = len(variant.rates or [])
     row |= {"device": describe(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return {name: row.get(name, "") for name in COLUMNS}
 
 
 COLUMNS = ("variant", "images_per_s", "best", "times_plain", "times_ours", "ms_per_step", "tflops", "peak_gpu_gib")
-COLUMNS += ("failure", "model", "precision", "layout", "width", "batch_size", "image_size", "repeats")
+COLUMNS += ("failure", "model", "precision", "layout", "width", "batch_size", "image_size", "turns")
 COLUMNS += ("device", "threads", "torch")
 _PRINTED = ("variant", "precision", "images_per_s", "best", "times_plain", "times_ours", "ms_per_step", "tflops")
 
@@ -342,7 +347,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"ours does {speed[OURS] / speed[PLAIN]:.2f} times the images of the plain loop",
         f"ours reaches {speed[OURS] / speed[BARE]:.1%} of its bare convolutions",
-        f"data and augmentation take {found[DATA]['ms_per_step']} of the {ours['ms_per_step']} ms of a step, {share:.2%}",
+        f"data and augmentation take {share:.2%} of a step ({found[DATA]['ms_per_step']} of {ours['ms_per_step']} ms)",
     ]
     if CONTROL in speed:
         lines.append(f"a step takes {speed[CONTROL] / speed[OURS] - 1:+.1%} longer than that of {REFERENCE}")
@@ -359,7 +364,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Training speed, side by side: a plain PyTorch loop, ours, ours without each of its measures, and the bound of "
         "bare convolutions and matrix products. Nothing is downloaded. With the defaults it takes about two minutes on "
         "two CPU cores (12 variants x 3 turns x 2 s, and what is not timed); at --width 1 a step takes seconds there: "
-        "add --steps 1."
+        "add --steps 1. Ctrl-C shows what was timed so far, once every variant had a turn."
     )
     own = Settings()
     parser.add_argument("--model", default=own.model, help=f"a name of ltpa.list_models() (default {own.model})")

@@ -294,7 +294,7 @@ def test_too_large_a_batch_is_told_with_half_of_it(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(benchmark, "_variants", fail)
-    with pytest.raises(ValueError, match="batch_size=48 .* does not fit into the memory of cpu; try 24"):
+    with pytest.raises(ValueError, match=r"batch_size=48 .* does not fit into the memory of cpu; try 24"):
         benchmark.benchmark(Settings(batch_size=48, device="cpu"), show=False)
 
 
