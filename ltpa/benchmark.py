@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Variant:
         model, dtype, layout: what the table says of it.
         ahead: steps whose data may be ready when it starts, because workers load them.
         rates: steps a second, of every turn.
+        cpu: seconds of processor time a step, of every turn.
         bytes: on the GPU between steps, then at the peak.
         failure: why it could not be measured.
     """
@@ -97,6 +98,7 @@ class Variant:
     layout: str = ""
     ahead: int = 0
     rates: list[float] | None = None
+    cpu: list[float] = field(default_factory=list)
     kept: int = 0
     peak: int = 0
     failure: str = ""
@@ -233,7 +235,7 @@ def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
         if device.type == "cuda":
             variant.kept = _allocated(device) - before
             torch.cuda.reset_peak_memory_stats(device)
-        count, started = 0, time.perf_counter()
+        count, started, processor = 0, time.perf_counter(), time.process_time()
         while (
             count < settings.steps if settings.steps else not count or time.perf_counter() < started + settings.seconds
         ):
@@ -241,6 +243,7 @@ def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
             count += 1
         _wait(device)
         rate = count / (time.perf_counter() - started)
+        processor = (time.process_time() - processor) / count
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -252,6 +255,7 @@ def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
         steps.close()
         gc.collect()  # workers end with the iterator that they belong to
     variant.rates = [*(variant.rates or []), rate]
+    variant.cpu.append(processor)
     if device.type == "cuda":
         variant.peak = max(variant.peak, torch.cuda.max_memory_allocated(device) - before)
 
@@ -272,7 +276,8 @@ def row_of(variant: Variant, variants: list[Variant], settings: Settings, device
 
     Returns:
         `images_per_s` (the median of the turns), `best` (of them), `times_plain` and `times_ours` (ratios of medians),
-        `ms_per_step` (at the median), `tflops` (1e12 operations a second at the median: three forward passes a step,
+        `ms_per_step` (at the median), `cpu_ms` (processor time of a step, of all threads but not of the workers that
+        load data: with one thread it hardly depends on what else the machine does), `tflops` (1e12 operations a second at the median: three forward passes a step,
         of the network without dead branch), `peak_gpu_gib` (2**30 bytes: weights, momentum, gradients and activations,
         without the resident images), and what was timed. What does not apply is empty.
     """
@@ -284,7 +289,7 @@ def row_of(variant: Variant, variants: list[Variant], settings: Settings, device
         for name in (PLAIN, OURS) if variant.name != DATA else ():
             row[f"times_{name}"] = f"{rate / by_name[name]:.3f}"
     if rate:
-        row["ms_per_step"] = _digits(1000 / rate)
+        row["ms_per_step"], row["cpu_ms"] = _digits(1000 / rate), _digits(1000 * statistics.median(variant.cpu))
         row["tflops"] = _digits(rate * variant.operations / 1e12) if variant.operations else ""
     if variant.peak and variant.images:
         row["peak_gpu_gib"] = f"{variant.peak / 2**30:.3f}"
@@ -296,10 +301,30 @@ def row_of(variant: Variant, variants: list[Variant], settings: Settings, device
     return {name: row.get(name, "") for name in COLUMNS}
 
 
-COLUMNS = ("variant", "images_per_s", "best", "times_plain", "times_ours", "ms_per_step", "tflops", "peak_gpu_gib")
+COLUMNS = (
+    "variant",
+    "images_per_s",
+    "best",
+    "times_plain",
+    "times_ours",
+    "ms_per_step",
+    "cpu_ms",
+    "tflops",
+    "peak_gpu_gib",
+)
 COLUMNS += ("failure", "model", "precision", "layout", "width", "batch_size", "image_size", "turns")
 COLUMNS += ("device", "threads", "torch")
-_PRINTED = ("variant", "precision", "images_per_s", "best", "times_plain", "times_ours", "ms_per_step", "tflops")
+_PRINTED = (
+    "variant",
+    "precision",
+    "images_per_s",
+    "best",
+    "times_plain",
+    "times_ours",
+    "ms_per_step",
+    "cpu_ms",
+    "tflops",
+)
 
 
 def _digits(value: float) -> str:

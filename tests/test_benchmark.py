@@ -276,7 +276,7 @@ def turns(steps, ahead, name=OURS, error=None):
 def test_steps_that_were_ready_are_not_timed_and_workers_end(ahead, untimed):
     variant, log = turns(3, ahead)
     assert log == [e for more in untimed for e in (*["step"] * (3 + more), "closed", "turn")]
-    assert len(variant.rates) == 2
+    assert len(variant.rates) == len(variant.cpu) == 2
 
 
 def test_a_failure_of_compile_is_a_row_and_any_other_an_error():
