@@ -277,9 +277,10 @@ def row_of(variant: Variant, variants: list[Variant], settings: Settings, device
     Returns:
         `images_per_s` (the median of the turns), `best` (of them), `times_plain` and `times_ours` (ratios of medians),
         `ms_per_step` (at the median), `cpu_ms` (processor time of a step, of all threads but not of the workers that
-        load data: with one thread it hardly depends on what else the machine does), `tflops` (1e12 operations a second at the median: three forward passes a step,
-        of the network without dead branch), `peak_gpu_gib` (2**30 bytes: weights, momentum, gradients and activations,
-        without the resident images), and what was timed. What does not apply is empty.
+        load data: with one thread it hardly depends on what else the machine does), `tflops` (1e12 operations a second
+        at the median: three forward passes a step, of the network without dead branch), `peak_gpu_gib` (2**30 bytes:
+        weights, momentum, gradients and activations, without the resident images), and what was timed.
+        What does not apply is empty.
     """
     by_name = {v.name: statistics.median(v.rates) for v in variants if v.rates}
     row: dict[str, Any] = {"variant": variant.name}
