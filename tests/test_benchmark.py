@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -347,22 +348,29 @@ def peak():  # MiB, of the process so far
 def test(count):
     return examine(model, Split(images(count), torch.zeros(count, dtype=torch.int64)), "fp32", 250)
 
-test(1000), test(1000)
+test(500), test(500)
 before = peak()
-assert len(test(8000).predictions) == 8000
+assert len(test(4000).predictions) == 4000
 between = peak()
-kept = attend(model, images(8000), "fp32", 250)  # keeps the maps of all images: the memory of these is seen
+kept = attend(model, images(4000), "fp32", 250)  # keeps the maps of all images: the memory of these is seen
 print(between - before, peak() - between, sum(m.nbytes for m in kept.maps.values()) / 2**20)
 """
 
 
 def test_memory_of_a_test_does_not_grow_with_the_images():
     pytest.importorskip("resource")
+    # With these the allocator gives large blocks back at once: what a process holds is then what is in use.
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", MEMORY],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     grown, grown_where_kept, maps = map(float, done.stdout.split())
-    assert maps > 35, "what 8,000 images have in maps, in MiB"
-    assert grown_where_kept > 20, "so much is seen where the maps are kept"
-    assert grown < 8, "the maps of 7,000 images more would be 36 MiB, the images as numbers 82 MiB"
+    assert maps > 20, "what 4,000 images have in maps, in MiB"
+    assert grown_where_kept > 12, "so much is seen where the maps are kept"
+    assert grown < 8, "the maps of 3,500 images more would be 18 MiB, the images as numbers 41 MiB"
