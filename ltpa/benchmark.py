@@ -388,7 +388,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `python -m ltpa benchmark`."""
     parser.description = (
         "Training speed, side by side: a plain PyTorch loop, ours, ours without each of its measures, and the bound of "
-        "bare convolutions and matrix products. Nothing is downloaded. With the defaults it takes about two minutes on "
+        "bare convolutions and matrix products. Nothing is downloaded. With the defaults it takes two minutes or so on "
         "two CPU cores (12 variants x 3 turns x 2 s, and what is not timed); at --width 1 a step takes seconds there: "
         "add --steps 1. Ctrl-C shows what was timed so far, once every variant had a turn."
     )
