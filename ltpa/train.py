@@ -129,7 +129,7 @@ def fit(
     return run
 
 
-def data_for(config: TrainConfig) -> Data:
+def data_for(config: TrainConfig, download: bool = True) -> Data:
     """The data set that the settings name; where they ask for validation, the held-out part stands in for the test.
 
     Raises:
@@ -141,6 +141,7 @@ def data_for(config: TrainConfig) -> Data:
         image_size=config.image_size,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
+        download=download,
     )
     return hold_out(data, config.validation) if config.validation else data
 
