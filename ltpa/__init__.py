@@ -14,12 +14,13 @@ from .pretrained import list_pretrained, load_pretrained
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
 from .showing import show
-from .train import TrainingDiverged, data_for, fit
+from .train import OutOfMemory, TrainingDiverged, data_for, fit
 
 __all__ = [
     "QUICK",
     "Attended",
     "Data",
+    "OutOfMemory",
     "Run",
     "Split",
     "TrainConfig",

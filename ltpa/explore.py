@@ -21,6 +21,7 @@ from . import composer
 from .composer import COLOURS, MAXIMUM, UNIFORM, Row, fit_for_display
 from .data import Data, Split
 from .explain import METHODS, explain
+from .files import ImageFiles
 from .inference import attend, attend_batches
 from .models import Attended, ImageClassifier
 from .photographs import Photographs
@@ -93,8 +94,8 @@ class Explorer:
         if isinstance(images, Split):
             self._labels = images.labels if images.labels.ndim == 1 else None
             images = images.images
-        if isinstance(images, Tensor) and images.ndim == 4 and images.dtype == torch.uint8:
-            self._images: Sequence[Tensor] = images
+        if isinstance(images, Tensor | ImageFiles) and images.ndim == 4 and images.dtype == torch.uint8:
+            self._images: Sequence[Tensor] | ImageFiles = images
         else:
             self._images = [] if images is None else read_pictures(images)
         if isinstance(model, Run):
@@ -310,7 +311,7 @@ class Explorer:
         """Of all images, (N, classes); computed when first asked for."""
         if self._predictions is None:
             model = self.models[""]
-            if isinstance(self._images, Tensor):
+            if isinstance(self._images, Tensor | ImageFiles):
                 parts = [seen.logits.float().cpu() for _, seen in attend_batches(model, self._images)]
             else:
                 parts = [self._look(_entered(image), "", number).logits for number, image in enumerate(self._images)]

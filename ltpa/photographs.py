@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .data import Data, Split, channel_statistics, crop_square
+from .data import Data, Split, channel_statistics
+from .files import crop_square
 
 PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # what, scikit-image's name
 UNKNOWN = -1  # the label of a picture that shows none of the classes

@@ -19,6 +19,7 @@ from ._version import __version__
 from .checkpoint import load_tensors, save_tensors, write
 from .config import TrainConfig
 from .data import Data, stratified
+from .files import ImageFiles
 from .inference import attend, choose_device
 from .models import ImageClassifier, create_model
 
@@ -166,7 +167,10 @@ def fingerprint(data: Data) -> dict[str, Any]:
     """What data a run was trained on, so that it never goes on with other data."""
     digest = 0
     for values in (data.train.images, data.train.labels, data.test.images, data.test.labels):
-        digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
+        if isinstance(values, ImageFiles):
+            digest = values.checksum(digest)
+        else:
+            digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
     return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
 
 
