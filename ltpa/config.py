@@ -234,7 +234,7 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
-    elif name in ("dropout", "solutions", "runs_on_drive"):
+    elif name in ("dropout", "solutions", "runs_on_drive", "download"):
         if not isinstance(value, bool):
             return TypeError, f"{name} must be True or False, not {value!r}"
     elif name == "device":

@@ -138,7 +138,7 @@ def _prepare_folder(config: TrainConfig, data: Data, resume: bool) -> None:
         remove_parts(folder)
 
 
-def data_for(config: TrainConfig) -> Data:
+def data_for(config: TrainConfig, download: bool = True) -> Data:
     """The data set that the settings name; where they ask for validation, the held-out part stands in for the test.
 
     Raises:
@@ -150,6 +150,7 @@ def data_for(config: TrainConfig) -> Data:
         image_size=config.image_size,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
+        download=download,
         memory_gb=config.memory_gb,
     )
     return hold_out(data, config.validation) if config.validation else data
