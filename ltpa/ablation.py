@@ -161,6 +161,20 @@ class Grid:
         lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
         return "\n".join(lines + [f"  {cell}: {why}" for cell, why in self.missing.items()])
 
+    def require_runs(self) -> None:
+        """Stops a notebook that could only go on with a run.
+
+        Raises:
+            ValueError: there is no run at all; why, and what to do.
+        """
+        if not self.results:
+            raise ValueError(
+                f"there is no run to go on with; {self.complaints()}\n"
+                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
+                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
+                "again"
+            )
+
 
 def train_missing(config: AblationConfig, data: Data | None = None) -> None:
     """Trains the runs of the grid that are not there yet, as far as the budget goes; failures are told, not raised.

@@ -379,6 +379,16 @@ def test_the_figure_of_the_costs_has_every_run(trained):
         assert line.get_label() == variant
 
 
+def test_a_grid_without_any_run_says_what_to_do(trained, tmp_path, monkeypatch):
+    trained[1].require_runs()
+    monkeypatch.chdir(tmp_path)
+    grid = ablation.collect(AblationConfig(**TINY))
+    with pytest.raises(
+        ValueError, match=r"(?s)there is no run to go on with; 6 of 6 runs are left out:.*set budget=None"
+    ):
+        grid.require_runs()
+
+
 @pytest.mark.parametrize("draw", [lambda grid: ablation_figure(grid, []), cost_figure])
 def test_no_run_no_figure(draw):
     with pytest.raises(ValueError, match="no run to draw"):

@@ -285,6 +285,15 @@ def test_defaults_stand_in_one_place_only():
     assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK
 
 
+@pytest.mark.parametrize("number", ["03", "05", "06", "07"])
+def test_notebooks_that_need_runs_check_that_there_are_some(number):
+    (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    collects = next(i for i, source in enumerate(code) if "ablation.collect(" in source)
+    assert "grid.require_runs()" in code[collects]
+    assert not any("grid.results" in source for source in code[:collects])
+
+
 def exercises_of(copy: Path) -> tuple[list[str], list]:
     """What the checks of an executed notebook 00 printed, and all its code cells."""
     cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]

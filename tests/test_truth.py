@@ -234,7 +234,7 @@ def test_claims_are_paired_differences_with_intervals_for_all_together():
 
 
 def segmented_rows(gain):
-    """conv10 segments better by `gain` than Grad-CAM and saliency, worse than Otsu by as much; uniform is far behind."""
+    """conv10 segments better by `gain` than Grad-CAM and saliency, and worse than Otsu; uniform is far behind."""
     noise = torch.rand(40, generator=torch.Generator().manual_seed(1)) * 0.02
     scores = {"conv7": 0.9, "conv10": 0.4 + gain, "Grad-CAM conv7": 0.9, "Grad-CAM conv10": 0.4, "saliency": 0.4}
     kinds = dict.fromkeys(["conv7", "conv10"], "level") | dict.fromkeys(["Otsu", "uniform"], "control")
