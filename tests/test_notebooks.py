@@ -285,6 +285,48 @@ def test_defaults_stand_in_one_place_only():
     assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_stand_in_the_same_order_everywhere(notebook):
+    """Title, badge, what you learn; set-up, parameters, story, a verdict that is computed, questions."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    title, set_up, install, about_parameters, parameters = cells[:5]
+    places = [
+        title.source.find(words)
+        for words in (
+            f"# {notebook.stem[:2]} ",
+            "[![Open In Colab](",
+            "**You will learn**",
+            "**You should know**",
+            "**Time**",
+        )
+    ]
+    assert places[0] == 0
+    assert places == sorted(places), "title, badge, what you learn, what you should know, time"
+    assert notebook.name in title.source, "the badge opens another notebook"
+    assert set_up.source.startswith("## Set-up")
+    assert about_parameters.source.startswith("## Parameters")
+    assert [cell.cell_type for cell in (install, parameters)] == ["code", "code"]
+    assert "parameters" in parameters.metadata.tags
+
+    found = [
+        (line.removeprefix("## "), number)
+        for number, cell in enumerate(cells)
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("## ")
+    ]
+    headings = [heading for heading, _ in found]
+    assert headings[:2] == ["Set-up", "Parameters"]
+    assert headings[-2:] == ["Verdict", "Questions"]
+    assert len(headings) > 4, "there is no story"
+    assert len(set(headings)) == len(headings)
+    verdict, questions = found[-2][1], found[-1][1]
+    assert any(cell.cell_type == "code" and "print(" in cell.source for cell in cells[verdict:questions])
+    assert questions == len(cells) - 1
+    assert re.findall(r"^\d\.", cells[-1].source, re.MULTILINE) == ["1.", "2.", "3."]
+    assert "**Next**" in cells[-1].source
+
+
 @pytest.mark.parametrize("number", ["03", "05", "06", "07"])
 def test_notebooks_that_need_runs_check_that_there_are_some(number):
     (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]

@@ -1,6 +1,7 @@
 """The table of verdicts: every row of the files is there, in points, and the README has what the command gives."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ltpa.__main__ import main
 from ltpa.ablation import AblationConfig
 from ltpa.attack import AttackConfig
 from ltpa.transfer import TransferConfig
+from ltpa.truth import SEGMENTS
 from ltpa.verdicts import BEGIN, COLUMNS, END, read_effects, verdict_table
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +93,25 @@ def test_the_accuracies_of_the_classifiers_are_those_of_the_effects():
         first, second = accuracies[row["model"], labels], accuracies[other, labels]
         assert len(first) == len(second) == int(row["n"])
         assert sum(first) / 5 - sum(second) / 5 == pytest.approx(float(row["effect"]), abs=2e-6)
+
+
+def test_the_jaccard_index_of_the_claims_is_that_of_the_table():
+    def read(name):
+        with (ROOT / "docs" / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    table = {(row["model"], row["map"]): float(row["jaccard"]) for row in read("maps_measured.csv")}
+    found = [row for row in read("maps_measured_claims.csv") if "segments better" in row["claim"]]
+    assert len(found) == 24
+    for row in found:
+        level, rival = re.match(r"(\w+), binarised, segments better than (.*) \(Jaccard", row["claim"]).groups()
+        assert float(row["difference"]) == pytest.approx(
+            table[row["model"], level] - table[row["model"], rival], abs=2e-4
+        )
+    effects = [row for row in read("effects_04.csv") if row["claim"] == SEGMENTS]
+    assert [(row["model"], row["effect"], row["verdict"]) for row in effects] == [
+        (row["model"], row["difference"], row["verdict"]) for row in found
+    ]
 
 
 def test_the_readme_has_what_the_command_gives():
