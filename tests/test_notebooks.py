@@ -1,5 +1,6 @@
 """Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -325,6 +326,38 @@ def test_cells_stand_in_the_same_order_everywhere(notebook):
     assert questions == len(cells) - 1
     assert re.findall(r"^\d\.", cells[-1].source, re.MULTILINE) == ["1.", "2.", "3."]
     assert "**Next**" in cells[-1].source
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_teachers_guide_has_the_times_of_the_notebooks(notebook):
+    guide = (ROOT / "notebooks" / "README.md").read_text("utf-8")
+    (row,) = [line for line in guide.splitlines() if line.startswith("|") and f"({notebook.name})" in line]
+    on_cpu, on_t4 = (cell.strip() for cell in row.strip("|").split("|")[-2:])
+    time = nbformat.read(notebook, as_version=4).cells[0].source.partition("**Time**")[2].replace("\n", " ").lower()
+    assert on_cpu in time
+    assert on_t4 in time or on_t4 in ("not needed", "seconds")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_takes_the_name_of_a_parameter(notebook):
+    """Else the cell that checks the parameters, run again, would find something else in their place."""
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    for cell in cells:
+        if "parameters" not in cell.metadata.get("tags", []):
+            trees = [node for node in ast.walk(ast.parse(cell.source)) if not isinstance(node, ast.comprehension)]
+            inner = {
+                id(n)
+                for t in trees
+                if isinstance(t, ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp)
+                for g in t.generators
+                for n in ast.walk(g.target)
+            }
+            assigned = {
+                n.id for n in trees if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner
+            }
+            assert not assigned & set(namespace), cell.source
 
 
 @pytest.mark.parametrize("number", ["03", "05", "06", "07"])
