@@ -24,7 +24,7 @@ from .models import ImageClassifier, create_model, parse_variant
 from .runs import Run
 from .statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED, t_interval
 
-CLAIM = "The features of a network with attention transfer better"
+CLAIM = "Features with attention transfer better"
 PIXELS, UNTRAINED = "pixels", ", untrained"
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small is strongly regularised
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
@@ -338,8 +338,7 @@ def effect_rows(probes: Probes, found: Effects) -> list[dict[str, Any]]:
             ]
             for count in counts
         }
-        claim = "Features with attention transfer better"
-        rows += comparison.effect_rows(claim, probes.grid, measures, against, data)
+        rows += comparison.effect_rows(CLAIM, probes.grid, measures, against, data)
     return rows
 
 
