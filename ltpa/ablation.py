@@ -18,6 +18,8 @@ from .models import parse_variant
 from .runs import Run, fingerprint, load_run
 from .train import TrainingDiverged, data_for, fit
 
+MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
+
 
 @dataclass(frozen=True)
 class AblationConfig:
@@ -32,12 +34,13 @@ class AblationConfig:
             and collects what is there, None trains all.
         dataset, data_dir, width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`;
             the same for all variants.
+        data_name: what the files of effects call the data; "auto" is the name of the data set, or of the folder.
 
     Raises:
         ValueError, TypeError: one message with all problems.
     """
 
-    models: Sequence[str] = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
+    models: Sequence[str] = (*MODELS, "vgg")
     baseline: str = "vgg-late"
     seeds: Sequence[int] = (0, 1, 2)
     budget: float | None = None
@@ -50,6 +53,7 @@ class AblationConfig:
     batch_size: int = QUICK["batch_size"]
     learning_rate: float = QUICK["learning_rate"]
     device: str = "auto"
+    data_name: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks every field and reports all problems at once."""
@@ -71,6 +75,12 @@ class AblationConfig:
         """How the models are trained, in words."""
         images = "all" if self.train_limit is None else f"{self.train_limit:,}"
         return f"width {self.width:g}, {self.epochs} epochs of {images} training images, {len(self.seeds)} seeds"
+
+    def data_described(self) -> str:
+        """What the models are trained and tested on, in words."""
+        if self.data_name != "auto":
+            return self.data_name
+        return f"folder {Path(self.data_dir).name}" if self.dataset == "folder" else self.dataset
 
     def common(self) -> dict[str, Any]:
         """The settings that all runs share."""
@@ -150,6 +160,20 @@ class Grid:
             return f"all {len(self.results)} runs are there"
         lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
         return "\n".join(lines + [f"  {cell}: {why}" for cell, why in self.missing.items()])
+
+    def require_runs(self) -> None:
+        """Stops a notebook that could only go on with a run.
+
+        Raises:
+            ValueError: there is no run at all; why, and what to do.
+        """
+        if not self.results:
+            raise ValueError(
+                f"there is no run to go on with; {self.complaints()}\n"
+                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
+                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
+                "again"
+            )
 
 
 def train_missing(config: AblationConfig, data: Data | None = None) -> None:

@@ -15,7 +15,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .ablation import AblationConfig, Cell, Grid, Result
+from .ablation import MODELS, AblationConfig, Cell, Grid, Result
 from .comparison import MARGIN, Comparison, compare_scores, sorted_out
 from .config import check_fields, raise_problems
 from .data import Data, Split, stratified
@@ -43,6 +43,7 @@ class AttackConfig(AblationConfig):
         ValueError, TypeError: one message with all problems.
     """
 
+    models: Sequence[str] = MODELS
     images: int = 200
     epsilons: Sequence[float] = (0.5, 1, 2, 4, 128)
     epsilon: float = 1

@@ -50,8 +50,35 @@ def compare(grid: Grid, baseline: str | None = None) -> list[Comparison]:
         grid: what was collected.
         baseline: another baseline than that of the parameters.
     """
-    scores = {variant: {r.cell.seed: r.correct.double() for r in grid.of(variant)} for variant in grid.variants}
-    return compare_scores(scores, baseline or grid.config.baseline)
+    return compare_scores(_scores(grid), baseline or grid.config.baseline)
+
+
+def compare_with_each(grid: Grid, baselines: Sequence[str]) -> dict[str, list[Comparison]]:
+    """Compares every variant with each of several baselines; the intervals of all hold together with 95 %.
+
+    Two baselines are compared with each other once, and the comparison stands with the first of them.
+
+    Args:
+        grid: what was collected.
+        baselines: variants; one that has no results is compared with nothing.
+
+    Returns:
+        baseline -> the comparisons with it.
+    """
+    scores, baselines = _scores(grid), list(dict.fromkeys(baselines))
+    each = {
+        baseline: _differences({name: s for name, s in scores.items() if name not in baselines[:number]}, baseline)
+        for number, baseline in enumerate(baselines)
+    }
+    together = sum(map(len, each.values()))
+    return {
+        baseline: [_paired(name, by_seed, together) for name, by_seed in found.items()]
+        for baseline, found in each.items()
+    }
+
+
+def _scores(grid: Grid) -> dict[str, dict[int, Tensor]]:
+    return {variant: {r.cell.seed: r.correct.double() for r in grid.of(variant)} for variant in grid.variants}
 
 
 def compare_scores(
@@ -64,13 +91,18 @@ def compare_scores(
         baseline: one of the names; nothing is found where it has no scores.
         together: how many comparisons are looked at together, if not just these, see `ltpa.statistics.t_interval`.
     """
+    each = _differences(scores, baseline)
+    return [_paired(name, by_seed, together or len(each)) for name, by_seed in each.items()]
+
+
+def _differences(scores: Mapping[str, Mapping[int, Tensor]], baseline: str) -> dict[str, dict[int, Tensor]]:
+    """Name -> seed -> scores minus those of the baseline with the same seed, for all that share a seed with it."""
     base = scores.get(baseline, {})
-    each = {
+    return {
         name: {seed: values - base[seed] for seed, values in by_seed.items() if seed in base}
         for name, by_seed in scores.items()
         if name != baseline and set(by_seed) & set(base)
     }
-    return [_paired(name, by_seed, together or len(each)) for name, by_seed in each.items()]
 
 
 def _paired(name: str, each: Mapping[int, Tensor], together: int) -> Comparison:
@@ -80,17 +112,24 @@ def _paired(name: str, each: Mapping[int, Tensor], together: int) -> Comparison:
     return Comparison(name, differences, over_seeds, over_images, verdict([over_seeds, over_images], MARGIN))
 
 
-def conclusion(grid: Grid, comparisons: Sequence[Comparison], baseline: str | None = None) -> str:
-    """What can and what cannot be concluded from the comparisons, in a few sentences."""
-    baseline = baseline or grid.config.baseline
-    if not comparisons:
-        return f"Nothing can be concluded: there is no pair of a variant and {baseline} with the same seed."
+def conclusion(by_baseline: Mapping[str, Sequence[Comparison]]) -> str:
+    """What can and what cannot be concluded, in a paragraph.
 
-    seeds = {len(c.differences) for c in comparisons}
+    Args:
+        by_baseline: see `compare_with_each`.
+    """
+    found = {baseline: comparisons for baseline, comparisons in by_baseline.items() if comparisons}
+    if not found:
+        names = " or ".join(by_baseline)
+        return f"Nothing can be concluded: there is no pair of a variant and {names} with the same seed."
+
+    together = [c for comparisons in found.values() for c in comparisons]
+    seeds = {len(c.differences) for c in together}
     count = f"{min(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
+    sentences = ". And ".join(sorted_out(comparisons, baseline) for baseline, comparisons in found.items())
     return textwrap.fill(
-        f"With {count}, {len(comparisons)} comparisons and intervals that hold together with 95 %: "
-        f"{sorted_out(comparisons, baseline)}. This says nothing about longer training, other widths or other data.",
+        f"With {count}, {len(together)} comparisons and intervals that hold together with 95 %: "
+        f"{sentences}. This says nothing about longer training, other widths or other data.",
         width=110,
         break_on_hyphens=False,
     )
@@ -113,11 +152,18 @@ def sorted_out(comparisons: Sequence[Comparison], baseline: str) -> str:
     )
 
 
-def accuracy_table(grid: Grid, comparisons: Sequence[Comparison]) -> str:
-    """Accuracy of every variant with its interval over seeds, and its difference to the baseline, as lines of text."""
+def accuracy_table(grid: Grid, comparisons: Sequence[Comparison], baseline: str | None = None) -> str:
+    """Accuracy of every variant with its interval over seeds, and its difference to the baseline, as lines of text.
+
+    Args:
+        grid: what was collected.
+        comparisons: with one baseline.
+        baseline: which, if it is not that of the parameters.
+    """
+    baseline = baseline or grid.config.baseline
     by_variant = {c.variant: c for c in comparisons}
     width = max(map(len, grid.config.models))
-    lines = [f"{'':{width}}  seeds  accuracy in % [95 %]    minus {grid.config.baseline}: over seeds, over test images"]
+    lines = [f"{'':{width}}  seeds  accuracy in % [95 %]    minus {baseline}: over seeds, over test images"]
     for variant in grid.variants:
         accuracies = [result.accuracy for result in grid.of(variant)]
         line = f"{variant:{width}}  {len(accuracies):5}  {_points(t_interval(accuracies), '.1f'):22}"
@@ -189,14 +235,23 @@ def write_csv(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path 
     return write_rows(folder / "ablation.csv", variants), write_rows(folder / "ablation_runs.csv", runs)
 
 
-def write_effects(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> Path:
-    """Writes `effects_03.csv`, which the page of verdicts is made of: is each variant better than the baseline?"""
+def write_effects(grid: Grid, by_baseline: Mapping[str, Sequence[Comparison]], folder: str | Path = "runs") -> Path:
+    """Writes `effects_03.csv`, which the page of verdicts is made of: is each variant better than each baseline?"""
     claim = "Attention improves accuracy"
-    return write_rows(Path(folder) / "effects_03.csv", effect_rows(claim, grid, {"test accuracy": comparisons}))
+    rows = [
+        row
+        for baseline, comparisons in by_baseline.items()
+        for row in effect_rows(claim, grid, {"test accuracy": comparisons}, baseline)
+    ]
+    return write_rows(Path(folder) / "effects_03.csv", rows)
 
 
 def effect_rows(
-    claim: str, grid: Grid, effects: Mapping[str, Sequence[Comparison]], baseline: str | None = None
+    claim: str,
+    grid: Grid,
+    effects: Mapping[str, Sequence[Comparison]],
+    baseline: str | None = None,
+    data: str | None = None,
 ) -> list[dict[str, Any]]:
     """A row for the effect of every variant in every measure: model, data, budget, n, effect, its interval, verdict.
 
@@ -205,12 +260,12 @@ def effect_rows(
         grid: the runs.
         effects: what was measured, in words -> comparisons.
         baseline: what they are comparisons with, if not the baseline of the parameters.
+        data: what was measured on, in words, if not what the models were tested on.
     """
     config = grid.config
-    data = config.dataset + (f" {Path(config.data_dir).name}" if config.dataset == "folder" else "")
     return [
-        {"claim": claim, "model": c.variant, "baseline": baseline or config.baseline, "measure": measure, "data": data}
-        | {"budget": config.described(), "n": len(c.differences)}
+        {"claim": claim, "model": c.variant, "baseline": baseline or config.baseline, "measure": measure}
+        | {"data": data or config.data_described(), "budget": config.described(), "n": len(c.differences)}
         | {name.removeprefix("effect_"): value for name, value in _columns("effect", c.interval).items()}
         | {"verdict": c.verdict}
         for measure, comparisons in effects.items()

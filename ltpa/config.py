@@ -254,7 +254,7 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
     elif value is None and name in _MAY_BE_NONE:
         return None
     elif not isinstance(value, str | Path):
-        return TypeError, f"{name} must be a path, not {value!r}"
+        return TypeError, f"{name} must be {'a name' if name == 'data_name' else 'a path'}, not {value!r}"
     elif not str(value).strip():
         return ValueError, f"{name} must not be empty"
     else:

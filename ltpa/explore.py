@@ -67,7 +67,8 @@ class Explorer:
     """The panel, see `explore`; its widgets are attributes, so that a program can move them too.
 
     Attributes:
-        which, position, draw: choose an image; `chosen` are the numbers of the images that are chosen from.
+        which, position, draw: choose an image; `chosen` are the numbers of the images that are chosen from
+            (where there are none, a picture says so).
         upload, resolution: a photo of one's own, and the pixels of its shorter side for the network.
         levels, strength, colours, scale, compare: what is shown, and how.
         save, message, picture: a button, a line of text, and the picture.
@@ -204,14 +205,12 @@ class Explorer:
             chosen = wrong.nonzero().flatten().tolist()
         else:
             chosen = self._probabilities().amax(1).argsort(stable=True).tolist()
-        if not chosen:
-            raise ValueError(f"there is no image: {way}")
         self.chosen = chosen
         self._photo = None
         moved = self.position.value != 0
         self.position.value = 0
-        self.position.max = len(chosen) - 1
-        self._say(f"{len(chosen)} images")
+        self.position.max = max(0, len(chosen) - 1)
+        self._say(f"{len(chosen)} images" if chosen else f"there is no image: {way}", wrong=not chosen)
         if not moved:
             self._update()
 
@@ -221,6 +220,9 @@ class Explorer:
 
     def _at_random(self) -> None:
         self._photo = None
+        if not self.chosen:
+            self._update()
+            return
         before, last = self.position.value, len(self.chosen) - 1
         number = random.randrange(max(1, last))
         self.position.value = number + (number >= before) if last else 0  # another one than before
@@ -262,7 +264,7 @@ class Explorer:
             truth, title, key = None, self._photo_name, f"photo {self.resolution.value}"
             shown = self._kept(("photo",), lambda: fit_for_display(self._photo))
             entered = self._kept((key,), lambda: at_resolution(self._photo, self.resolution.value))
-        elif len(self._images):
+        elif self.chosen:
             index = self.chosen[min(self.position.value, len(self.chosen) - 1)]
             key, picture = index, self._images[index]
             title = self._names[index] if self._names else f"image {index}"
@@ -271,7 +273,8 @@ class Explorer:
             label = -1 if self._labels is None else int(self._labels[index])
             truth = self._classes[label] if label >= 0 else None
         else:
-            return [Row("upload a photo", torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
+            title = f"there is no image: {self.which.value}" if len(self._images) else "upload a photo"
+            return [Row(title, torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
         rows = [self._row(f"{title}: {self._name}", shown, entered, "", key, truth)]
         other = self.compare.value
         try:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import plots, pretrained
+from . import findings, plots, pretrained
 from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
 from .data import Data, Split
 from .drive import runs_on_drive
@@ -337,6 +337,24 @@ def caution(data: Data, text: str) -> None:
     """Prints what a section cannot show where photographs stand in for test images; otherwise nothing."""
     if isinstance(data, Photographs):
         print(f"No test images here: {text}")
+
+
+def verdict(data: Data, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
+    """What the maps of all test images showed (`ltpa.findings.looked`), or why a handful of pictures cannot tell.
+
+    Args:
+        data: see `look_at`.
+        maps: level -> weights (N, h, w), of all its test images.
+        wrong: numbers (K,) of the misclassified ones.
+    """
+    if isinstance(data, Photographs):
+        return (
+            "Not decidable: a handful of pictures, chosen by us, shows what maps look like and no more. With download = "
+            "True the test images are taken; what was measured on them stands in the model card in ltpa/weights."
+        )
+    right = torch.ones(len(data.test), dtype=torch.bool)
+    right[wrong] = False
+    return findings.looked(maps, right, data.test.masks)
 
 
 def snapshots_of(run: Run, data: Data) -> dict[int, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import comparison
-from .ablation import AblationConfig, Grid
+from .ablation import MODELS, AblationConfig, Grid
 from .comparison import MARGIN, Comparison, compare_scores
 from .config import check_fields, raise_problems
 from .data import Data, Split, channel_statistics, load_data, stratified
@@ -24,7 +24,7 @@ from .models import ImageClassifier, create_model, parse_variant
 from .runs import Run
 from .statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED, t_interval
 
-CLAIM = "The features of a network with attention transfer better"
+CLAIM = "Features with attention transfer better"
 PIXELS, UNTRAINED = "pixels", ", untrained"
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small is strongly regularised
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
@@ -45,6 +45,7 @@ class TransferConfig(AblationConfig):
         ValueError, TypeError: one message with all problems.
     """
 
+    models: Sequence[str] = MODELS
     target: str = "digits"
     target_dir: str | Path = "data"
     target_train_limit: int | None = None
@@ -329,7 +330,7 @@ def effect_table(found: Mapping[int | None, Sequence[Comparison]]) -> str:
 def effect_rows(probes: Probes, found: Effects) -> list[dict[str, Any]]:
     """The three comparisons of the descriptors with the fewest and the most labels, as rows of a CSV file."""
     counts = list(dict.fromkeys((next(iter(probes.right)), list(probes.right)[-1])))
-    rows = []
+    data, rows = f"{probes.grid.config.data_described()} to {probes.target.name}", []
     for against, of in ((probes.baseline, found.baseline), ("untrained", found.untrained), (PIXELS, found.pixels)):
         measures = {
             f"accuracy on {probes.target.name}, {count_words(count)}": [
@@ -337,9 +338,7 @@ def effect_rows(probes: Probes, found: Effects) -> list[dict[str, Any]]:
             ]
             for count in counts
         }
-        rows += comparison.effect_rows(
-            "The features of a network with attention transfer better", probes.grid, measures, against
-        )
+        rows += comparison.effect_rows(CLAIM, probes.grid, measures, against, data)
     return rows
 
 

@@ -78,6 +78,8 @@ def test_the_grid_goes_seed_by_seed_with_the_settings_of_plain_runs():
         ({"budget": -1}, ValueError, "budget must be 0 or more minutes, or None"),
         ({"budget": math.inf}, ValueError, "budget must be 0 or more minutes, or None"),
         ({"budget": "ten"}, TypeError, "budget must be a number"),
+        ({"data_name": 3}, TypeError, "data_name must be a name, not 3"),
+        ({"data_name": ""}, ValueError, "data_name must not be empty"),
     ],
 )
 def test_bad_parameters_are_named(changes, error, message):
@@ -130,7 +132,7 @@ def test_what_is_missing_unfinished_or_broken_is_named_and_left_out(trained, mon
         assert words in reason
     assert grid.complaints().startswith("5 of 6 runs are left out:\n  vgg-late, seed 3: ")
     assert comparison.compare(grid) == []
-    assert "Nothing can be concluded" in comparison.conclusion(grid, [])
+    assert "Nothing can be concluded" in comparison.conclusion({"vgg-late": []})
     # Training what is missing trains what lacks a file, says what it cannot use, and goes on.
     ablation.train_missing(whole.config)
     told = capsys.readouterr().out
@@ -247,6 +249,70 @@ def test_another_baseline():
     assert found.differences == pytest.approx({0: -0.1, 1: -0.1})
 
 
+def test_two_baselines_share_one_correction_and_a_pair_is_compared_once(tmp_path):
+    seeds = {"vgg-late": (0.70, 0.72, 0.71), "vgg-gap": (0.73, 0.76, 0.75), "vgg": (0.60, 0.65, 0.62)}
+    grid = made_up({name: dict(enumerate(values)) for name, values in seeds.items()})
+    found = comparison.compare_with_each(grid, ["vgg-late", "vgg", "vgg-late"])
+    assert {baseline: [c.variant for c in of] for baseline, of in found.items()} == {
+        "vgg-late": ["vgg-gap", "vgg"],
+        "vgg": ["vgg-gap"],
+    }
+    against = found["vgg"][0]
+    assert against.differences == pytest.approx({0: 0.13, 1: 0.11, 2: 0.13})
+    values = np.array([0.13, 0.11, 0.13])
+    low, high = stats.t.interval(1 - 0.05 / 3, 2, loc=values.mean(), scale=stats.sem(values))
+    assert (against.over_seeds.low, against.over_seeds.high) == pytest.approx((low, high))
+    alone = comparison.compare(grid)[0].over_seeds
+    assert found["vgg-late"][0].over_seeds.low < alone.low, "three intervals together are wider than two"
+
+    text = " ".join(comparison.conclusion(found).split())
+    assert "With 3 seeds, 3 comparisons" in text
+    assert "And better than vgg: vgg-gap (+12.3 points); worse: none;" in text
+    assert (
+        comparison.accuracy_table(grid, found["vgg"], "vgg")
+        .splitlines()[0]
+        .endswith("minus vgg: over seeds, over test images")
+    )
+    rows = list(csv.DictReader(comparison.write_effects(grid, found, tmp_path).open()))
+    assert [(row["model"], row["baseline"]) for row in rows] == [
+        ("vgg-gap", "vgg-late"),
+        ("vgg", "vgg-late"),
+        ("vgg-gap", "vgg"),
+    ]
+    assert float(rows[2]["effect"]) == pytest.approx(values.mean(), abs=1e-6)
+
+
+def test_a_baseline_without_results_is_compared_with_nothing():
+    grid = made_up({"vgg-late": {0: 0.7, 1: 0.7}, "vgg-gap": {0: 0.8, 1: 0.8}})
+    found = comparison.compare_with_each(grid, ["vgg-late", "vgg"])
+    assert found["vgg"] == []
+    assert found["vgg-late"] == comparison.compare(grid)
+    assert "vgg:" not in comparison.conclusion(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "shapes"),
+        ({"dataset": "folder", "data_dir": "my/birds"}, "folder birds"),
+        ({"dataset": "folder", "data_dir": "my/birds", "data_name": "birds of Kent"}, "birds of Kent"),
+    ],
+)
+def test_the_data_are_called_what_the_parameters_say(changes, words):
+    config = AblationConfig(**{**TINY, **changes})
+    assert config.data_described() == words
+    (row,) = comparison.effect_rows("c", Grid(config), {"accuracy": [made_up_comparison()]})
+    assert row["data"] == words
+    assert "data_name" not in config.common()
+    (row,) = comparison.effect_rows("c", Grid(config), {"accuracy": [made_up_comparison()]}, data=f"{words} to digits")
+    assert row["data"] == f"{words} to digits"
+
+
+def made_up_comparison():
+    interval = comparison.Interval(0.1, 0.0, 0.2, 2)
+    return comparison.Comparison("vgg", {0: 0.1, 1: 0.1}, interval, interval, UNDECIDED)
+
+
 def test_the_conclusion_says_what_the_numbers_say():
     seeds = range(4)
     grid = made_up(
@@ -261,7 +327,7 @@ def test_the_conclusion_says_what_the_numbers_say():
     )
     found = comparison.compare(grid)
     assert [c.verdict for c in found] == [SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED, UNDECIDED]
-    text = " ".join(comparison.conclusion(grid, found).split())
+    text = " ".join(comparison.conclusion({"vgg-late": found}).split())
     assert "With 4 seeds, 4 comparisons" in text
     assert "better than vgg-late: vgg (+10.0 points); worse: vgg-gap (-10.0 points);" in text
     assert "if at all: vgg-pan (+0.1 points); not decidable at this budget: resnet164 (+2.5 points)." in text
@@ -311,6 +377,16 @@ def test_the_figure_of_the_costs_has_every_run(trained):
         assert list(line.get_xdata()) == [1000 * gmac(model)] * 2
         assert list(line.get_ydata()) == [100 * r.accuracy for r in grid.of(variant)]
         assert line.get_label() == variant
+
+
+def test_a_grid_without_any_run_says_what_to_do(trained, tmp_path, monkeypatch):
+    trained[1].require_runs()
+    monkeypatch.chdir(tmp_path)
+    grid = ablation.collect(AblationConfig(**TINY))
+    with pytest.raises(
+        ValueError, match=r"(?s)there is no run to go on with; 6 of 6 runs are left out:.*set budget=None"
+    ):
+        grid.require_runs()
 
 
 @pytest.mark.parametrize("draw", [lambda grid: ablation_figure(grid, []), cost_figure])

@@ -354,6 +354,32 @@ def test_images_are_chosen_by_class_error_and_certainty(panel, data):
     assert panel.chosen == list(range(30))
 
 
+def test_a_choice_without_images_shows_that_there_are_none(data):
+    """A class that no test image has: the image that was shown before must not stay, as if it were one."""
+    labels = data.test.labels.clone()
+    labels[labels == 3] = 4
+    panel = Explorer(model(), ltpa.data.Split(data.test.images, labels), classes=data.classes)
+    panel.position.value = 2
+    before = panel.png()
+    panel.which.value = f"class: {data.classes[3]}"
+    assert panel.chosen == []
+    assert f"there is no image: class: {data.classes[3]}" in panel.message.value
+    (row,) = panel._rows()
+    assert row.title == f"there is no image: class: {data.classes[3]}"
+    assert (row.maps, row.probabilities) == ({}, {})
+    empty = panel.png()
+    assert empty != before
+    panel.draw.click()
+    panel.compare.value = "saliency"
+    panel.strength.value = 0.3
+    assert panel.png() == empty
+    assert "Error" not in panel.message.value
+    panel.which.value = "all, in order"
+    assert panel.chosen == list(range(30))
+    assert panel.position.max == 29
+    assert panel._rows()[0].truth is not None
+
+
 def test_rows_hold_what_the_model_sees(panel, data):
     panel.position.value = 4
     panel.compare.value = "another"

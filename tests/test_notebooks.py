@@ -1,5 +1,6 @@
 """Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -298,6 +299,89 @@ def test_02_at_its_defaults_needs_no_training_and_no_download(tmp_path):
     assert text.count("No test images here: ") == 3
     assert not list((tmp_path / "runs").iterdir()), "nothing was trained"
     assert not (tmp_path / "data").exists(), "nothing was downloaded"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_stand_in_the_same_order_everywhere(notebook):
+    """Title, badge, what you learn; set-up, parameters, story, a verdict that is computed, questions."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    title, set_up, install, about_parameters, parameters = cells[:5]
+    places = [
+        title.source.find(words)
+        for words in (
+            f"# {notebook.stem[:2]} ",
+            "[![Open In Colab](",
+            "**You will learn**",
+            "**You should know**",
+            "**Time**",
+        )
+    ]
+    assert places[0] == 0
+    assert places == sorted(places), "title, badge, what you learn, what you should know, time"
+    assert notebook.name in title.source, "the badge opens another notebook"
+    assert set_up.source.startswith("## Set-up")
+    assert about_parameters.source.startswith("## Parameters")
+    assert [cell.cell_type for cell in (install, parameters)] == ["code", "code"]
+    assert "parameters" in parameters.metadata.tags
+
+    found = [
+        (line.removeprefix("## "), number)
+        for number, cell in enumerate(cells)
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("## ")
+    ]
+    headings = [heading for heading, _ in found]
+    assert headings[:2] == ["Set-up", "Parameters"]
+    assert headings[-2:] == ["Verdict", "Questions"]
+    assert len(headings) > 4, "there is no story"
+    assert len(set(headings)) == len(headings)
+    verdict, questions = found[-2][1], found[-1][1]
+    assert any(cell.cell_type == "code" and "print(" in cell.source for cell in cells[verdict:questions])
+    assert questions == len(cells) - 1
+    assert re.findall(r"^\d\.", cells[-1].source, re.MULTILINE) == ["1.", "2.", "3."]
+    assert "**Next**" in cells[-1].source
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_teachers_guide_has_the_times_of_the_notebooks(notebook):
+    guide = (ROOT / "notebooks" / "README.md").read_text("utf-8")
+    (row,) = [line for line in guide.splitlines() if line.startswith("|") and f"({notebook.name})" in line]
+    on_cpu, on_t4 = (cell.strip() for cell in row.strip("|").split("|")[-2:])
+    time = nbformat.read(notebook, as_version=4).cells[0].source.partition("**Time**")[2].replace("\n", " ").lower()
+    assert on_cpu in time
+    assert on_t4 in time or on_t4 in ("not needed", "seconds")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_takes_the_name_of_a_parameter(notebook):
+    """Else the cell that checks the parameters, run again, would find something else in their place."""
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    namespace = {}
+    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
+    for cell in cells:
+        if "parameters" not in cell.metadata.get("tags", []):
+            trees = [node for node in ast.walk(ast.parse(cell.source)) if not isinstance(node, ast.comprehension)]
+            inner = {
+                id(n)
+                for t in trees
+                if isinstance(t, ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp)
+                for g in t.generators
+                for n in ast.walk(g.target)
+            }
+            assigned = {
+                n.id for n in trees if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner
+            }
+            assert not assigned & set(namespace), cell.source
+
+
+@pytest.mark.parametrize("number", ["03", "05", "06", "07"])
+def test_notebooks_that_need_runs_check_that_there_are_some(number):
+    (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    collects = next(i for i, source in enumerate(code) if "ablation.collect(" in source)
+    assert "grid.require_runs()" in code[collects]
+    assert not any("grid.results" in source for source in code[:collects])
 
 
 def exercises_of(copy: Path) -> tuple[list[str], list]:

@@ -299,6 +299,7 @@ def test_without_test_images_photographs_stand_in_and_it_is_said(tmp_path, capsy
     assert all(data.test.labels[wrong] >= 0)
     assert "of the 3 that show one of its classes are right; the other 6 show none" in capsys.readouterr().out
     assert notebook.snapshots_of(run, data) == {}
+    assert notebook.verdict(data, {}, wrong).startswith("Not decidable: a handful of pictures")
     monkeypatch.setitem(__import__("sys").modules, "skimage", None)
     with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
         notebook.look_at(run, look)
@@ -317,6 +318,10 @@ def test_a_folder_of_its_classes_takes_the_place_of_cifar(tmp_path, capsys):
     data = notebook.look_at(run, notebook.LookConfig(data_dir=str(tmp_path), device="cpu"))
     assert data.name == "folder"
     assert len(data.test) == 10
-    titles, _ = notebook.described(run, data, ltpa.attend(run.model, data.test.images).logits)
+    seen = ltpa.attend(run.model, data.test.images)
+    titles, wrong = notebook.described(run, data, seen.logits)
     assert len(titles) == 10
+    verdict = notebook.verdict(data, seen.maps, wrong)
+    assert "in right and in wrong answers" in verdict
+    assert all(level in verdict for level in seen.maps)
     assert "of 10 test images are right" in capsys.readouterr().out

@@ -349,7 +349,7 @@ def test_files_tables_and_figure(probed, tmp_path):
     (one,) = [c for c in found.untrained[None] if c.variant == "vgg-att3-concat-dp: g_s"]
     row = next(r for r in rows[4:] if r["model"] == one.variant and r["measure"].endswith("all labels"))
     assert float(row["effect"]) == pytest.approx(one.over_seeds.mean, abs=1e-6)
-    assert (row["verdict"], row["data"], row["n"]) == (one.verdict, "shapes", "2")
+    assert (row["verdict"], row["data"], row["n"]) == (one.verdict, "shapes to digits", "2")
     each = transfer.accuracy_rows(probed)
     assert len(each) == 2 * 9 * 2
     right = probed.right[None]["pixels"][0].double().mean().item()

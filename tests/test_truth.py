@@ -233,6 +233,50 @@ def test_claims_are_paired_differences_with_intervals_for_all_together():
     assert [claim.verdict for claim in found] == ["supported"] * 2 + ["not supported"] + ["supported"] * 2
 
 
+def segmented_rows(gain):
+    """conv10 segments better by `gain` than Grad-CAM and saliency, and worse than Otsu; uniform is far behind."""
+    noise = torch.rand(40, generator=torch.Generator().manual_seed(1)) * 0.02
+    scores = {"conv7": 0.9, "conv10": 0.4 + gain, "Grad-CAM conv7": 0.9, "Grad-CAM conv10": 0.4, "saliency": 0.4}
+    kinds = dict.fromkeys(["conv7", "conv10"], "level") | dict.fromkeys(["Otsu", "uniform"], "control")
+    found = []
+    for name, score in (scores | {"Otsu": 0.4 + 2 * gain, "uniform": 0.06}).items():
+        values = {"jaccard": score + (noise if name == "conv10" else noise.flip(0))}
+        held_out = 0.1 if name.endswith("conv7") else 0.6  # the best where it is measured, not where it is chosen
+        found.append(Row("pc", name, kinds.get(name, "method"), torch.zeros(40, 4, 4), values, held_out=held_out))
+    return found
+
+
+def test_segmentation_is_a_claim_of_its_own_with_a_correction_of_its_own():
+    rows = segmented_rows(0.1)
+    found = truth.segmentation_claims(rows, seed=2)
+    assert [claim.text for claim in found] == [
+        f"conv10, binarised, segments better than {rival} (Jaccard index)"
+        for rival in ("Grad-CAM conv10", "saliency", "Otsu", "uniform")
+    ]
+    assert {claim.about for claim in found} == {truth.SEGMENTS}
+    difference = rows[1].values["jaccard"] - rows[3].values["jaccard"]
+    assert found[0].effect == truth.interval(difference, 1 - 0.05 / 4, seed=2)
+    assert [claim.verdict for claim in found] == ["supported", "supported", "not supported", "supported"]
+    assert truth.segmentation_verdict(found) == (
+        "The binarised map of the best level segments the object better than Grad-CAM in 1 of 1 models (worse in 0), "
+        "than saliency in 1 of 1 models (worse in 0), than Otsu in 0 of 1 models (worse in 1), than uniform in 1 of 1 "
+        "models (worse in 0); the rest is not decided."
+    )
+    without = truth.segmentation_claims([row for row in rows if row.kind != "method"])
+    assert [claim.text.split(" than ")[1] for claim in without] == ["Otsu (Jaccard index)", "uniform (Jaccard index)"]
+    assert truth.segmentation_claims([row for row in rows if row.kind != "level"]) == []
+    assert truth.segmentation_verdict([]).startswith("There is no model with attention")
+
+
+def test_the_effects_have_both_claims(tmp_path):
+    found = [*truth.claims(made_rows()), *truth.segmentation_claims(segmented_rows(0.1))]
+    lines = list(csv.DictReader(truth.write_effects(found, "5 epochs", tmp_path).open()))
+    assert [line["claim"] for line in lines] == [truth.FINDS] * 5 + [truth.SEGMENTS] * 4
+    assert [line["measure"] for line in lines] == [claim.text for claim in found]
+    assert lines[7]["verdict"] == "not supported"
+    assert float(lines[7]["high"]) < 0
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [(0.1, 0.2, "supported"), (-0.2, -0.1, "not supported"), (-0.1, 0.1, "not decidable at this budget")],
