@@ -23,7 +23,7 @@ from .progress import Progress
 from .questions import Questions, draw_questions, side_by_side
 from .runs import Run, load_run
 from .schedule import Steps, one_cycle
-from .train import optimiser
+from .step import optimiser
 
 BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
 

@@ -349,8 +349,8 @@ def verdict(data: Data, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
     """
     if isinstance(data, Photographs):
         return (
-            "Not decidable: a handful of pictures, chosen by us, shows what maps look like and no more. With download = "
-            "True the test images are taken; what was measured on them stands in the model card in ltpa/weights."
+            "Not decidable: a handful of pictures, chosen by us, shows what maps look like, no more. download = True "
+            "takes the test images; what was measured on them stands in the model card in ltpa/weights."
         )
     right = torch.ones(len(data.test), dtype=torch.bool)
     right[wrong] = False
