@@ -10,15 +10,17 @@ from .inference import attend, evaluate
 from .localisation import localise
 from .maps import entropy
 from .models import Attended, create_model, list_models
+from .pretrained import list_pretrained, load_pretrained
 from .reference_weights import load_reference
 from .runs import Run, load_run, snapshot_indices
 from .showing import show
-from .train import TrainingDiverged, data_for, fit
+from .train import OutOfMemory, TrainingDiverged, data_for, fit
 
 __all__ = [
     "QUICK",
     "Attended",
     "Data",
+    "OutOfMemory",
     "Run",
     "Split",
     "TrainConfig",
@@ -34,7 +36,9 @@ __all__ = [
     "fit",
     "hold_out",
     "list_models",
+    "list_pretrained",
     "load_data",
+    "load_pretrained",
     "load_reference",
     "load_run",
     "localise",

@@ -20,16 +20,19 @@ def choose_augmentation(name: str, dataset: str) -> str:
     return "shift" if dataset in _DIGITS else "flip+shift"
 
 
-def augmented_batch(images: Tensor, index: Tensor, mode: str, seed: int, epoch: int) -> Tensor:
+def augmented_batch(
+    images: Tensor, index: Tensor, mode: str, seed: int, epoch: int, at: Tensor | None = None
+) -> Tensor:
     """Picks samples and augments them: flipped with probability 1/2, shifted by up to an eighth of the side.
 
     What a shift leaves free is filled by reflection.
 
     Args:
         images: all training images, uint8 (N, 3, H, W), on any device.
-        index: int64 (B,), the samples, on the same device.
+        index: int64 (B,), the samples' numbers in the data set, on the same device.
         mode: "flip+shift", "shift" or "none".
-        seed, epoch: with the sample's index they determine its augmentation.
+        seed, epoch: with the sample's number they determine its augmentation.
+        at: int64 (B,), where `images` has the samples, if that is not given by their numbers.
 
     Returns:
         uint8 (B, 3, H, W) in channels_last memory format.
@@ -39,8 +42,9 @@ def augmented_batch(images: Tensor, index: Tensor, mode: str, seed: int, epoch: 
     """
     if mode not in AUGMENTATIONS[1:]:
         raise ValueError(f"mode={mode!r}: {closest(mode, AUGMENTATIONS[1:])}")
+    at = index if at is None else at
     if mode == "none":
-        return images[index].contiguous(memory_format=torch.channels_last)
+        return images[at].contiguous(memory_format=torch.channels_last)
     height, width = images.shape[-2:]
     bits = random_bits(index, seed, epoch)
     rows = _shifted(bits, height)
@@ -48,7 +52,7 @@ def augmented_batch(images: Tensor, index: Tensor, mode: str, seed: int, epoch: 
     if mode == "flip+shift":
         columns = torch.where((bits >> 40 & 1).bool()[:, None], columns.flip(1), columns)
     # Advanced indices around a slice put the channels last: (B, H, W, 3), which is what convolutions want.
-    batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    batch = images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return batch.permute(0, 3, 1, 2)
 
 

@@ -18,7 +18,7 @@ from .models import list_models, parse_variant
 TARGETS = ("digits", *DATASETS)  # of transfer
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # Where and in which arithmetic a run is computed does not make it another run.
-_NOT_IDENTITY = ("device", "precision", "data_dir", "run_dir")
+_NOT_IDENTITY = ("device", "precision", "data_dir", "run_dir", "memory_gb")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class TrainConfig:
         precision: "auto", "fp32", "bf16" or "fp16" (GPU only).
         device: "auto", "cpu", "cuda", "cuda:1" or "mps" (which is not tested).
         seed: of initialisation, order, augmentation and dropout; the data sets do not depend on it.
+        memory_gb: what the images may take in memory, in gigabytes; None is half of what is free. Images of a folder
+            that take more are read from their files whenever they are used.
         snapshots: keep the attention maps of so many test images after every epoch.
         run_dir: the run's own folder; None means `runs/<model>-<dataset>-<hash of the settings>`.
 
@@ -74,6 +76,7 @@ class TrainConfig:
     precision: str = "auto"
     device: str = "auto"
     seed: int = 0
+    memory_gb: float | None = None
     snapshots: int = 0
     run_dir: str | Path | None = None
 
@@ -186,7 +189,7 @@ _WHOLE = {  # name: (least, most, may be None)
     "target_train_limit": (20, 10**9, True),
     "target_test_limit": (2, 10**9, True),
 }
-_MAY_BE_NONE = ("run_dir", "photo", "budget", "minutes")
+_MAY_BE_NONE = ("run_dir", "photo", "budget", "minutes", "memory_gb")
 _NUMBERS = {  # name: (condition, what is allowed)
     "width": (lambda v: 0 < v <= 4, "above 0 and at most 4"),
     "validation": (lambda v: 0 <= v < 1, "0, or a part of the training images below 1"),
@@ -194,6 +197,7 @@ _NUMBERS = {  # name: (condition, what is allowed)
     "weight_decay": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "minutes": (lambda v: 0 < v <= 10**5, "above 0 and at most 100000, or None"),
+    "memory_gb": (lambda v: 0 < v <= 10**6, "above 0 and at most 1000000, or None"),
     "budget": (lambda v: 0 <= v < math.inf, "0 or more minutes, or None"),
     "epsilon": (lambda v: 0 < v <= 255, "above 0 and at most 255"),
 }
@@ -230,7 +234,7 @@ def check_field(name: str, value: Any) -> tuple[type, str] | None:
             return TypeError, f"{name} must be a number, not {value!r}"
         if not allowed(value):  # which no condition does for nan
             return ValueError, f"{name} must be {words}, not {value}"
-    elif name in ("dropout", "solutions", "runs_on_drive"):
+    elif name in ("dropout", "solutions", "runs_on_drive", "download"):
         if not isinstance(value, bool):
             return TypeError, f"{name} must be True or False, not {value!r}"
     elif name == "device":

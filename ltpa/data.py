@@ -1,66 +1,40 @@
 """Data sets as tensors: `load_data(name)` for the embedded shapes, CIFAR, SVHN and folders of one's own images."""
 
-import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .download import fetch_cifar, fetch_svhn
 from .errors import closest
+from .files import ImageFiles, count_levels, read_images
+from .folders import Listing, list_folder
+from .memory import memory_for_images
 from .shapes import CLASSES as SHAPES
 from .shapes import draw_shapes
 
 DATASETS = ("shapes", "cifar10", "cifar100", "svhn", "folder")
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
-MAX_PIXELS = 50_000_000  # of one image file; a few kilobytes can unpack to gigabytes
-_HEIC = (
-    b"heic",
-    b"heix",
-    b"hevc",
-    b"heim",
-    b"heis",
-    b"hevm",
-    b"mif1",
-    b"msf1",
-    b"avif",
-    b"avis",
-)  # kinds of ftyp boxes
-_UPRIGHT = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels, all in memory.
+    """Images with labels.
 
     Attributes:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, H, W); in memory, or where they do not fit there, `ltpa.files.ImageFiles` in their place.
         labels: int64 (N,), indices into the classes; (N, k) for scenes of k objects.
         masks: bool (N, H, W), True on the object ((N, k, H, W) for k objects); None where the data set has none.
     """
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     masks: Tensor | None = None
 
@@ -68,8 +42,14 @@ class Split:
         return len(self.images)
 
     def __getitem__(self, index: Tensor | slice) -> "Split":
-        """The images that a slice or an index tensor selects."""
+        """The images that a slice or an index tensor selects, in memory."""
         return Split(self.images[index], self.labels[index], None if self.masks is None else self.masks[index])
+
+    def part(self, index: Tensor | slice) -> "Split":
+        """The same, but images that are in files stay there."""
+        if isinstance(self.images, ImageFiles):
+            return Split(self.images.part(index), self.labels[index])
+        return self[index]
 
 
 @dataclass(frozen=True)
@@ -103,8 +83,9 @@ def load_data(
     seed: int = 0,
     download: bool = True,
     objects: int = 1,
+    memory_gb: float | None = None,
 ) -> Data:
-    """Loads a data set into memory.
+    """Loads a data set into memory; images of a folder that do not fit there stay in their files, and a note says so.
 
     Args:
         name: "shapes" (made by code, no download), "cifar10", "cifar100", "svhn" (needs scipy), or "folder":
@@ -117,9 +98,11 @@ def load_data(
         seed: for the split and the limits, and for what "shapes" draws.
         download: whether CIFAR and SVHN may be downloaded.
         objects: only "shapes": 2 draws scenes of two objects, masks (N, 2, H, W) and labels (N, 2).
+        memory_gb: what the images may take, in gigabytes (10^9 bytes); None is half of the free memory.
 
     Raises:
-        ValueError: an unknown name, a number out of range, or a folder that cannot be used.
+        ValueError: an unknown name, a number out of range, a folder that cannot be used, or images that are not in
+            files and do not fit.
         TypeError: a number that is not whole, or a root that is no path.
         FileNotFoundError: a folder that is missing, or data that may not be downloaded.
         DownloadError: see `ltpa.download.fetch`.
@@ -150,24 +133,27 @@ def load_data(
     except RuntimeError as error:
         raise ValueError(f"data_dir {str(root)!r}: there is no such user; a folder of that name is './~...'") from error
 
-    notes = []
+    notes, limit = [], memory_for_images(memory_gb)
     if name == "shapes":
         classes = SHAPES
+        sizes = (SHAPES_TRAIN, SHAPES_TEST)
+        wanted = [n if most is None else min(most, n) for n, most in zip(sizes, (train_limit, test_limit), strict=True)]
+        _check_fits(sum(wanted), image_size, limit)
         train, test = (
-            Split(*draw_shapes(size if limit is None else min(limit, size), image_size, 2 * seed + part, objects))
-            for part, (size, limit) in enumerate(((SHAPES_TRAIN, train_limit), (SHAPES_TEST, test_limit)))
+            Split(*draw_shapes(count, image_size, 2 * seed + part, objects)) for part, count in enumerate(wanted)
         )
     else:
         if name == "folder":
-            classes, train, test, notes = _read_folder(root, image_size, seed)
+            classes, train, test, notes = _read_folder(root, image_size, train_limit, test_limit, seed, limit)
         else:
             classes, train, test = _read_torchvision(name, root, download)
-        train, test = (
-            part if limit is None or limit >= len(part) else part[stratified(part.labels, limit, seed)]
-            for part, limit in ((train, train_limit), (test, test_limit))
-        )
-        if train.images.shape[-1] != image_size:
-            train, test = (replace(part, images=_scale(part.images, image_size)) for part in (train, test))
+            train, test = (
+                part if most is None or most >= len(part) else part[stratified(part.labels, most, seed)]
+                for part, most in ((train, train_limit), (test, test_limit))
+            )
+            if train.images.shape[-1] != image_size:
+                _check_fits(len(train) + len(test), image_size, limit)
+                train, test = (replace(part, images=_scale(part.images, image_size)) for part in (train, test))
     return Data(name, tuple(classes), train, test, *channel_statistics(train.images), tuple(notes))
 
 
@@ -188,9 +174,9 @@ def hold_out(data: Data, fraction: float, seed: int = 0) -> Data:
     if not 0 < fraction < 1 or not 0 < round(len(data.train) * fraction) < len(data.train):
         raise ValueError(f"validation={fraction} of {len(data.train)} images leaves one part empty: choose e.g. 0.1")
     kept, held = _parted(data.train.labels, round(len(data.train) * fraction), seed)
-    train = data.train[kept]
+    train = data.train.part(kept)
     mean, std = channel_statistics(train.images)
-    return replace(data, train=train, test=data.train[held], mean=mean, std=std)
+    return replace(data, train=train, test=data.train.part(held), mean=mean, std=std)
 
 
 def _parted(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -216,12 +202,12 @@ def stratified(labels: Tensor, count: int, seed: int, proportional: bool = False
     return order[:count].sort().values
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_statistics(images: Tensor | ImageFiles) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel of uint8 images (N, 3, H, W), as for values in [0, 1].
 
     A channel without any variation gets the standard deviation 1/255, so that dividing by it stays harmless.
     """
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
+    counts = (images.levels() if isinstance(images, ImageFiles) else count_levels(images)).double()
     counts /= counts.sum(dim=1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ values
@@ -274,151 +260,62 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Sequence[s
     return parts[0].classes, *splits
 
 
-def _read_folder(root: Path, size: int, seed: int) -> tuple[list[str], Split, Split, list[str]]:
-    if not os.path.isdir(root):  # which, unlike Path.is_dir, takes everything
-        raise FileNotFoundError(
-            f"data_dir {str(root)!r} is not a folder (looked in {Path.cwd()}); "
-            "it should hold train/<class>/* and test/<class>/*, or <class>/*"
-        )
-    notes = []
-    folders = _subfolders(root)
-    parts = {part.name.lower(): part for part in folders if part.name.lower() in ("train", "test")}
-    if len(parts) == 1:
-        (present,) = parts
-        missing = "test" if present == "train" else "train"
-        raise ValueError(f"{root} holds {present}/ but no {missing}/; give both, or only one folder per class")
-    if parts:
-        classes, test_classes = _class_names(parts["train"]), _class_names(parts["test"], least=1)
-        if strangers := sorted(set(test_classes) - set(classes)):
-            raise ValueError(
-                f"{parts['test']} has classes that train/ lacks: {', '.join(strangers)}; known: {', '.join(classes)}"
-            )
-        train, train_digests = _read_classes(parts["train"], classes, classes, size)
-        test, test_digests = _read_classes(parts["test"], test_classes, classes, size)
-        if others := [part.name for part in folders if part not in parts.values()]:
-            notes.append(f"beside train/ and test/, these folders of {root} are not read: {', '.join(others)}")
-    else:
-        classes = _class_names(root)
-        everything, digests = _read_classes(root, classes, classes, size)
-        kept, chosen = _parted(everything.labels, max(1, round(len(everything) * TEST_FRACTION)), seed)
-        train, test = everything[kept], everything[chosen]
-        train_digests, test_digests = ([digests[i] for i in part.tolist()] for part in (kept, chosen))
+def _read_folder(
+    root: Path, size: int, train_limit: int | None, test_limit: int | None, seed: int, limit: int
+) -> tuple[tuple[str, ...], Split, Split, list[str]]:
+    """Reads the images of a folder, or leaves them in their files if they take more than `limit` bytes."""
+    folder = list_folder(root)
+    notes, train, test = list(folder.notes), folder.train, folder.test
+    if test is None:
+        count = len(train.files)
+        kept, chosen = _parted(train.labels, max(1, round(count * TEST_FRACTION)), seed)
+        train, test = train[kept], train[chosen]
         notes.append(
-            f"{root} has no train/ and test/: {len(test)} of {len(everything)} images were set aside for the test, "
+            f"{root} has no train/ and test/: {len(test.files)} of {count} images were set aside for the test, "
             f"stratified, seed {seed}"
         )
-        if len(train.labels.unique()) < len(classes):
+        if len(train.labels.unique()) < len(folder.classes):
             raise ValueError(f"{root} has too few images to set some aside for the test; give each class at least two")
-    if absent := [name for label, name in enumerate(classes) if not (test.labels == label).any()]:
+    if absent := [name for label, name in enumerate(folder.classes) if not (test.labels == label).any()]:
         notes.append(f"no test images of: {', '.join(absent)}")
+    train, test = (
+        part if most is None or most >= len(part.files) else part[stratified(part.labels, most, seed)]
+        for part, most in ((train, train_limit), (test, test_limit))
+    )
+    bytes_of = {name: len(part.files) * 3 * size**2 for name, part in (("training", train), ("test", test))}
+    streamed = [] if sum(bytes_of.values()) <= limit else ["training"]
+    if streamed and bytes_of["test"] > limit / 2:
+        streamed.append("test")
+    for name in streamed:
+        notes.append(
+            f"the {name} images take {bytes_of[name] / 1e9:.2g} GB as tensors, and images may take "
+            f"{limit / 1e9:.2g} GB here (memory_gb changes it): they stay in their files and are read when they "
+            "are used"
+        )
+    train, train_digests = _read(train, size, "training" in streamed, 0)
+    # The checksum that `ltpa.runs.fingerprint` will ask for goes on where that of the training images ends.
+    start = zlib.crc32(train.labels.numpy(), train.images.checksum()) if streamed else 0
+    test, test_digests = _read(test, size, "test" in streamed, start)
     copies = sum(Counter(test_digests)[digest] for digest in set(train_digests) & set(test_digests))
     if copies:
         notes.append(f"{copies} test images are exact copies of training images: the test accuracy flatters")
-    return classes, train, test, notes
+    return folder.classes, train, test, notes
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith((".", "__")))
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be read ({error}); choose a folder that you may read") from error
+def _read(listing: Listing, size: int, streamed: bool, start: int) -> tuple[Split, list[bytes]]:
+    """Images in memory or, streamed, in their files, each read once to see whether it can be; digests of the files."""
+    if streamed:
+        images = ImageFiles(listing.files, size)
+        return Split(images, listing.labels), images.scan(start)
+    images, digests = read_images(listing.files, size)
+    return Split(images, listing.labels), digests
 
 
-def _class_names(folder: Path, least: int = 2) -> list[str]:
-    names = [part.name for part in _subfolders(folder)]
-    if not names:
-        raise ValueError(f"{folder} has no sub-folders; put the images of each class into a folder with its name")
-    if len(names) < least:
-        raise ValueError(f"{folder} has one class only, {names[0]!r}; a classifier needs at least two")
-    return names
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
-    if not files:
-        raise ValueError(f"{folder} holds no images that may be read ({', '.join(IMAGE_SUFFIXES)})")
-    return files
-
-
-def _read_classes(folder: Path, names: list[str], classes: list[str], size: int) -> tuple[Split, list[bytes]]:
-    files, labels = [], []
-    for name in names:
-        of_class = _image_files(folder / name)
-        files += of_class
-        labels += [classes.index(name)] * len(of_class)
-    # What Pillow warns about, such as broken EXIF data, nobody needs to know here.
-    with ThreadPoolExecutor(max_workers=8) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        read = list(pool.map(lambda file: _read_image_file(file, size), files))
-    images = torch.from_numpy(np.stack([pixels for pixels, _ in read])).permute(0, 3, 1, 2).contiguous()
-    return Split(images, torch.tensor(labels)), [digest for _, digest in read]
-
-
-def _read_image_file(file: Path, size: int) -> tuple[np.ndarray, bytes]:
-    try:
-        content = file.read_bytes()
-        image = open_image(content)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}; replace or delete it") from error
-    return np.asarray(crop_square(image, size)), blake2b(content, digest_size=16).digest()
-
-
-def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an image file and brings it to RGB.
-
-    EXIF rotation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the
-    first frame is taken; grey, palette and CMYK images are converted.
-
-    Raises:
-        ValueError: not an image that Pillow can read, or one of more than `max_pixels`.
-    """
-    if not content:
-        raise ValueError("the file is empty")
-    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
-        raise ValueError("a HEIC or AVIF photo, which cannot be read here: save it as JPEG or PNG first")
-    problem = f"more than {max_pixels:,} pixels: scale it down first"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns about is refused below, or nobody needs to know
-            image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
-            if image.width * image.height <= max_pixels:
-                return to_rgb(image)
-    except Image.DecompressionBombError:
-        pass
-    except UnidentifiedImageError:
-        problem = f"not an image of a known format ({', '.join(IMAGE_FORMATS)})"
-    except Exception as error:  # Pillow's decoders raise what they like on broken files
-        raise ValueError(f"not a readable image ({type(error).__name__}: {error}); is it cut off?") from error
-    raise ValueError(problem)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Brings a Pillow image to RGB and upright, see `open_image`."""
-    image.load()
-    with suppress(Exception):  # no orientation, or EXIF data so broken that they say nothing
-        image = image.transpose(_UPRIGHT[image.getexif()[0x0112]])
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, save it with 8 bits")
-    if image.mode.startswith("I"):  # 16 bits, or 32 with unknown limits
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode != "I" or values.max() > 255:
-            values = values / 257
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of an image, scaled to `size` pixels."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.BILINEAR)
+def _check_fits(count: int, size: int, limit: int) -> None:
+    """Of pictures that are not in files."""
+    if count * 3 * size**2 > limit:
+        raise ValueError(
+            f"{count} images of {size}x{size} pixels take {count * 3 * size**2 / 1e9:.2g} GB, and images may take "
+            f"{limit / 1e9:.2g} GB here; choose a smaller image_size or train_limit, or set memory_gb. (Images of a "
+            "folder would be read from their files.)"
+        )

@@ -21,8 +21,10 @@ from . import composer
 from .composer import COLOURS, MAXIMUM, UNIFORM, Row, fit_for_display
 from .data import Data, Split
 from .explain import METHODS, explain
+from .files import ImageFiles
 from .inference import attend, attend_batches
 from .models import Attended, ImageClassifier
+from .photographs import Photographs
 from .photos import LEAST, READ, Picture, at_resolution, read_pictures
 from .runs import Run
 
@@ -45,7 +47,7 @@ def explore(
     Args:
         model: a run, or a model.
         images: a data set (its test images), a split, or pictures of any kind that `ltpa.show` takes; None begins with
-            an empty panel that waits for a photo.
+            an empty panel that waits for a photo. A label below 0 is that of a picture of none of the classes.
         classes: names of the classes, for a model; a run and a data set know theirs.
         others: further runs or models, by name, that a second row can show.
         folder: where the button saves the picture, as PNG and PDF.
@@ -87,13 +89,14 @@ class Explorer:
         self.models = {"": _model(model), **{name: _model(other) for name, other in (others or {}).items()}}
         self.folder = Path(folder)
         self._labels: Tensor | None = None
+        self._names = images.names if isinstance(images, Photographs) else ()
         if isinstance(images, Data):
             classes, images = classes or images.classes, images.test
         if isinstance(images, Split):
             self._labels = images.labels if images.labels.ndim == 1 else None
             images = images.images
-        if isinstance(images, Tensor) and images.ndim == 4 and images.dtype == torch.uint8:
-            self._images: Sequence[Tensor] = images
+        if isinstance(images, Tensor | ImageFiles) and images.ndim == 4 and images.dtype == torch.uint8:
+            self._images: Sequence[Tensor] | ImageFiles = images
         else:
             self._images = [] if images is None else read_pictures(images)
         if isinstance(model, Run):
@@ -198,7 +201,8 @@ class Explorer:
             label = self._classes.index(way.removeprefix("class: "))
             chosen = (self._labels == label).nonzero().flatten().tolist()
         elif way == WRONG:
-            chosen = (self._probabilities().argmax(1) != self._labels).nonzero().flatten().tolist()
+            wrong = (self._probabilities().argmax(1) != self._labels) & (self._labels >= 0)
+            chosen = wrong.nonzero().flatten().tolist()
         else:
             chosen = self._probabilities().amax(1).argsort(stable=True).tolist()
         self.chosen = chosen
@@ -262,10 +266,12 @@ class Explorer:
             entered = self._kept((key,), lambda: at_resolution(self._photo, self.resolution.value))
         elif self.chosen:
             index = self.chosen[min(self.position.value, len(self.chosen) - 1)]
-            key, picture, title = index, self._images[index], f"image {index}"
+            key, picture = index, self._images[index]
+            title = self._names[index] if self._names else f"image {index}"
             shown = self._kept((index, "shown"), lambda: fit_for_display(picture))
             entered = _entered(picture)
-            truth = None if self._labels is None else self._classes[int(self._labels[index])]
+            label = -1 if self._labels is None else int(self._labels[index])
+            truth = self._classes[label] if label >= 0 else None
         else:
             title = f"there is no image: {self.which.value}" if len(self._images) else "upload a photo"
             return [Row(title, torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
@@ -308,7 +314,7 @@ class Explorer:
         """Of all images, (N, classes); computed when first asked for."""
         if self._predictions is None:
             model = self.models[""]
-            if isinstance(self._images, Tensor):
+            if isinstance(self._images, Tensor | ImageFiles):
                 parts = [seen.logits.float().cpu() for _, seen in attend_batches(model, self._images)]
             else:
                 parts = [self._look(_entered(image), "", number).logits for number, image in enumerate(self._images)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .attention import Attention
 from .backbones import ResNet164, VGGTrunk
 from .errors import closest
-from .inference import BATCH, attend, attend_batches, to_float
+from .inference import attend, attend_batches, images_at_once, to_float
 from .localisation import blur
 from .maps import check_maps, correlation, rank_agreement, resize
 from .models import ImageClassifier, chosen_classes
@@ -58,7 +58,7 @@ def deletion_insertion(
     steps: int = 16,
     seed: int = 0,
     precision: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
 ) -> Curves:
     """Deletion and insertion curves (Petsiuk et al. 2018), with both end points and the true fractions.
 
@@ -94,6 +94,7 @@ def deletion_insertion(
     counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().unique()
     generator = torch.Generator().manual_seed(seed)
     deletion, insertion = torch.empty(2, len(images), len(counts)).unbind()
+    batch_size = images_at_once(images, batch_size)
     for start in range(0, len(images), batch_size):
         part = slice(start, min(start + batch_size, len(images)))
         batch = to_float(images[part])

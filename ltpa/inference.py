@@ -4,7 +4,8 @@ import math
 import platform
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from .backbones import check_images
 from .data import Split
 from .errors import closest
+from .files import ImageFiles
 from .maps import entropy
 from .models import Attended, ImageClassifier, pairs
+from .processes import ALONE, Processes, launched
 
-BATCH = 500
+BATCH_PIXELS = 500 * 32 * 32  # of the images that are looked at together, unless another number of them is asked for
 _BY_LEVEL = ("maps", "scores", "descriptors")  # what `Attended` has for each level
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,11 +27,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str = "auto") -> torch.device:
     """The device for "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
 
+    Under torchrun every process of a machine has a GPU of its own.
+
     Raises:
-        ValueError: a device that this machine does not have.
+        ValueError: a device that this machine does not have, or more processes than GPUs.
     """
+    processes, gpus = launched(), torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if processes.count == 1:
+            return torch.device(name)
     kind = str(name).partition(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device={name!r}: {closest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")
@@ -36,15 +44,23 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name!r}: the number after the colon must be that of a GPU, from 0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ValueError(
-            f"device={name!r}: this machine has {found} CUDA GPU{'' if found == 1 else 's'}; "
+            f"device={name!r}: this machine has {gpus} CUDA GPU{'' if gpus == 1 else 's'}; "
             "on Colab choose Runtime > Change runtime type > T4 GPU, or set device='auto'"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={name!r}: this machine has no Apple GPU; set device='auto'")
-    return device
+    if processes.count == 1 or device.type == "cpu":
+        return device
+    if device.type == "mps" or device.index is not None:
+        raise ValueError(f"device={name!r}: {processes.count} processes need one each: set device='auto'")
+    if processes.local_count > gpus:
+        raise ValueError(
+            f"{processes.local_count} processes on this machine, and {gpus} GPU{'' if gpus == 1 else 's'}: start as "
+            f"many processes as there are GPUs (torchrun --nproc-per-node {gpus}), or set device='cpu'"
+        )
+    return torch.device("cuda", processes.local_rank)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -87,12 +103,25 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+def images_at_once(images: Tensor | ImageFiles, batch_size: int | None = None) -> int:
+    """A batch size as it was asked for; for None one that needs as much memory for large images as for small ones.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size is None:
+        return max(1, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return batch_size
+
+
 @torch.inference_mode()
 def attend_batches(
     model: ImageClassifier,
-    images: Tensor,
+    images: Tensor | ImageFiles,
     precision: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     *,
     query: Tensor | None = None,
 ) -> Iterator[tuple[slice, Attended]]:
@@ -100,9 +129,9 @@ def attend_batches(
 
     Args:
         model: any model of `ltpa.create_model`; its training mode is restored afterwards.
-        images: uint8, or float in [0, 1], (N, 3, H, W), on any device.
+        images: uint8, or float in [0, 1], (N, 3, H, W), on any device or in files.
         precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: images at once; memory does not grow with N.
+        batch_size: images at once; memory does not grow with N. None is 500 of 32x32 pixels, fewer of larger ones.
         query: None, or images like `images`: see `ltpa.models.AttentionNetwork.attend`. One query stands for all
             images, or one image for all queries, and N is the larger number.
 
@@ -114,27 +143,31 @@ def attend_batches(
     """
     asked = {} if query is None else {"query": query}
     for name, value in {"images": images, **asked}.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | ImageFiles):
             raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(value).__name__}")
         check_images(to_float(value[:1] if value.ndim else value), name)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = images_at_once(images, batch_size)
     device = model.mean.device
     dtype = choose_precision(precision, device)
     count = len(images) if query is None else pairs(len(images), len(query))
 
-    def batch_of(values: Tensor, part: slice) -> Tensor:
-        batch = to_float((values if len(values) == 1 else values[part]).to(device))
-        return batch.to(model.mean.dtype, memory_format=torch.channels_last)
+    parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+    def batches(values: Tensor | ImageFiles) -> Iterator[Tensor]:
+        if isinstance(values, ImageFiles):
+            read = values.batches([torch.arange(len(values))[part if len(values) > 1 else slice(1)] for part in parts])
+        else:
+            read = (values if len(values) == 1 else values[part] for part in parts)
+        for batch in read:
+            yield to_float(batch.to(device)).to(model.mean.dtype, memory_format=torch.channels_last)
 
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, count, batch_size):
-            part = slice(start, min(start + batch_size, count))
-            queries = {name: batch_of(value, part) for name, value in asked.items()}
+        queries = [repeat(None, len(parts))] if query is None else [batches(query)]
+        for part, batch, asking in zip(parts, batches(images), *queries, strict=True):
             with autocast(device, dtype):
-                seen = model.attend(batch_of(images, part), **queries)
+                seen = model.attend(batch, **({} if query is None else {"query": asking}))
             yield part, seen
     finally:
         model.train(was_training)
@@ -142,9 +175,9 @@ def attend_batches(
 
 def attend(
     model: ImageClassifier,
-    images: Tensor,
+    images: Tensor | ImageFiles,
     precision: str = "auto",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     *,
     query: Tensor | None = None,
 ) -> Attended:
@@ -185,7 +218,7 @@ def _to_cpu(seen: Attended) -> Attended:
 
 
 def evaluate(
-    model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int = BATCH
+    model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int | None = None
 ) -> dict[str, float]:
     """Accuracy in [0, 1], cross-entropy in nats, and the mean entropy of each level's maps (1 = uniform).
 
@@ -218,24 +251,56 @@ class Examined:
     strongest: dict[str, tuple[Tensor, int]]
 
 
-def examine(model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int = BATCH) -> Examined:
-    """`evaluate`, and for each image what it is taken for and how much of a map its strongest position has."""
+def examine(
+    model: ImageClassifier,
+    split: Split,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
+) -> Examined:
+    """`evaluate`, and for each image what it is taken for and how much of a map its strongest position has.
+
+    Several processes share the images, and every one gets the result for all.
+    """
     if not len(split):
         raise ValueError("there are no images to evaluate on")
     if split.labels.shape != (len(split),):
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    predictions: list[Tensor] = []
-    strongest: dict[str, list[Tensor]] = {}
-    positions: dict[str, int] = {}
-    for part, seen in attend_batches(model, split.images, precision, batch_size):
+    found = processes.gather(_tally(model, split.part(processes.bounds(len(split))), precision, batch_size))
+    scores = {}
+    for key in dict.fromkeys(key for tally in found for key in tally.sums):
+        count = sum(tally.counts.get(key, 0) for tally in found)
+        scores[key] = sum(tally.sums.get(key, 0.0) for tally in found) / count if count else math.nan
+    strongest = [tally.strongest for tally in found if tally.strongest]
+    return Examined(
+        scores=scores,
+        predictions=torch.cat([part for tally in found for part in tally.predictions]),
+        strongest={
+            level: (torch.cat([part for shares in strongest for part in shares[level][0]]), positions)
+            for level, (_, positions) in (strongest[0] if strongest else {}).items()
+        },
+    )
+
+
+@dataclass
+class _Tally:
+    """What is summed up over batches; an `Examined` of the images of one process is made of it."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    predictions: list[Tensor] = field(default_factory=list)
+    strongest: dict[str, tuple[list[Tensor], int]] = field(default_factory=dict)
+
+
+def _tally(model: ImageClassifier, split: Split, precision: str, batch_size: int | None) -> _Tally:
+    tally = _Tally()
+    for part, seen in attend_batches(model, split.images, precision, batch_size) if len(split) else ():
         labels, logits = split.labels[part], seen.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")
         labels = labels.to(logits.device)
         predicted = logits.argmax(1)
-        predictions.append(predicted.cpu())
+        tally.predictions.append(predicted.cpu())
         found = {
             "accuracy": ((predicted == labels).sum(), len(labels)),
             "loss": (torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)),
@@ -246,13 +311,9 @@ def examine(model: ImageClassifier, split: Split, precision: str = "auto", batch
             values = values[~values.isnan()]
             found[f"entropy_{level}"] = (values.sum(), len(values))
             flat = maps.flatten(1).float()
-            strongest.setdefault(level, []).append((flat.amax(1) / flat.sum(1)).cpu())
-            positions[level] = flat.shape[1]
+            shares, _ = tally.strongest.setdefault(level, ([], flat.shape[1]))
+            shares.append((flat.amax(1) / flat.sum(1)).cpu())
         for key, (value, count) in found.items():
-            sums[key] = sums.get(key, 0.0) + value.item()
-            counts[key] = counts.get(key, 0) + count
-    return Examined(
-        scores={key: value / counts[key] if counts[key] else math.nan for key, value in sums.items()},
-        predictions=torch.cat(predictions),
-        strongest={level: (torch.cat(shares), positions[level]) for level, shares in strongest.items()},
-    )
+            tally.sums[key] = tally.sums.get(key, 0.0) + value.item()
+            tally.counts[key] = tally.counts.get(key, 0) + count
+    return tally

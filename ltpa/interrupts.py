@@ -18,7 +18,7 @@ class Interrupted:
         """KeyboardInterrupt for Ctrl-C and the notebook's stop button; SystemExit for SIGTERM."""
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + int(self.number or 0))
+        raise SystemExit(128 + int(self.number or signal.SIGTERM))  # none: another process was told to stop
 
 
 @contextmanager

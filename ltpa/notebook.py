@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import plots
+from . import plots, pretrained
 from .config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
 from .data import Data, Split
 from .drive import runs_on_drive
+from .errors import closest
 from .inference import choose_device
 from .models import Attended, parse_variant
+from .photographs import Photographs, stand_ins
 from .report import report as report
 from .runs import Run, load_run
 from .train import data_for, fit
@@ -29,13 +31,15 @@ class LookConfig:
     """Parameters of a notebook that looks at a run.
 
     Attributes:
-        run: a run's folder, or "auto" (see `find_run`).
+        run: weights that come with ltpa, a run's folder, or "auto" (see `find_run`).
         examples: pictures a figure.
         chosen: numbers of test images to show.
         photo: a file of one's own; None takes pictures that scikit-image ships.
         photo_side: pixels of a photo's shorter side for the network.
         seed: of the random choice of images.
-        data_dir: where the run's data lie; "auto" is where they were when it was trained.
+        data_dir: where the run's data lie; "auto" is where they were when it was trained. For weights that come with
+            ltpa it may also be a folder of images, `test/<class>/*` and `train/<class>/*`.
+        download: whether a data set that is not there may be downloaded; otherwise a handful of pictures stand in.
         device: "auto", "cpu" or "cuda".
         epochs, train_limit, test_limit: of the quick model that is trained where there is no run.
 
@@ -43,13 +47,14 @@ class LookConfig:
         ValueError, TypeError: one message with all problems.
     """
 
-    run: str = "auto"
+    run: str = pretrained.DEFAULT
     examples: int = 5
     chosen: Sequence[int] = (0, 1, 2)
     photo: str | None = None
     photo_side: int = 96
     seed: int = 0
     data_dir: str = "auto"
+    download: bool = False
     device: str = "auto"
     epochs: int = QUICK["epochs"]
     train_limit: int | None = None
@@ -230,12 +235,21 @@ def project_folder() -> Path:
 
 
 def find_run(look: LookConfig) -> Run:
-    """The run to look at: the one that is named; for "auto" the newest under `runs/`, else a quick one, trained now.
+    """The run to look at: weights that come with ltpa, a run's folder, or for "auto" the newest under `runs/`.
+
+    Where there is none yet, "auto" trains a quick one.
 
     Raises:
-        FileNotFoundError, ValueError: see `ltpa.load_run`.
+        FileNotFoundError, ValueError: see `ltpa.load_run` and `ltpa.load_pretrained`.
     """
+    if look.run in pretrained.list_pretrained():
+        run = pretrained.load_pretrained(look.run, look.device)
+        print(f"weights that come with ltpa: {look.run}, {run.config.model}, {run.notes[0]}")
+        return run
     if look.run != "auto":
+        if not Path(look.run).expanduser().is_dir():
+            known = closest(look.run, ["auto", *pretrained.list_pretrained()])
+            raise FileNotFoundError(f"run={look.run!r} is neither the folder of a run nor a known name: {known}")
         return load_run(look.run, look.device)
     for folder in sorted((path.parent for path in Path("runs").glob("*/config.json")), key=_written, reverse=True):
         try:
@@ -256,13 +270,84 @@ def test_data(run: Run, look: LookConfig) -> Data:
     Raises:
         FileNotFoundError, ValueError: see `ltpa.load_data`; images that are not of the classes of the run.
     """
-    data = data_for(run.config if look.data_dir == "auto" else replace(run.config, data_dir=look.data_dir))
+    return _of_its_classes(
+        data_for(run.config if look.data_dir == "auto" else replace(run.config, data_dir=look.data_dir)), run
+    )
+
+
+def _of_its_classes(data: Data, run: Run) -> Data:
     if data.classes != run.classes:
         raise ValueError(
             f"the classes of the data, {', '.join(data.classes)}, are not those of the run, {', '.join(run.classes)}; "
             "set data_dir to the folder that the run was trained on"
         )
     return data
+
+
+def look_at(run: Run, look: LookConfig) -> Data:
+    """The data of a run, to look at its test images; where they would have to be downloaded and may not, `stand_ins`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `test_data`.
+        ImportError: pictures must stand in, and scikit-image or scikit-learn is missing.
+    """
+    config = run.config
+    if look.data_dir != "auto":
+        is_folder = Path(look.data_dir, "test").expanduser().is_dir()
+        config = replace(config, data_dir=look.data_dir, dataset="folder" if is_folder else config.dataset)
+    try:
+        return _of_its_classes(data_for(config, look.download), run)
+    except FileNotFoundError:
+        if config.dataset in ("folder", "shapes"):
+            raise
+        print(
+            f"{config.dataset} is not in {config.data_dir}/, and may not be downloaded: pictures that scikit-image and "
+            "scikit-learn ship stand in. download = True gets its test images."
+        )
+        return stand_ins(run.classes, config.image_size)
+
+
+def described(run: Run, data: Data, logits: Tensor) -> tuple[list[str], Tensor]:
+    """A title for every test image, and the numbers of those that are misclassified; prints how many are right.
+
+    Args:
+        run, data: see `look_at`.
+        logits: (N, classes), of all test images.
+
+    Returns:
+        the titles, and the numbers (K,).
+    """
+    labels = data.test.labels.to(logits.device)
+    titles = plots.captions(logits, run.classes, labels)
+    known = labels >= 0
+    wrong = ((logits.argmax(1) != labels) & known).nonzero().flatten().cpu()
+    count = int(known.sum())
+    if isinstance(data, Photographs):
+        titles = [f"{name} | {title}" for name, title in zip(data.names, titles, strict=True)]
+        print(
+            f"{run.config.model} on {len(titles)} photographs: {count - len(wrong)} of the {count} that show one of "
+            f"its classes are right; the other {len(titles) - count} show none, and it cannot say so"
+        )
+    else:
+        print(f"{run.config.model} on {data.name}: {1 - len(wrong) / count:.1%} of {count} test images are right")
+    return titles, wrong
+
+
+def caution(data: Data, text: str) -> None:
+    """Prints what a section cannot show where photographs stand in for test images; otherwise nothing."""
+    if isinstance(data, Photographs):
+        print(f"No test images here: {text}")
+
+
+def snapshots_of(run: Run, data: Data) -> dict[int, dict[str, Tensor]]:
+    """`run.snapshots()`, or an empty dictionary and a line that says why there is nothing to see."""
+    if isinstance(data, Photographs):
+        print("no test images, no snapshots of their maps: train with snapshots=8 to see how its maps change")
+        return {}
+    found = run.snapshots()
+    if not found:
+        print("this run kept no snapshots: train with snapshots=8 to see how its maps change")
+    return found
 
 
 def photos(look: LookConfig) -> list[Any]:

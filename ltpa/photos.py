@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import IMAGE_FORMATS, open_image, to_rgb
+from .files import IMAGE_FORMATS, open_image, to_rgb
 
 MOST_PIXELS = 20_000_000  # of a photo
 LONGEST = 4  # times the shorter side; a longer picture is squeezed to that, or it would need too much memory

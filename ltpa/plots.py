@@ -344,13 +344,13 @@ def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = Non
     Args:
         logits: (N, num_classes).
         classes: names of the classes.
-        labels: the truth, (N,), if it is known.
+        labels: the truth, (N,), if it is known; below 0 where it is none of the classes.
     """
     probability, answer = logits.float().softmax(dim=1).max(dim=1)
     texts = [f"{classes[a]} {p:.0%}".replace("%", " %") for a, p in zip(answer.tolist(), probability, strict=True)]
     if labels is None:
         return texts
     return [
-        text if a == truth else f"{text} | truth: {classes[truth]}"
+        text if a == truth else f"{text} | truth: {classes[truth] if truth >= 0 else 'none of these'}"
         for text, a, truth in zip(texts, answer.tolist(), labels.tolist(), strict=True)
     ]

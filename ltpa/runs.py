@@ -19,6 +19,7 @@ from ._version import __version__
 from .checkpoint import load_tensors, save_tensors, write
 from .config import TrainConfig
 from .data import Data, stratified
+from .files import ImageFiles
 from .inference import attend, choose_device
 from .models import ImageClassifier, create_model
 
@@ -87,13 +88,24 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
     weights, _ = load_tensors(path / "weights.safetensors")
     config = _config_of(path, settings)
     classes = tuple(settings["classes"])
+    model = model_of(config, classes, weights, path / "weights.safetensors", device)
+    return Run(config, classes, model, path, read_history(path))
+
+
+def model_of(
+    config: TrainConfig, classes: tuple[str, ...], weights: dict[str, Tensor], source: Path, device: str
+) -> ImageClassifier:
+    """A model with these weights, in evaluation mode; nothing random is drawn from the caller's generator.
+
+    Raises:
+        ValueError: weights that do not fit, with the name of their source; a device that is not there.
+    """
     with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
         model = create_model(
             config.model, len(classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
         )
-    fill(model, weights, path / "weights.safetensors")
-    model.to(choose_device(device), memory_format=torch.channels_last).eval()
-    return Run(config, classes, model, path, read_history(path))
+    fill(model, weights, source)
+    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
 
 
 def snapshot_indices(data: Data, count: int) -> Tensor:
@@ -155,7 +167,10 @@ def fingerprint(data: Data) -> dict[str, Any]:
     """What data a run was trained on, so that it never goes on with other data."""
     digest = 0
     for values in (data.train.images, data.train.labels, data.test.images, data.test.labels):
-        digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
+        if isinstance(values, ImageFiles):
+            digest = values.checksum(digest)
+        else:
+            digest = zlib.crc32(values.cpu().contiguous().numpy(), digest)
     return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
 
 

@@ -11,6 +11,7 @@ from .inference import attend
 from .models import ImageClassifier
 from .photos import LEAST, READ, Picture, at_resolution, read_pictures
 from .plots import attention_figure, captions
+from .pretrained import load_pretrained
 from .runs import Run
 
 SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
@@ -31,7 +32,8 @@ def show(
 
     Args:
         images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
-        model: whose maps are drawn; a run knows the names of its classes.
+        model: whose maps are drawn; a run knows the names of its classes. Without one (and without `maps`) it is
+            `ltpa.load_pretrained()`, which knows the ten classes of CIFAR-10 and nothing else.
         maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
         side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
             pictures are read as they are, but not with less than 32 or more than 224 pixels.
@@ -44,12 +46,14 @@ def show(
         a matplotlib figure, which belongs to no window: `figure.savefig("maps.pdf")` keeps it.
 
     Raises:
-        ValueError, TypeError, FileNotFoundError: pictures that cannot be read, see `ltpa.photos.read_pictures`; a model
-            and maps, or neither; maps that do not fit the pictures.
+        ValueError, TypeError, FileNotFoundError: pictures that cannot be read, see `ltpa.photos.read_pictures`; both a
+            model and maps; maps that do not fit the pictures.
     """
-    if (model is None) == (maps is None):
+    if model is not None and maps is not None:
         raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
     pictures = read_pictures(images)
+    if maps is None and model is None:
+        model = load_pretrained()
     if maps is None:
         network, names = (model.model, classes or model.classes) if isinstance(model, Run) else (model, classes)
         if not isinstance(network, ImageClassifier):

@@ -3,12 +3,18 @@
 What happens in step k is a function of the settings and of k alone: the order of the samples of (seed, epoch), the
 augmentation of (seed, epoch, sample), dropout of (seed, step), the learning rate of the step. So a checkpoint needs
 no random state, and a resumed run on a CPU gives the same weights, bit by bit.
+
+Under torchrun several processes share every batch (DistributedDataParallel). Which samples a step sees, and how they
+are augmented, does not depend on how many there are; batch norm does: each process normalises by its own part, and the
+running statistics are averaged. So does dropout, which every process draws for itself.
 """
 
+import inspect
 import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,39 +23,30 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .augment import augmented_batch, choose_augmentation
+from .augment import choose_augmentation
 from .backbones import check_images
-from .checkpoint import (
-    load_checkpoint,
-    load_tensors,
-    remove_checkpoints,
-    remove_parts,
-    save_checkpoint,
-)
+from .checkpoint import remove_checkpoints, remove_parts
 from .config import TrainConfig
 from .data import Data, Split, hold_out, load_data
+from .feed import Feed
 from .health import problems
-from .inference import autocast, choose_device, choose_precision, examine, to_float
+from .inference import choose_device, choose_precision, examine, to_float
 from .interrupts import interrupts
-from .models import create_model
+from .models import ImageClassifier, create_model
+from .processes import ALONE, Processes, joined
 from .progress import Progress
-from .runs import (
-    Run,
-    claim_folder,
-    fill,
-    locked,
-    read_history,
-    rescue_weights,
-    save_epoch,
-    save_snapshot,
-    snapshot_indices,
-)
+from .runs import Run, claim_folder, locked, rescue_weights, save_epoch, save_snapshot, snapshot_indices
 from .schedule import Clock, Steps, one_cycle
+from .state import State, zeros
+from .step import train_step
 
-MOMENTUM = 0.9
 SAVE_MINUTES = 5.0  # a long epoch is saved this often
 CHECKED_STEPS = 20  # so often it is looked whether the loss is still a number, for which a GPU has to wait
 TIMED_STEPS = 5  # after the first one, which is slower; then it is said how long the run will take
+
+
+class OutOfMemory(MemoryError):
+    """A batch does not fit into the device's memory; what was saved of the run stays."""
 
 
 class TrainingDiverged(FloatingPointError):
@@ -75,61 +72,73 @@ def fit(
     one on the same machine waits for it.
 
     Args:
-        config: the settings.
+        config: the settings. Under torchrun `batch_size` is divided among the processes.
         data: the data set; None loads the one that the settings name (`data_for`). It is used as it is: a data set of
             one's own is split for validation with `hold_out`.
         resume: go on with what `config.path` holds; False refuses a folder that holds a run.
-        on_epoch: called with the run after every epoch, and once at the start of a resumed run.
+        on_epoch: called with the run after every epoch, and once at the start of a resumed run; under torchrun in the
+            first process only, as all that is printed and written.
         progress: show a progress bar and messages on standard output; otherwise nothing is printed.
 
     Raises:
         ValueError: settings and machine, or settings and data, or settings and run folder do not fit together.
         FileExistsError: resume is False and the folder holds a run.
         TrainingDiverged: the loss is not finite.
+        OutOfMemory: the batch is too large for the device.
+        ProcessLost: another process that trains this run has ended.
         OSError: the run folder cannot be written, at the start or after the last epoch (the message then says where
             the weights are instead); what it holds stays.
     """
-    say = tqdm.write if progress else (lambda message: None)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    data = data_for(config) if data is None else data
-    for note in data.notes:
-        say(f"note: {note}")
-    _check_data(data)
-    path = config.path
-    with locked(path, say), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        claim_folder(path, config, data, resume)
-        for folder in (path, path / "checkpoints", path / "snapshots"):
-            remove_parts(folder)
-        _seed(config.seed, device)
-        model = create_model(
-            config.model,
-            len(data.classes),
-            width=config.width,
-            normalizer=config.normalizer,
-            dropout=config.dropout,
-            mean=data.mean,
-            std=data.std,
-        ).to(device, memory_format=torch.channels_last)
-        run = Run(config, data.classes, model.eval(), path, notes=list(data.notes))
+    with joined(device) as processes:
+        progress = progress and processes.first
+        say = tqdm.write if progress else (lambda message: None)
+        data = processes.in_turn(lambda: data_for(config)) if data is None else data
+        for note in data.notes:
+            say(f"note: {note}")
+        processes.together(lambda: _check(data, config, processes))
+        rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with locked(config.path, say) if processes.first else nullcontext(), rng:
+            processes.together(lambda: _prepare_folder(config, data, resume) if processes.first else None)
+            _seed(config.seed, device)
+            model = create_model(
+                config.model,
+                len(data.classes),
+                width=config.width,
+                normalizer=config.normalizer,
+                dropout=config.dropout,
+                mean=data.mean,
+                std=data.std,
+            ).to(device, memory_format=torch.channels_last)
+            run = Run(config, data.classes, model.eval(), config.path, notes=list(data.notes))
 
-        def note(message: str) -> None:
-            run.notes.append(message)
-            say(f"note: {message}")
+            def note(message: str) -> None:
+                run.notes.append(message)
+                say(f"note: {message}")
 
-        state = _State.start(run, dtype, device)
-        from_checkpoint = state.restore(say, note)
-        if run.history and on_epoch:
-            on_epoch(run)
-        if not run.complete:
-            _train(run, state, data, device, dtype, on_epoch, progress, say, note)
-        elif from_checkpoint:
-            save_epoch(run)  # the run may have ended when this could not be written
-        remove_checkpoints(path / "checkpoints")
+            state = State.start(run, dtype, device)
+            from_checkpoint = processes.together(lambda: processes.first and state.restore(say, note))
+            state.copy_from_first(processes)
+            if run.history and on_epoch and processes.first:
+                on_epoch(run)
+            if not run.complete:
+                machine = _Machine(device, dtype, processes)
+                _train(run, state, data, machine, on_epoch, progress, say, note)
+            elif from_checkpoint:
+                save_epoch(run)  # the run may have ended when this could not be written
+            if processes.first:
+                remove_checkpoints(config.path / "checkpoints")
     return run
 
 
-def data_for(config: TrainConfig) -> Data:
+def _prepare_folder(config: TrainConfig, data: Data, resume: bool) -> None:
+    claim_folder(config.path, config, data, resume)
+    for folder in (config.path, config.path / "checkpoints", config.path / "snapshots"):
+        remove_parts(folder)
+
+
+def data_for(config: TrainConfig, download: bool = True) -> Data:
     """The data set that the settings name; where they ask for validation, the held-out part stands in for the test.
 
     Raises:
@@ -141,6 +150,8 @@ def data_for(config: TrainConfig) -> Data:
         image_size=config.image_size,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
+        download=download,
+        memory_gb=config.memory_gb,
     )
     return hold_out(data, config.validation) if config.validation else data
 
@@ -159,104 +170,41 @@ def _steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, min(math.ceil(count / batch_size), count // 2))
 
 
-def optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay only on matrices and convolutions, not on biases, norms and `u`."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    free = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
+@dataclass(frozen=True)
+class _Machine:
+    """What a run is computed with."""
 
-
-@dataclass
-class _State:
-    """What a checkpoint holds beside the run itself: optimiser, scaler, position, sums of the epoch under way."""
-
-    run: Run
-    optimiser: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    sums: Tensor | None = None  # of the epoch under way, on the device: loss, correct, samples
-    seconds: float = 0.0  # of the epoch under way
-
-    @classmethod
-    def start(cls, run: Run, dtype: torch.dtype, device: torch.device) -> "_State":
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        return cls(run, optimiser(run.model, run.config), scaler, sums=_zeros(device))
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-    def save(self) -> None:
-        tensors = {f"model.{name}": value for name, value in self.run.model.state_dict().items()}
-        for number, parameter in enumerate(self._parameters()):
-            momentum = self.optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{number}"] = momentum
-        meta = {
-            "history": self.run.history,
-            "sums": self.sums.tolist(),
-            "seconds": self.seconds,
-            "scaler": self.scaler.state_dict(),
-        }
-        save_checkpoint(self.run.path / "checkpoints", self.step, tensors, meta)
-
-    def restore(self, say: Callable[[str], None], note: Callable[[str], None]) -> bool:
-        """Takes up the newest whole checkpoint (then True); without one, a complete run's weights; or starts anew."""
-        run = self.run
-        found = load_checkpoint(run.path / "checkpoints", note)
-        if found is not None:
-            tensors, meta = found
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            fill(run.model, weights, run.path / "checkpoints")
-            for number, parameter in enumerate(self._parameters()):
-                if f"momentum.{number}" in tensors:
-                    momentum = tensors[f"momentum.{number}"].to(parameter.device)
-                    self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-            self.step, self.seconds = meta["step"], meta["seconds"]
-            self.sums = torch.tensor(meta["sums"], dtype=self.sums.dtype, device=self.sums.device)
-            if meta["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(meta["scaler"])
-            run.history[:] = meta["history"]
-            planned = run.config.planned_epochs
-            epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
-            say(f"going on with {run.path} after {epochs} (step {self.step})")
-        elif (run.path / "weights.safetensors").is_file() and (run.path / "history.csv").is_file():
-            run.history[:] = read_history(run.path)
-            if run.complete:
-                weights = run.path / "weights.safetensors"
-                fill(run.model, load_tensors(weights)[0], weights)
-                say(f"{run.path} is complete: nothing to train")
-            else:
-                run.history.clear()
-                note(f"{run.path} has no checkpoint to go on from: it is trained from the start")
-        return found is not None
+    device: torch.device
+    dtype: torch.dtype
+    processes: Processes
 
 
 def _train(
     run: Run,
-    state: _State,
+    state: State,
     data: Data,
-    device: torch.device,
-    dtype: torch.dtype,
+    machine: _Machine,
     on_epoch: Callable[[Run], None] | None,
     progress: bool,
     say: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
-    config = run.config
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
-    mode = choose_augmentation(config.augment, config.dataset)
-    per_epoch = _steps_per_epoch(len(images), config.batch_size)
+    config, processes = run.config, machine.processes
+    feed = Feed(data.train, machine.device, choose_augmentation(config.augment, config.dataset), config.seed, note)
+    network = _shared(run.model, machine)
+    per_epoch = _steps_per_epoch(len(data.train), config.batch_size)
     if config.minutes is None:
         schedule = Steps(per_epoch * config.epochs)
     else:
         spent = sum(row["seconds"] for row in run.history) + state.seconds
         schedule = Clock(60 * config.minutes, spent)
-        schedule.tested(_test_seconds(run, data.test))
+        schedule.tested(*processes.largest(_test_seconds(run, data.test, processes)))
     watched = data.test.images[snapshot_indices(data, config.snapshots)] if config.snapshots else None
 
     def failed(save: Callable[..., Any], *args: Any) -> OSError | None:
         """Saves; where that cannot be, the error: it is noted, and what was saved before is still there."""
+        if not processes.first:
+            return None
         try:
             save(*args)
         except OSError as error:
@@ -264,8 +212,13 @@ def _train(
             return error
         return None
 
-    for folder in ("checkpoints", "snapshots") if config.snapshots else ("checkpoints",):
-        (run.path / folder).mkdir(exist_ok=True)
+    def save() -> OSError | None:
+        processes.average_norms(run.model)
+        return failed(state.save, processes.total(state.sums))
+
+    if processes.first:
+        for folder in ("checkpoints", "snapshots") if config.snapshots else ("checkpoints",):
+            (run.path / folder).mkdir(exist_ok=True)
     if watched is not None and state.step == 0:
         failed(save_snapshot, run, watched, 0)
     told: set[str] = set()  # each problem is told once
@@ -273,71 +226,71 @@ def _train(
     with _progress(schedule, state, progress) as bar, interrupts() as interrupted:
         while not run.complete:
             epoch, position = divmod(state.step, per_epoch)
-            batches = epoch_batches(len(images), config.batch_size, config.seed, epoch)
+            whole = epoch_batches(len(data.train), config.batch_size, config.seed, epoch)[position:]
+            parts = [processes.share(index) for index in whole]
             tick = time.monotonic()
             run.model.train()
-            for number in range(position, per_epoch):
-                index = batches[number].to(device)
-                batch = augmented_batch(images, index, mode, config.seed, epoch)
-                done = schedule.done(state.step)
-                rate = one_cycle(done, config.learning_rate)
-                _seed(config.seed * 1_000_003 + state.step, device)
-                loss, correct = _step(run.model, state, batch, labels[index], rate, config.label_smoothing, dtype)
-                state.sums += torch.stack([loss * len(index), correct, torch.full_like(loss, len(index))])
-                state.step += 1
-                bar.update(_position(schedule, state), partial(_words, state, run, epoch))
-                if state.step % CHECKED_STEPS == 0 and not math.isfinite(state.sums[0].item()):
-                    _check_finite(state, run)
-                if state.step - first in (1, 1 + TIMED_STEPS):
-                    state.sums.tolist()  # waits for the GPU
-                    if state.step - first == 1:
-                        started = time.monotonic()
-                    elif isinstance(schedule, Steps):
-                        left = (schedule.steps - state.step) * (time.monotonic() - started) / TIMED_STEPS
-                        left *= 1 + len(data.test) / (3 * len(images))  # a test costs a third of training on as many
-                        say(f"{config.epochs} epochs on {_describe(device, dtype)}: about {_duration(left)} to go")
-                if number + 1 == per_epoch or schedule.ended(state.step):
-                    break  # saved below, with the results of the epoch
-                if interrupted or time.monotonic() - saved > SAVE_MINUTES * 60:
-                    state.seconds += time.monotonic() - tick
-                    _check_finite(state, run)
-                    error = failed(state.save)
-                    tick = saved = time.monotonic()
-                    if interrupted:
-                        say(_interrupted_words(f"step {state.step}", error))
-                        interrupted.raise_again()
-            _check_finite(state, run)
-            if not schedule.ended(state.step) and not schedule.tests():
+            with closing(feed.batches(epoch, parts)) as batches:
+                for number, index in enumerate(whole, position):
+                    batch, labels = next(batches)
+                    (done,) = processes.largest(schedule.done(state.step))
+                    rate = one_cycle(done, config.learning_rate)
+                    _seed(config.seed * 1_000_003 + state.step + processes.rank * 500_009, machine.device)
+                    weight = len(labels) * processes.count / len(index)
+                    loss, correct = _step(network, state, batch, labels, rate, machine.dtype, weight)
+                    state.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
+                    state.step += 1
+                    bar.update(_position(schedule, state), partial(_words, state, run, epoch))
+                    if state.step % CHECKED_STEPS == 0:
+                        _check_loss(state, run, processes)
+                    if state.step - first in (1, 1 + TIMED_STEPS):
+                        state.sums.tolist()  # waits for the GPU
+                        if state.step - first == 1:
+                            started = time.monotonic()
+                        elif isinstance(schedule, Steps):
+                            left = (schedule.steps - state.step) * (time.monotonic() - started) / TIMED_STEPS
+                            left *= 1 + len(data.test) / (3 * len(data.train))  # a test costs a third of training
+                            say(f"{config.epochs} epochs on {_describe(machine)}: about {_duration(left)} to go")
+                    ended, stop, due = processes.largest(
+                        schedule.ended(state.step), bool(interrupted), time.monotonic() - saved > SAVE_MINUTES * 60
+                    )
+                    if number + 1 == per_epoch or ended:
+                        break  # saved below, with the results of the epoch
+                    if stop or due:
+                        state.seconds += time.monotonic() - tick
+                        _check_finite(state, run, processes)
+                        error = save()
+                        tick = saved = time.monotonic()
+                        if stop:
+                            say(_interrupted_words(f"step {state.step}", error))
+                            interrupted.raise_again()
+            _check_finite(state, run, processes)
+            processes.average_norms(run.model)
+            ended, tests = processes.largest(ended, schedule.tests())
+            if not ended and not tests:
                 state.seconds += time.monotonic() - tick
                 continue
             before = time.monotonic()
-            examined = examine(run.model, data.test, config.precision)
+            examined = examine(run.model, data.test, config.precision, processes=processes)
             scores = dict(examined.scores)
-            loss, correct, seen = state.sums.tolist()
-            schedule.tested(time.monotonic() - before)
-            state.seconds += time.monotonic() - tick
+            loss, correct, seen = processes.total(state.sums).tolist()
+            seconds = time.monotonic() - before, state.seconds + time.monotonic() - tick
+            test_seconds, state.seconds = processes.largest(*seconds)
+            schedule.tested(test_seconds)
             if isinstance(schedule, Clock):
-                scores["schedule"] = 1.0 if schedule.ended(state.step) else done
+                scores["schedule"] = 1.0 if processes.largest(schedule.ended(state.step))[0] else done
             epoch = len(run.history)
-            run.history.append(
-                {
-                    "epoch": epoch + 1,
-                    "train_loss": loss / seen,
-                    "train_accuracy": correct / seen,
-                    "test_loss": scores.pop("loss"),
-                    "test_accuracy": scores.pop("accuracy"),
-                    "learning_rate": rate,
-                    "seconds": state.seconds,
-                    **scores,
-                }
-            )
-            state.sums, state.seconds = _zeros(device), 0.0
+            results = {"train_loss": loss / seen, "train_accuracy": correct / seen}
+            results |= {"test_loss": scores.pop("loss"), "test_accuracy": scores.pop("accuracy")}
+            results |= {"learning_rate": rate, "seconds": state.seconds, **scores}
+            run.history.append({"epoch": epoch + 1, **results})
+            state.sums, state.seconds = zeros(machine.device), 0.0
             run.model.eval()
             error = failed(save_epoch, run)
             if error is None and watched is not None:
                 failed(save_snapshot, run, watched, epoch + 1)
             if error is None:
-                failed(state.save)
+                failed(state.save, state.sums)
             saved = time.monotonic()
             bar.update(_position(schedule, state), partial(_words, state, run, epoch))
             for problem in problems(data.test.labels, examined.predictions, examined.strongest):
@@ -346,34 +299,46 @@ def _train(
                     note(f"after epoch {epoch + 1}: {problem}")
             if error is not None and run.complete:
                 rescue_weights(run, error)
-            if on_epoch:
+            if on_epoch and processes.first:
                 on_epoch(run)
-            if interrupted:
+            if processes.largest(bool(interrupted))[0]:
                 say(_interrupted_words(f"epoch {epoch + 1}", error))
                 interrupted.raise_again()
     if isinstance(schedule, Clock):
         say(
-            f"{config.minutes:g} minutes on {_describe(device, dtype)}: {state.step / per_epoch:.1f} passes over the "
+            f"{config.minutes:g} minutes on {_describe(machine)}: {state.step / per_epoch:.1f} passes over the "
             f"training images, test accuracy {run.history[-1]['test_accuracy']:.1%}"
         )
 
 
-def _test_seconds(run: Run, split: Split) -> float:
+def _shared(model: ImageClassifier, machine: _Machine) -> nn.Module:
+    """The model; for several processes so wrapped that `backward` averages the gradients over them."""
+    if machine.processes.count == 1:
+        return model
+    wrapper = nn.parallel.DistributedDataParallel
+    # Each process keeps the statistics of its own batch norms until they are averaged. The option has two names.
+    names = inspect.signature(wrapper).parameters
+    own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    devices = [machine.device] if machine.device.type == "cuda" else None
+    return wrapper(model, device_ids=devices, **own_buffers)
+
+
+def _test_seconds(run: Run, split: Split, processes: Processes) -> float:
     """How long a test will take, from a small one; the first is slower and does not count."""
     few = split[: max(1, min(64, len(split) // 10))]
     for _ in range(2):
         started = time.monotonic()
         examine(run.model, few, run.config.precision)
-    return (time.monotonic() - started) * len(split) / len(few)
+    return (time.monotonic() - started) * len(split) / len(few) / processes.count
 
 
-def _progress(schedule: Steps | Clock, state: "_State", show: bool) -> Progress:
+def _progress(schedule: Steps | Clock, state: State, show: bool) -> Progress:
     """A bar over steps, or over seconds."""
     whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
     return Progress(whole, _position(schedule, state), show)
 
 
-def _position(schedule: Steps | Clock, state: "_State") -> int:
+def _position(schedule: Steps | Clock, state: State) -> int:
     if isinstance(schedule, Steps):
         return state.step
     return min(round(schedule.elapsed()), max(1, round(schedule.budget)))
@@ -384,36 +349,41 @@ def _interrupted_words(after: str, error: OSError | None) -> str:
 
 
 def _step(
-    model: nn.Module,
-    state: _State,
+    network: nn.Module,
+    state: State,
     batch: Tensor,
     labels: Tensor,
     rate: float,
-    smoothing: float,
     dtype: torch.dtype,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """One optimiser step; the loss and the number of correct predictions, as float64 tensors on the device."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    with autocast(batch.device, dtype):
-        logits = model(to_float(batch)).float()
-    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    state.optimiser.zero_grad()
-    state.scaler.scale(loss).backward()
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    correct = (logits.argmax(1) == labels).sum()
-    return loss.detach().to(state.sums.dtype), correct.to(state.sums.dtype)
+    """See `train_step`; an error where the batch is too large for the memory."""
+    settings = {"rate": rate, "smoothing": state.run.config.label_smoothing, "dtype": dtype, "weight": weight}
+    try:
+        return train_step(network, state.optimiser, state.scaler, batch, labels, **settings)
+    except RuntimeError as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+    # Out of the except block, so that no traceback keeps the tensors of the step in memory.
+    size, path = state.run.config.batch_size, state.run.path
+    kept = any((path / "checkpoints").glob("step-*"))
+    raise OutOfMemory(
+        f"batch_size={size} at width {state.run.config.width:g} and {batch.shape[-1]} pixels needs more memory than "
+        f"{batch.device} has left; try batch_size={max(2, size // 2)} (which makes it another run), or a smaller "
+        "width. " + (f"What was saved of this run stays in {path}" if kept else "Nothing of this run was saved yet")
+    )
 
 
-def _zeros(device: torch.device) -> Tensor:
-    return torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+def _check_loss(state: State, run: Run, processes: Processes) -> None:
+    """Within an epoch: the cheaper of the two checks."""
+    if processes.largest(not math.isfinite(state.sums[0].item()))[0]:
+        _check_finite(state, run, processes)
 
 
-def _check_finite(state: _State, run: Run) -> None:
+def _check_finite(state: State, run: Run, processes: Processes = ALONE) -> None:
     """Before anything is saved: the loss of the epoch so far is a number, and so are the weights."""
     finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
-    if not finite or not math.isfinite(state.sums[0].item()):
+    if processes.largest(not finite or not math.isfinite(state.sums[0].item()))[0]:
         kept = f"the weights of epoch {len(run.history)} are kept in {run.path}" if run.history else "nothing was saved"
         raise TrainingDiverged(
             f"the {'loss' if finite else 'loss or a weight'} is not finite after step {state.step}; {kept}. "
@@ -431,7 +401,7 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _check_data(data: Data) -> None:
+def _check(data: Data, config: TrainConfig, processes: Processes) -> None:
     if data.train.labels.ndim != 1:
         raise ValueError("training needs one label an image; scenes of two objects are for looking, not for training")
     if len(data.train) < 2 or not len(data.test):
@@ -447,9 +417,18 @@ def _check_data(data: Data) -> None:
         if split.images.dtype not in (torch.uint8, torch.float32):
             raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.images.dtype}")
         check_images(to_float(split.images[:1]))
+    count, size = processes.count, config.batch_size
+    if size % count or size < 2 * count:
+        nearest = max(2, round(size / count)) * count
+        raise ValueError(
+            f"batch_size={size} is divided among {count} processes, which needs a multiple of {count}, from "
+            f"{2 * count} up (batch norm compares images): take batch_size={nearest}, or another number of processes"
+        )
+    if count > 1 and len(data.train) // _steps_per_epoch(len(data.train), size) < 2 * count:
+        raise ValueError(f"{len(data.train)} training images are too few for {count} processes; start fewer")
 
 
-def _words(state: _State, run: Run, epoch: int) -> tuple[str, str]:
+def _words(state: State, run: Run, epoch: int) -> tuple[str, str]:
     """What the progress bar says: the epoch; loss and accuracies so far."""
     loss, correct, seen = state.sums.tolist()
     words = [f"loss {loss / seen:.3f}, accuracy {correct / seen:.1%}"] if seen else []
@@ -465,9 +444,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _describe(device: torch.device, dtype: torch.dtype) -> str:
+def _describe(machine: _Machine) -> str:
+    device, count = machine.device, machine.processes.count
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type} ({os.cpu_count()} cores)"
-    return f"{name} in {str(dtype).removeprefix('torch.')}"
+    many = f", {count} processes" if count > 1 else ""
+    return f"{name} in {str(machine.dtype).removeprefix('torch.')}{many}"

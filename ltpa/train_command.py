@@ -2,7 +2,8 @@
 
 python -m ltpa train -f notebooks/params/quick/01_train.yaml --model vgg-att3-concat-dp --epochs 10
 
-A killed or interrupted run goes on when the same command is given again.
+A killed or interrupted run goes on when the same command is given again. Several processes train one model together
+under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from .config import TrainConfig, check_field, raise_problems, unknown_names
+from .processes import launched
 from .report import report
 from .train import fit
 
@@ -44,14 +46,25 @@ def main(arguments: argparse.Namespace) -> None:
         ValueError, TypeError: one message with all problems of options and files.
         See also `ltpa.fit`.
     """
-    config = config_from(arguments.file, vars(arguments), arguments.unknown)
-    report(config)
+    first = launched().first
+    try:
+        config = config_from(arguments.file, vars(arguments), arguments.unknown)
+        if first:
+            report(config)
+    except (ValueError, TypeError, OSError, ImportError):
+        if first:
+            raise
+        raise SystemExit(1) from None  # the same mistake in every process is told once
     try:
         run = fit(config)
     except (KeyboardInterrupt, SystemExit):
+        if not first:
+            raise
         print(f"to go on, give the same command again; what is saved is in {config.path}", file=sys.stderr)
         raise
-    print(f"test accuracy after {len(run.history)} epochs: {run.history[-1]['test_accuracy']:.1%}; run in {run.path}")
+    if first:
+        accuracy = run.history[-1]["test_accuracy"]
+        print(f"test accuracy after {len(run.history)} epochs: {accuracy:.1%}; run in {run.path}")
 
 
 def config_from(files: Sequence[str], options: dict[str, Any], unknown: Sequence[str] = ()) -> TrainConfig:

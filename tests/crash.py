@@ -114,7 +114,7 @@ def _tell(pipe: int) -> None:
         os.write(pipe, point.upper() if at_end else point)
         time.sleep(PAUSE)
 
-    def step(model: object, state: train._State, *args: object) -> object:
+    def step(model: object, state: train.State, *args: object) -> object:
         nonlocal at_end
         result = plain_step(model, state, *args)
         at_end = (state.step + 1) % PER_EPOCH == 0

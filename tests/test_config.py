@@ -28,6 +28,7 @@ LIMITS = ("train_limit", "test_limit")
 # name: (accepted, refused by value)
 NUMBERS = {
     "minutes": ((0.1, 10, 600), (0, -1, 1e6)),
+    "memory_gb": ((1e-3, 4, 1e6), (0, -1, math.inf)),
     "width": ((0.01, 1, 4.0), (0, -1, 4.01)),
     "validation": ((0, 0.5, 0.999), (1, 1.0, -0.1)),
     "learning_rate": ((1e-6, 1, 100), (0, -0.1, 100.5)),
@@ -62,7 +63,7 @@ ANOTHER = {
     "seed": 1,
     "snapshots": 4,
 }
-HARMLESS = {"device": "cpu", "precision": "fp32", "data_dir": "/elsewhere", "run_dir": "here"}
+HARMLESS = {"device": "cpu", "precision": "fp32", "data_dir": "/elsewhere", "run_dir": "here", "memory_gb": 2.0}
 
 
 def refusal(kind=(ValueError, TypeError), /, **settings):
@@ -112,7 +113,7 @@ def test_numbers(name):
     for value in (*refused, math.nan, math.inf, -math.inf, 10**400):
         message = refusal(ValueError, **{name: value})
         assert re.match(rf"{name} must be .*, not {re.escape(str(value))}$", message)
-    for value in ("0.1", *(() if name == "minutes" else (None,)), True, 1j, [0.1], np.float32(0.5)):
+    for value in ("0.1", *(() if name in ("minutes", "memory_gb") else (None,)), True, 1j, [0.1], np.float32(0.5)):
         assert re.match(rf"{name} must be a number, not ", refusal(TypeError, **{name: value}))
 
 
@@ -279,12 +280,13 @@ def is_wrong(name, value):
         least, most = WHOLE[name]
         return not (value is None and name in LIMITS) and (type(value) is not int or not least <= value <= most)
     if name in NUMBERS:
-        if value is None and name == "minutes":
+        if value is None and name in ("minutes", "memory_gb"):
             return False
         if type(value) not in (int, float) or value != value:
             return True
         return {
             "minutes": not 0 < value <= 10**5,
+            "memory_gb": not 0 < value <= 10**6,
             "width": not 0 < value <= 4,
             "validation": not 0 <= value < 1,
             "learning_rate": not 0 < value <= 100,

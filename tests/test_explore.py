@@ -223,7 +223,6 @@ def test_show_takes_maps_of_any_network(data):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "give a model"),
         ({"model": model(), "maps": {}}, ValueError, "one of the two"),
         ({"model": torch.nn.Linear(2, 2)}, TypeError, "a run or a model of ltpa is needed, not Linear"),
         ({"maps": {"a": torch.rand(3, 4, 4)}}, ValueError, r"maps of a 4x4: must be \(N, h, w\) for N = 1 images"),

@@ -65,11 +65,11 @@ def test_a_training_tells_once_a_level(tmp_path, monkeypatch, factor, word):
     models = []
     plain = train.examine
 
-    def examine_spoilt(model, *args):
+    def examine_spoilt(model, *args, **processes):
         with torch.no_grad():
             for name in ("conv7", "conv13") if len(models) >= 2 else ():
                 model.attention[name].u.mul_(factor).nan_to_num_(0.0)
-        return plain(model, *args)
+        return plain(model, *args, **processes)
 
     monkeypatch.setattr(train, "examine", examine_spoilt)
     config = tiny_config(tmp_path / "run", epochs=4)

@@ -28,10 +28,10 @@ class Machine:
             self.rates.append(rate)
             return plain_step(model, state, batch, labels, rate, *rest)
 
-        def slow_examine(model, split, *rest):
+        def slow_examine(model, split, *rest, **processes):
             self.now += test * len(split) / 30
             self.tests += len(split) == 30
-            return plain_examine(model, split, *rest)
+            return plain_examine(model, split, *rest, **processes)
 
         monkeypatch.setattr(train, "_step", slow_step)
         monkeypatch.setattr(train, "examine", slow_examine)

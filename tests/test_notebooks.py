@@ -369,6 +369,21 @@ def test_notebooks_that_need_runs_check_that_there_are_some(number):
     assert not any("grid.results" in source for source in code[:collects])
 
 
+def test_02_at_its_defaults_needs_no_training_and_no_download(tmp_path):
+    """The weights that come with ltpa, and pictures that libraries ship; what these cannot show is said."""
+    execute(ROOT / "notebooks" / "02_attention_maps.ipynb", tmp_path / "out.ipynb", {}, tmp_path)
+    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    text = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "weights that come with ltpa: cifar10-small" in text
+    assert "cifar10 is not in data/, and may not be downloaded" in text
+    assert "of the 3 that show one of its classes are right; the other 6 show none" in text
+    assert text.count("No test images here: ") == 3
+    assert not list((tmp_path / "runs").iterdir()), "nothing was trained"
+    assert not (tmp_path / "data").exists(), "nothing was downloaded"
+
+
 def exercises_of(copy: Path) -> tuple[list[str], list]:
     """What the checks of an executed notebook 00 printed, and all its code cells."""
     cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]

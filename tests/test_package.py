@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 import venv
 import zipfile
@@ -40,7 +41,25 @@ def test_wheel_holds_the_package_only(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"ltpa/{path.name}" for path in (ROOT / "ltpa").glob("*.py")}
     assert modules <= set(names)
+    weights = {f"ltpa/weights/{path.name}" for path in (ROOT / "ltpa" / "weights").iterdir()}
+    assert weights <= set(names)
+    assert {
+        "ltpa/weights/index.json",
+        "ltpa/weights/cifar10-small.safetensors",
+        "ltpa/weights/cifar10-small.md",
+    } <= weights
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ltpa"}
+
+
+def test_sdist_holds_the_weights(tree, tmp_path):
+    """By setuptools itself, in a copy that is no git checkout."""
+    copy = shutil.copytree(tree, tmp_path / "tree")
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with tarfile.open(next(tmp_path.glob("ltpa-*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"ltpa/weights/{path.name}" for path in (ROOT / "ltpa" / "weights").iterdir()} <= names
 
 
 def test_wheel_works_outside_the_checkout(wheel, tmp_path):
@@ -53,6 +72,8 @@ assert pathlib.Path(ltpa.__file__).is_relative_to(SITE), ltpa.__file__
 config = ltpa.TrainConfig(dataset="shapes", width=0.03, train_limit=64, test_limit=20, epochs=1, batch_size=32)
 run = ltpa.fit(config, progress=False)
 maps = ltpa.attend(ltpa.load_run(run.path).model, ltpa.data_for(config).test.images).maps
+shipped = ltpa.load_pretrained()
+assert pathlib.Path(shipped.path).is_relative_to(SITE), shipped.path
 print(run.path, list(maps), [tuple(m.shape) for m in maps.values()])
 """.replace("SITE", repr(str(site)))
     env = {**os.environ, "PYTHONPATH": str(site)}

@@ -27,23 +27,27 @@ from crash import PER_EPOCH, differences, tiny_config, tiny_data
 from torch import nn
 
 from ltpa import (
+    OutOfMemory,
     Split,
     TrainingDiverged,
     attend,
     create_model,
     data_for,
     evaluate,
+    feed,
     fit,
     list_models,
     load_data,
     load_run,
     runs,
     snapshot_indices,
+    state,
     train,
 )
 from ltpa.checkpoint import load_tensors
 from ltpa.schedule import Steps, one_cycle
-from ltpa.train import epoch_batches, optimiser
+from ltpa.step import optimiser
+from ltpa.train import epoch_batches
 
 STEPS = 3 * PER_EPOCH  # of tiny_config on tiny_data
 KEYS = ["epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds"]
@@ -90,9 +94,9 @@ def assert_same_weights(model, folder):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def disturb(monkeypatch, name, before=None, after=None):
+def disturb(monkeypatch, name, before=None, after=None, module=train):
     """Calls `before` or `after` with the number of the call (from 1) whenever `train.<name>` is called."""
-    plain, calls = getattr(train, name), []
+    plain, calls = getattr(module, name), []
 
     def disturbed(*args, **kwargs):
         calls.append(len(calls) + 1)
@@ -103,7 +107,7 @@ def disturb(monkeypatch, name, before=None, after=None):
             after(calls[-1])
         return result
 
-    monkeypatch.setattr(train, name, disturbed)
+    monkeypatch.setattr(module, name, disturbed)
     return calls
 
 
@@ -625,9 +629,37 @@ def test_after_a_crash_it_goes_on_from_the_last_checkpoint(undisturbed, tmp_path
     assert differences(undisturbed(dropout=True, epochs=2), config.path) == []
 
 
+@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize(("call", "kept"), [(1, "Nothing of this run was saved yet"), (5, "stays in ")])
+def test_out_of_memory_names_the_batch_and_half_of_it_and_keeps_the_run(
+    undisturbed, tmp_path, monkeypatch, kind, call, kept
+):
+    def no_room(number):
+        if number == call:
+            raise kind("DefaultCPUAllocator: not enough memory: you tried to allocate 12 bytes")
+
+    config = tiny_config(tmp_path / "run", dropout=True, epochs=2)
+    disturb(monkeypatch, "train_step", no_room)
+    size = config.batch_size
+    with pytest.raises(OutOfMemory, match=f"batch_size={size} .* try batch_size={size // 2} .*{kept}") as raised:
+        quiet(config, tiny_data())
+    assert raised.value.__context__ is None
+    quiet(config, tiny_data())
+    assert differences(undisturbed(dropout=True, epochs=2), config.path) == []
+
+
+def test_other_errors_of_a_step_pass(tmp_path, monkeypatch):
+    def fail(number):
+        raise RuntimeError("shapes do not match")
+
+    disturb(monkeypatch, "train_step", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        quiet(tiny_config(tmp_path / "run"), tiny_data())
+
+
 def test_a_long_epoch_is_saved_in_between(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_MINUTES", 0.0)
-    calls = disturb(monkeypatch, "save_checkpoint")
+    calls = disturb(monkeypatch, "save_checkpoint", module=state)
     run = quiet(tiny_config(tmp_path / "run"), tiny_data())
     assert len(calls) == STEPS  # after every step; after the last one of an epoch once, with its results
     assert differences(undisturbed(), run.path) == []
@@ -876,13 +908,13 @@ def test_a_folder_that_cannot_be_written_at_the_start_is_an_error_at_once(tmp_pa
 
 def spoil(monkeypatch, step):
     """From this step on, the pictures are not numbers."""
-    plain, calls = train.augmented_batch, []
+    plain, calls = feed.augmented_batch, []
 
     def spoilt(*args):
         calls.append(args)
         return plain(*args) if len(calls) < step else plain(*args).float() * math.nan
 
-    monkeypatch.setattr(train, "augmented_batch", spoilt)
+    monkeypatch.setattr(feed, "augmented_batch", spoilt)
 
 
 @pytest.mark.parametrize("step", [4, 5, 6])
@@ -1324,7 +1356,7 @@ def start_of(folder, dtype):
     folder.mkdir(exist_ok=True)
     config = tiny_config(folder)
     run = train.Run(config, ("a", "b"), create_model("vgg", 2, width=1 / 32), folder)
-    return train._State.start(run, dtype, torch.device("cpu"))
+    return train.State.start(run, dtype, torch.device("cpu"))
 
 
 def test_losses_are_scaled_for_fp16_alone_and_the_scale_is_saved(tmp_path):
@@ -1336,7 +1368,7 @@ def test_losses_are_scaled_for_fp16_alone_and_the_scale_is_saved(tmp_path):
     state.scaler.scale(torch.zeros(1))
     state.step = 4
     (tmp_path / "run" / "checkpoints").mkdir()
-    state.save()
+    state.save(state.sums)
     again = start_of(tmp_path / "run", torch.float16)
     assert again.restore(lambda words: None, pytest.fail)
     assert again.step == 4
