@@ -57,6 +57,7 @@ def looked(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = Non
     """
     if not maps:
         return "This model has no attention maps: nothing was shown."
+    maps, right = {level: level_maps.cpu() for level, level_maps in maps.items()}, right.cpu()
     if masks is None:
         values = {level: entropy(level_maps) for level, level_maps in maps.items()}
         lines = ["The mean entropy of the maps (1 = uniform, 0 = a single position), in right and in wrong answers:"]
