@@ -127,7 +127,7 @@ def benchmark(settings: Settings, show: bool = True) -> list[dict[str, Any]]:
         except KeyboardInterrupt:
             if not variants or not all(variant.rates or variant.failure for variant in variants):
                 raise
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             size = settings.batch_size
             raise ValueError(
                 f"batch_size={size} of {settings.image_size}x{settings.image_size} pixels does not fit into the memory "
@@ -244,7 +244,7 @@ def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
         _wait(device)
         rate = count / (time.perf_counter() - started)
         processor = (time.process_time() - processor) / count
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
         if variant.name != COMPILED:

@@ -292,7 +292,7 @@ def test_a_failure_of_compile_is_a_row_and_any_other_an_error():
 
 def test_too_large_a_batch_is_told_with_half_of_it(monkeypatch):
     def fail(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(benchmark, "_variants", fail)
     with pytest.raises(ValueError, match=r"batch_size=48 .* does not fit into the memory of cpu; try 24"):
