@@ -221,7 +221,10 @@ def _scale(images: Tensor, size: int) -> Tensor:
     def scaled(part: Tensor) -> Tensor:
         return torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear")
 
-    return torch.cat([scaled(part.float()).round().clamp(0, 255).byte() for part in images.split(1000)])
+    found = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for part, out in zip(images.split(1000), found.split(1000), strict=True):
+        out.copy_(scaled(part.float()).round().clamp(0, 255))
+    return found
 
 
 def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Sequence[str], Split, Split]:

@@ -46,10 +46,12 @@ class Feed:
             picked = self.images.batches(parts)
         else:
             picked = (self.images[part] for part in parts)
-        for part in parts:
-            index, images, at = part.to(self.device), self.images, None
+        # All numbers at once: each transfer would make a GPU wait.
+        indices = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).to(self.device).split([*map(len, parts)])
+        for index in indices:
+            images, at = self.images, None
             if not self._resident:
-                images, at = next(picked).to(self.device), torch.arange(len(part), device=self.device)
+                images, at = next(picked).to(self.device), torch.arange(len(index), device=self.device)
             yield augmented_batch(images, index, self.mode, self.seed, epoch, at), self.labels[index]
 
 

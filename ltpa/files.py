@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -102,7 +104,7 @@ class ImageFiles(torch.utils.data.Dataset):
             num_workers=workers,
             prefetch_factor=max(1, min(4, ahead // workers)),
             collate_fn=_stacked,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_follow_parent,
             generator=torch.Generator(),  # of the workers' seeds, which nothing uses: the global one stays as it is
         )
         for images in loader:
@@ -154,10 +156,22 @@ def _stacked(images: list[Tensor]) -> np.ndarray:
     return torch.stack(images).numpy()
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, but the one that trains decides when to stop."""
+def _follow_parent(_: int) -> None:
+    """Signals are the parent's business, which Ctrl-C reaches too; but no worker outlives it, not even a killed one.
+
+    Else a worker that waits to hand over a batch would wait for ever, and hold the run's lock, which it inherited.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def read_images(files: Sequence[Path], size: int) -> tuple[Tensor, list[bytes]]:

@@ -3,6 +3,7 @@
 For one process everything here is trivial, so `ltpa.fit` is the same code in a notebook and on many machines.
 """
 
+import itertools
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(hours=2)  # one process may download and read the data while the others wait
+PATIENCE = timedelta(hours=1)  # one process may download and read the data while the others wait
+ARRIVAL = timedelta(minutes=15)  # so long processes wait at the start for those of other machines
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")  # what torchrun sets
 
 Result = TypeVar("Result")
+_groups = itertools.count()
 
 
 class ProcessLost(ConnectionError):
@@ -178,15 +181,25 @@ def joined(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
+    gradients = "nccl" if dist.is_nccl_available() else "gloo"
+    backend = f"cpu:gloo,cuda:{gradients}" if device.type == "cuda" else "gloo"
     try:
+        # Under a name of its own each time: the addresses of an earlier group are still in torchrun's store.
+        store, rank, count = next(rendezvous("env://", timeout=ARRIVAL))
+        store = dist.PrefixStore(f"ltpa-{next(_groups)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         yield processes
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            reason = str(error).partition("\n")[0]
+        words = " ".join(str(error).split())
+        if "gloo" in words or isinstance(error, dist.DistNetworkError):
             raise ProcessLost(
-                f"another process of this training has ended ({reason}); what was saved stays: the same command goes on"
+                f"another process of this training has ended ({words[:200]}); what was saved stays: the same command "
+                "goes on"
             ) from error
+        if isinstance(error, dist.DistError):
+            raise ProcessLost(f"the processes cannot work together: {words}") from error
         raise
     # Only here: after an error others may be gone, and it could wait for them.
     dist.destroy_process_group()

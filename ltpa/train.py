@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from .interrupts import interrupts
 from .models import ImageClassifier, create_model
 from .processes import ALONE, Processes, joined
 from .progress import Progress
-from .runs import Run, claim_folder, locked, rescue_weights, save_epoch, save_snapshot, snapshot_indices
+from .runs import Run, claim_folder, fingerprint, locked, rescue_weights, save_epoch, save_snapshot, snapshot_indices
 from .schedule import Clock, Steps, one_cycle
 from .state import State, zeros
 from .step import train_step
@@ -98,9 +98,10 @@ def fit(
         for note in data.notes:
             say(f"note: {note}")
         processes.together(lambda: _check(data, config, processes))
-        rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with locked(config.path, say) if processes.first else nullcontext(), rng:
-            processes.together(lambda: _prepare_folder(config, data, resume) if processes.first else None)
+        _check_alike(processes, config, data, dtype)
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+            processes.together(lambda: _enter_folder(stack, config, data, resume, say) if processes.first else None)
             _seed(config.seed, device)
             model = create_model(
                 config.model,
@@ -124,7 +125,13 @@ def fit(
                 on_epoch(run)
             if not run.complete:
                 machine = _Machine(device, dtype, processes)
-                _train(run, state, data, machine, on_epoch, progress, say, note)
+                try:
+                    _train(run, state, data, machine, on_epoch, progress, say, note)
+                except RuntimeError as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                if not run.complete:  # out of the except block, whose traceback keeps the tensors of the step
+                    raise OutOfMemory(_out_of_memory_words(run, machine))
             elif from_checkpoint:
                 save_epoch(run)  # the run may have ended when this could not be written
             if processes.first:
@@ -132,7 +139,8 @@ def fit(
     return run
 
 
-def _prepare_folder(config: TrainConfig, data: Data, resume: bool) -> None:
+def _enter_folder(stack: ExitStack, config: TrainConfig, data: Data, resume: bool, say: Callable[[str], None]) -> None:
+    stack.enter_context(locked(config.path, say))
     claim_folder(config.path, config, data, resume)
     for folder in (config.path, config.path / "checkpoints", config.path / "snapshots"):
         remove_parts(folder)
@@ -289,8 +297,7 @@ def _train(
             error = failed(save_epoch, run)
             if error is None and watched is not None:
                 failed(save_snapshot, run, watched, epoch + 1)
-            if error is None:
-                failed(state.save, state.sums)
+            unsaved = failed(state.save, state.sums) if error is None else error
             saved = time.monotonic()
             bar.update(_position(schedule, state), partial(_words, state, run, epoch))
             for problem in problems(data.test.labels, examined.predictions, examined.strongest):
@@ -302,7 +309,7 @@ def _train(
             if on_epoch and processes.first:
                 on_epoch(run)
             if processes.largest(bool(interrupted))[0]:
-                say(_interrupted_words(f"epoch {epoch + 1}", error))
+                say(_interrupted_words(f"epoch {epoch + 1}", unsaved))
                 interrupted.raise_again()
     if isinstance(schedule, Clock):
         say(
@@ -357,20 +364,23 @@ def _step(
     dtype: torch.dtype,
     weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """See `train_step`; an error where the batch is too large for the memory."""
     settings = {"rate": rate, "smoothing": state.run.config.label_smoothing, "dtype": dtype, "weight": weight}
-    try:
-        return train_step(network, state.optimiser, state.scaler, batch, labels, **settings)
-    except RuntimeError as error:
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-    # Out of the except block, so that no traceback keeps the tensors of the step in memory.
-    size, path = state.run.config.batch_size, state.run.path
-    kept = any((path / "checkpoints").glob("step-*"))
-    raise OutOfMemory(
-        f"batch_size={size} at width {state.run.config.width:g} and {batch.shape[-1]} pixels needs more memory than "
-        f"{batch.device} has left; try batch_size={max(2, size // 2)} (which makes it another run), or a smaller "
-        "width. " + (f"What was saved of this run stays in {path}" if kept else "Nothing of this run was saved yet")
+    return train_step(network, state.optimiser, state.scaler, batch, labels, **settings)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of a CPU; of CUDA; of cuBLAS and cuDNN
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _out_of_memory_words(run: Run, machine: _Machine) -> str:
+    config, count = run.config, machine.processes.count
+    half = max(2, config.batch_size // (2 * count)) * count
+    kept = any((run.path / "checkpoints").glob("step-*"))
+    return (
+        f"batch_size={config.batch_size} at width {config.width:g} and {config.image_size} pixels needs more memory "
+        f"than {machine.device} has left; try batch_size={half} (which makes it another run), or a smaller width. "
+        + (f"What was saved of this run stays in {run.path}" if kept else "Nothing of this run was saved yet")
     )
 
 
@@ -426,6 +436,25 @@ def _check(data: Data, config: TrainConfig, processes: Processes) -> None:
         )
     if count > 1 and len(data.train) // _steps_per_epoch(len(data.train), size) < 2 * count:
         raise ValueError(f"{len(data.train)} training images are too few for {count} processes; start fewer")
+
+
+def _check_alike(processes: Processes, config: TrainConfig, data: Data, dtype: torch.dtype) -> None:
+    """All processes have the same settings and images, and compute in the same precision."""
+    if processes.count == 1:
+        return
+    own = processes.together(lambda: {**config.identity(), **fingerprint(data), "precision": str(dtype)})
+    everyone = processes.gather(own)
+
+    def compare() -> None:
+        for rank, other in enumerate(everyone):
+            differing = [f"{name} ({own[name]!r}, {value!r})" for name, value in other.items() if own[name] != value]
+            if differing:
+                raise ValueError(
+                    f"processes {processes.rank} and {rank} differ in {'; '.join(differing)}; give all the same "
+                    "options, the same data and, where their hardware differs, the same precision"
+                )
+
+    processes.together(compare)
 
 
 def _words(state: State, run: Run, epoch: int) -> tuple[str, str]:

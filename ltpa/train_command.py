@@ -47,14 +47,9 @@ def main(arguments: argparse.Namespace) -> None:
         See also `ltpa.fit`.
     """
     first = launched().first
-    try:
-        config = config_from(arguments.file, vars(arguments), arguments.unknown)
-        if first:
-            report(config)
-    except (ValueError, TypeError, OSError, ImportError):
-        if first:
-            raise
-        raise SystemExit(1) from None  # the same mistake in every process is told once
+    config = config_from(arguments.file, vars(arguments), arguments.unknown)
+    if first:
+        report(config)
     try:
         run = fit(config)
     except (KeyboardInterrupt, SystemExit):

@@ -44,7 +44,10 @@ def tiny_config(folder: str, **changes: object) -> ltpa.TrainConfig:
 
 
 def main() -> None:
-    """Trains; KILL=<step> kills the last process with SIGKILL, STOP=<step> sends it SIGTERM, before that step."""
+    """Trains; TWICE=1 before that another run, OTHER=1 with other images in the last process.
+
+    KILL=<step> kills the last process with SIGKILL before that step, STOP=<step> sends it SIGTERM.
+    """
     folder, *changes = sys.argv[1:]
     given = dict(change.split("=") for change in changes)
     torch.set_default_dtype(torch.float64)
@@ -64,7 +67,12 @@ def main() -> None:
         settings["dropout"] = True
     if "batch_size" in given:
         settings["batch_size"] = int(given["batch_size"])
-    run = ltpa.fit(tiny_config(folder, **settings), tiny_data())
+    data = tiny_data()
+    if "OTHER" in given and last:  # as if one machine had other files
+        data.train.images[3, 0, 0, 0] += 1
+    if "TWICE" in given:
+        ltpa.fit(tiny_config(folder + "-first", epochs=1, **settings), data)
+    run = ltpa.fit(tiny_config(folder, **settings), data)
     print(f"process {rank}: {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")
 
 

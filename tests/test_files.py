@@ -1,9 +1,11 @@
 """Images that stay in their files: the same as in memory, in everything but the memory that they need."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,50 @@ def test_no_thread_and_no_process_is_left(both):
     assert threading.active_count() <= before
 
 
+def test_the_workers_of_a_killed_process_end_too(tmp_path):
+    """Else they would hold what they inherited: the lock of the run, the connections to other processes."""
+    if not Path("/proc").is_dir():
+        pytest.skip("processes are counted in /proc")
+    Image.fromarray(np.full((512, 512, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
+    code = (
+        "import sys, time, torch; from pathlib import Path; from ltpa.files import ImageFiles\n"
+        "images = ImageFiles([Path(sys.argv[1])] * 400, 512)\n"
+        "batches = images.batches(list(torch.arange(400).split(16))); next(batches); print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    marker = str(tmp_path / "one.png")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, marker], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    assert len(processes_with(marker)) > 1
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while processes_with(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_with(marker) == []
+
+
+def processes_with(word):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def test_file_caches_and_the_limits_of_control_groups_count(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    monkeypatch.setattr("ltpa.memory._control_groups", lambda: [tmp_path / "none", tmp_path])
+    assert free_memory() == 100
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 400\nactive_file 150\n")
+    assert free_memory() == 650
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 10**6
+
+
 @pytest.mark.parametrize("value", [0, -1, "much", True, float("nan"), float("inf")])
 def test_a_limit_that_is_none(value):
     with pytest.raises((ValueError, TypeError), match="memory_gb must be"):
@@ -191,7 +237,7 @@ def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
     assert memory_for_images(None) == 4000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory_for_images(None) == 1000
-    assert memory_for_images(2.5) == 2_500_000_000
+    assert memory_for_images(2.0) == 500_000_000
 
 
 MEASURE = r"""

@@ -1,6 +1,7 @@
 """Several processes that train one model: against one process that does by hand what they should do together."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,21 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, tmp_path):
     again = torchrun(2, str(tmp_path / "run"))
     assert again.returncode == 0, again.stderr
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_a_process_may_train_one_run_after_another(two, tmp_path):
+    done = torchrun(2, str(tmp_path / "run"), "TWICE=1")
+    assert done.returncode == 0, done.stderr
+    assert ltpa.load_run(tmp_path / "run-first", "cpu").complete
+    assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_other_images_in_one_process_are_told_once(tmp_path):
+    done = torchrun(2, str(tmp_path / "run"), "OTHER=1")
+    assert done.returncode != 0
+    told = re.findall(r"ValueError: processes 0 and 1 differ in crc32 \('\w{8}', '\w{8}'\); give all", done.stderr)
+    assert len(told) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_cannot_be_divided_is_told_once(tmp_path):
