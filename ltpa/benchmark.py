@@ -213,22 +213,19 @@ def _data_alone(
 
 
 def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
-    """Times a variant once; before its first turn it takes a step that is not timed, and so it does where workers load.
+    """Times a variant once, after a step that is not timed: caches, and what the variant before it leaves running.
 
     Workers start with the turn and end with it: they take no time from the others. Steps whose data they had ready
     are not timed (as far as half the time of a turn goes), because in a long run nothing is ready for free.
     """
     if variant.failure:
         return
-    first = variant.rates is None
     before = _allocated(device) - variant.kept
     steps = variant.start()
     try:
         started = time.perf_counter()
         untimed = 0
-        while untimed < max(variant.ahead, first) and (
-            not untimed or time.perf_counter() - started < settings.seconds / 2
-        ):
+        while untimed < max(variant.ahead, 1) and (not untimed or time.perf_counter() - started < settings.seconds / 2):
             next(steps)
             untimed += 1
             _wait(device)
