@@ -48,6 +48,15 @@ def packed(trained, tmp_path_factory):
 # --- loading
 
 
+def test_the_shipped_weights_are_what_the_pages_say():
+    facts = pretrained.pretrained_facts(NAME)
+    assert facts["settings"]["width"] == 0.25  # "a quarter of its width"
+    assert facts["figures"]["accuracy"]["mean"] >= 0.89
+    assert facts["figures"]["images"] == 10_000
+    text = json.dumps(facts)
+    assert not re.search(r"/(home|root|work|tmp)\b", text), "a path of some machine"
+
+
 def test_it_is_a_complete_run_in_float32_and_evaluation_mode():
     run = ltpa.load_pretrained(NAME, "cpu")
     assert isinstance(run, ltpa.Run)
