@@ -273,7 +273,7 @@ def turns(steps, ahead, name=OURS, error=None):
     return variant, log
 
 
-@pytest.mark.parametrize(("ahead", "untimed"), [(0, (1, 0)), (4, (4, 4))])
+@pytest.mark.parametrize(("ahead", "untimed"), [(0, (1, 1)), (4, (4, 4))])
 def test_steps_that_were_ready_are_not_timed_and_workers_end(ahead, untimed):
     variant, log = turns(3, ahead)
     assert log == [e for more in untimed for e in (*["step"] * (3 + more), "closed", "turn")]
