@@ -5,7 +5,6 @@ For one process everything here is trivial, so `ltpa.fit` is the same code in a 
 
 import itertools
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,9 +205,8 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error as it can be sent to other processes."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    """An error as it can be sent to other processes: of a kind that Python itself has."""
+    if error is None or type(error).__module__ == "builtins":
+        return error
+    kind = next((kind for kind in (OSError, ValueError, TypeError) if isinstance(error, kind)), RuntimeError)
+    return kind(str(error))

@@ -252,3 +252,15 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     environment(monkeypatch, rank=2, count=3, local_rank=2, local_count=3)
     with pytest.raises(ValueError, match=r"3 processes on this machine, and 2 GPUs: .*--nproc-per-node 2"):
         choose_device("auto")
+
+
+def test_errors_are_sent_as_kinds_that_every_process_knows():
+    from ltpa.download import DownloadError
+    from ltpa.processes import _portable
+
+    plain = ValueError("as it is")
+    assert _portable(plain) is plain
+    assert _portable(None) is None
+    sent = _portable(DownloadError("no mirror"))
+    assert type(sent) in (OSError, ValueError, RuntimeError)
+    assert str(sent) == "no mirror"
