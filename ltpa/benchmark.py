@@ -23,7 +23,6 @@ from .cost import REFERENCE, gmac
 from .data import Split
 from .inference import choose_device, choose_precision
 from .loops import AHEAD, Measures, our_batches, our_loop, plain_loop
-from .models import create_model
 from .shapes import CLASSES, draw_shapes
 from .tables import write_rows
 
@@ -149,10 +148,10 @@ def _variants(settings: Settings, device: torch.device, dtype: torch.dtype) -> l
     )
     split = _pictures(settings.image_size)
     resident = Split(split.images.to(device), split.labels.to(device))
-    model = create_model(config.model, len(CLASSES), width=config.width, dropout=config.dropout)
+    model = config.create_model(len(CLASSES))
     layers = convolutions(model, config.image_size)
     learns_all = sum(p.numel() for p in model.parameters())
-    whole = create_model(config.model, len(CLASSES), width=config.width, dropout=config.dropout, faithful=True)
+    whole = config.create_model(len(CLASSES), faithful=True)
     has_dead_branch = learns_all < sum(p.numel() for p in whole.parameters())
     operations = 6e9 * gmac(model, config.image_size) * config.batch_size  # forward, and twice that backward
     del model, whole
@@ -312,17 +311,7 @@ COLUMNS = (
 )
 COLUMNS += ("failure", "model", "precision", "layout", "width", "batch_size", "image_size", "turns")
 COLUMNS += ("device", "threads", "torch")
-_PRINTED = (
-    "variant",
-    "precision",
-    "images_per_s",
-    "best",
-    "times_plain",
-    "times_ours",
-    "ms_per_step",
-    "cpu_ms",
-    "tflops",
-)
+_PRINTED = ("variant", "precision", *COLUMNS[1:8])
 
 
 def _digits(value: float) -> str:

@@ -13,7 +13,7 @@ from .attention import NORMALIZERS
 from .augment import AUGMENTATIONS
 from .data import DATASETS
 from .errors import closest
-from .models import list_models, parse_variant
+from .models import ImageClassifier, create_model, list_models, parse_variant
 
 TARGETS = ("digits", *DATASETS)  # of transfer
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -99,6 +99,11 @@ class TrainConfig:
         problems = unknown_names(values, [field.name for field in fields(cls)])
         raise_problems(problems + check_values(known))
         return cls(**known)
+
+    def create_model(self, num_classes: int, **changes: Any) -> ImageClassifier:
+        """The model of these settings, with random weights; `changes` are options of `ltpa.create_model`."""
+        own = {"width": self.width, "normalizer": self.normalizer, "dropout": self.dropout}
+        return create_model(self.model, num_classes, **{**own, **changes})
 
     def identity(self) -> dict[str, Any]:
         """The settings that make this run a different one from others, all but device, precision and folders."""

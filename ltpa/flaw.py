@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .inference import attend, to_float
-from .models import AttentionNetwork, ImageClassifier, create_model
+from .models import AttentionNetwork, ImageClassifier
 from .runs import Run
 
 PARTS = {  # what the parameters of a VGG with attention belong to, by the beginning of their names
@@ -34,14 +34,7 @@ def whole_model(run: Run) -> ImageClassifier:
     config = run.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        model = create_model(
-            config.model,
-            len(run.classes),
-            width=config.width,
-            normalizer=config.normalizer,
-            dropout=config.dropout,
-            faithful=True,
-        )
+        model = config.create_model(len(run.classes), faithful=True)
     lacking = model.load_state_dict(run.model.state_dict(), strict=False).missing_keys
     assert all(name.startswith("global_branch.") for name in lacking), lacking
     return model.to(run.model.mean.device).eval()

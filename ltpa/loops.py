@@ -18,7 +18,6 @@ from .augment import augmented_batch
 from .config import TrainConfig
 from .data import Split
 from .inference import choose_device
-from .models import create_model
 from .step import optimiser, train_step
 
 WORKERS = 2
@@ -80,16 +79,7 @@ def plain_loop(config: TrainConfig, split: Split, num_classes: int) -> Callable[
     The network has the layers that no gradient reaches, and gets images that are normalised by the transform.
     """
     device = choose_device(config.device)
-    model = create_model(
-        config.model,
-        num_classes,
-        width=config.width,
-        normalizer=config.normalizer,
-        dropout=config.dropout,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        faithful=True,
-    ).to(device)
+    model = config.create_model(num_classes, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), faithful=True).to(device)
     side = split.images.shape[-1]
     transform = transforms.Compose(
         [
@@ -144,16 +134,8 @@ def our_loop(config: TrainConfig, split: Split, num_classes: int, measures: Meas
     """
     device = choose_device(config.device)
     layout = torch.channels_last if measures.channels_last else torch.contiguous_format
-    model = create_model(
-        config.model,
-        num_classes,
-        width=config.width,
-        normalizer=config.normalizer,
-        dropout=config.dropout,
-        mean=MEAN,
-        std=STD,
-        faithful=not measures.skips_dead_branch,
-    ).to(device, memory_format=layout)
+    model = config.create_model(num_classes, mean=MEAN, std=STD, faithful=not measures.skips_dead_branch)
+    model.to(device, memory_format=layout)
 
     @cache
     def network() -> nn.Module:

@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .data import Data, stratified
 from .files import ImageFiles
 from .inference import attend, choose_device
-from .models import ImageClassifier, create_model
+from .models import ImageClassifier
 
 try:
     import fcntl
@@ -101,9 +101,7 @@ def model_of(
         ValueError: weights that do not fit, with the name of their source; a device that is not there.
     """
     with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
-        model = create_model(
-            config.model, len(classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
-        )
+        model = config.create_model(len(classes))
     fill(model, weights, source)
     return model.to(choose_device(device), memory_format=torch.channels_last).eval()
 

@@ -32,7 +32,7 @@ from .feed import Feed
 from .health import problems
 from .inference import choose_device, choose_precision, examine, to_float
 from .interrupts import interrupts
-from .models import ImageClassifier, create_model
+from .models import ImageClassifier
 from .processes import ALONE, Processes, joined
 from .progress import Progress
 from .runs import Run, claim_folder, fingerprint, locked, rescue_weights, save_epoch, save_snapshot, snapshot_indices
@@ -103,15 +103,8 @@ def fit(
             stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
             processes.together(lambda: _enter_folder(stack, config, data, resume, say) if processes.first else None)
             _seed(config.seed, device)
-            model = create_model(
-                config.model,
-                len(data.classes),
-                width=config.width,
-                normalizer=config.normalizer,
-                dropout=config.dropout,
-                mean=data.mean,
-                std=data.std,
-            ).to(device, memory_format=torch.channels_last)
+            model = config.create_model(len(data.classes), mean=data.mean, std=data.std)
+            model.to(device, memory_format=torch.channels_last)
             run = Run(config, data.classes, model.eval(), config.path, notes=list(data.notes))
 
             def note(message: str) -> None:

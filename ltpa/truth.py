@@ -308,8 +308,13 @@ def claims(rows: Sequence[Row], seed: int = 0) -> list[Claim]:
         texts.append((model, f"the model goes by {best.name} more than by the centre (insertion area)", difference))
         difference = centre.values["deletion"] - best.values["deletion"]
         texts.append((model, f"the model misses {best.name} more than the centre (deletion area)", difference))
-    confidence = 1 - 0.05 / max(1, len(texts))
-    return [Claim(model, text, interval(values, confidence, seed)) for model, text, values in texts]
+    return _together(texts, FINDS, seed)
+
+
+def _together(found: Sequence[tuple[str, str, Tensor]], about: str, seed: int) -> list[Claim]:
+    """Model, words and differences (N,) as claims, whose intervals hold together at 95 % (Bonferroni)."""
+    confidence = 1 - 0.05 / max(1, len(found))
+    return [Claim(model, text, interval(values, confidence, seed), about) for model, text, values in found]
 
 
 def segmentation_claims(rows: Sequence[Row], seed: int = 0) -> list[Claim]:
@@ -329,8 +334,7 @@ def segmentation_claims(rows: Sequence[Row], seed: int = 0) -> list[Claim]:
         for rival in (_best(of) for of in rivals if of):
             text = f"{best.name}, binarised, segments better than {rival.name} (Jaccard index)"
             found.append((model, text, best.values["jaccard"] - rival.values["jaccard"]))
-    confidence = 1 - 0.05 / max(1, len(found))
-    return [Claim(model, text, interval(values, confidence, seed), SEGMENTS) for model, text, values in found]
+    return _together(found, SEGMENTS, seed)
 
 
 def segmentation_verdict(found: Sequence[Claim]) -> str:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from scipy import stats
+from tiny_grid import GRID
 
 import ltpa
 from ltpa import ablation, comparison, flaw, scripts
@@ -24,16 +25,7 @@ from ltpa.cost import gmac
 from ltpa.plots import to_png
 from ltpa.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
-TINY = {
-    "models": ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp sigmoid"],
-    "seeds": [3, 0],
-    "width": 1 / 32,
-    "train_limit": 64,
-    "test_limit": 40,
-    "epochs": 1,
-    "batch_size": 32,
-    "device": "cpu",
-}
+TINY = {**GRID, "models": ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp sigmoid"], "seeds": [3, 0]}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Attacks against an explicit gradient, signs of masking in networks that mask, effects against plain numbers."""
 
+import contextlib
 import copy
-import os
 import sys
 from collections import OrderedDict
 from itertools import product
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tiny_grid import GRID
 
 import ltpa
 from ltpa import ablation, attack, attack_plot, comparison
@@ -23,35 +24,18 @@ from ltpa.statistics import SUPPORTED, UNDECIDED, Interval
 from ltpa.tables import write_rows
 from ltpa.verdicts import read_effects
 
-TINY = {
-    "models": ["vgg-late", "vgg-att3-concat-dp"],
-    "seeds": [1, 0],
-    "width": 1 / 32,
-    "train_limit": 64,
-    "test_limit": 40,
-    "epochs": 1,
-    "batch_size": 32,
-    "device": "cpu",
-    "images": 20,
-    "epsilons": [1, 128],
-    "epsilon": 1,
-    "pgd_steps": 2,
-}
+TINY = {**GRID, "images": 20, "epsilons": [1, 128], "epsilon": 1, "pgd_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tiny grid, its data, and what it withstands."""
-    here = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("attack"))
-    try:
+    with contextlib.chdir(tmp_path_factory.mktemp("attack")):
         config = AttackConfig(**TINY)
         ablation.train_missing(config)
         data = ltpa.data_for(config.grid()[0].config)
         grid = ablation.collect(config, data)
         return grid, config.sample(data), attack.attack_grid(grid, config.sample(data))
-    finally:
-        os.chdir(here)
 
 
 def network(name="vgg-att3-concat-dp", seed=0):

@@ -357,7 +357,7 @@ def test_images_are_chosen_by_class_error_and_certainty(panel, data):
 def test_a_choice_without_images_shows_that_there_are_none(data):
     """A class that no test image has: the image that was shown before must not stay, as if it were one."""
     labels = data.test.labels.clone()
-    labels[labels == 3] = 4
+    labels.masked_fill_(labels.eq(3), 4)
     panel = Explorer(model(), ltpa.data.Split(data.test.images, labels), classes=data.classes)
     panel.position.value = 2
     before = panel.png()

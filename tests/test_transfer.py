@@ -1,13 +1,14 @@
 """Transfer: features and linear classifiers against plain re-computations, controls, verdicts from made-up numbers."""
 
+import contextlib
 import csv
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_grid import GRID
 
 import ltpa
 from ltpa import ablation, comparison, transfer, transfer_plot
@@ -19,14 +20,8 @@ from ltpa.transfer import Probes, TransferConfig
 from ltpa.verdicts import read_effects
 
 TINY = {
-    "models": ["vgg-late", "vgg-att3-concat-dp", "vgg-att3-concat-pc"],
-    "seeds": [1, 0],
-    "width": 1 / 32,
-    "train_limit": 64,
-    "test_limit": 40,
-    "epochs": 1,
-    "batch_size": 32,
-    "device": "cpu",
+    **GRID,
+    "models": [*GRID["models"], "vgg-att3-concat-pc"],
     "target_train_limit": 40,
     "target_test_limit": 30,
     "per_class": [2, None],
@@ -36,14 +31,10 @@ TINY = {
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """What linear classifiers make of the features of a tiny grid."""
-    here = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("transfer"))
-    try:
+    with contextlib.chdir(tmp_path_factory.mktemp("transfer")):
         config = TransferConfig(**TINY)
         ablation.train_missing(config)
         return transfer.probe_grid(ablation.collect(config), config.target_data())
-    finally:
-        os.chdir(here)
 
 
 def pictures(count=4):
