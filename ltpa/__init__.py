@@ -1,25 +1,25 @@
 """Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
 
-from . import measure
+from . import data, metrics, viz
 from ._version import __version__
+from .attribution import explain
 from .config import QUICK, TrainConfig
-from .data import Data, Split, hold_out, load_data
-from .explain import explain
-from .explore import explore
+from .data.dataset import Dataset, Split, hold_out, load_data
 from .inference import attend, evaluate
-from .localisation import localise
 from .maps import entropy
-from .models import Attended, create_model, list_models
+from .metrics.overlap import localization
+from .models.networks import AttentionOutput, create_model, list_models
+from .models.reference import load_reference
 from .pretrained import list_pretrained, load_pretrained
-from .reference_weights import load_reference
-from .runs import Run, load_run, snapshot_indices
-from .showing import show
-from .train import OutOfMemory, TrainingDiverged, data_for, fit
+from .training.run import Run, load_run, snapshot_indices
+from .training.trainer import OutOfMemory, TrainingDiverged, data_for, fit
+from .viz.explorer import explore
+from .viz.show import show
 
 __all__ = [
     "QUICK",
-    "Attended",
-    "Data",
+    "AttentionOutput",
+    "Dataset",
     "OutOfMemory",
     "Run",
     "Split",
@@ -28,6 +28,7 @@ __all__ = [
     "__version__",
     "attend",
     "create_model",
+    "data",
     "data_for",
     "entropy",
     "evaluate",
@@ -41,8 +42,9 @@ __all__ = [
     "load_pretrained",
     "load_reference",
     "load_run",
-    "localise",
-    "measure",
+    "localization",
+    "metrics",
     "show",
     "snapshot_indices",
+    "viz",
 ]

@@ -8,10 +8,6 @@ from collections.abc import Sequence
 
 COMMANDS = {  # name: (module, what it does)
     "train": ("train_command", "train a model, or go on with a run; the options are the fields of ltpa.TrainConfig"),
-    "table": ("cost", "parameters, operations and time of the models: the table of the README"),
-    "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
-    "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
-    "verdicts": ("verdicts", "the paper's claims and what came of them, from the notebooks' files of effects"),
 }
 
 

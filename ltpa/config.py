@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .attention import NORMALIZERS
-from .augment import AUGMENTATIONS
-from .data import DATASETS
+from .data.augment import AUGMENTATIONS
+from .data.dataset import DATASETS
 from .errors import closest
-from .models import ImageClassifier, create_model, list_models, parse_variant
+from .models.attention import NORMALIZERS
+from .models.networks import ImageClassifier, create_model, list_models, parse_variant
 
 TARGETS = ("digits", *DATASETS)  # of transfer
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -39,14 +39,14 @@ class TrainConfig:
         epochs: passes over the training images.
         minutes: train for so long instead, on whatever machine there is: the schedule follows the clock, and the last
             test is within the time. Loading the data is not.
-        batch_size: images per optimiser step, from 2 up (batch norm compares images).
+        batch_size: images per optimizer step, from 2 up (batch norm compares images).
         learning_rate: the peak of the one-cycle schedule.
         weight_decay: of the weights; biases, norms and attention vectors have none.
         label_smoothing: in [0, 1).
         augment: "auto", "flip+shift", "shift" or "none"; auto does not flip digits.
         precision: "auto", "fp32", "bf16" or "fp16" (GPU only).
         device: "auto", "cpu", "cuda", "cuda:1" or "mps" (which is not tested).
-        seed: of initialisation, order, augmentation and dropout; the data sets do not depend on it.
+        seed: of initialization, order, augmentation and dropout; the data sets do not depend on it.
         memory_gb: what the images may take in memory, in gigabytes; None is half of what is free. Images of a folder
             that take more are read from their files whenever they are used.
         snapshots: keep the attention maps of so many test images after every epoch.

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backbones import check_images
-from .data import Split
+from .data.dataset import Split
+from .data.files import ImageFiles
+from .distributed import ALONE, Processes, launched
 from .errors import closest
-from .files import ImageFiles
 from .maps import entropy
-from .models import Attended, ImageClassifier, pairs
-from .processes import ALONE, Processes, launched
+from .models.backbones import check_images
+from .models.networks import AttentionOutput, ImageClassifier, pairs
 
 BATCH_PIXELS = 500 * 32 * 32  # of the images that are looked at together, unless another number of them is asked for
-_BY_LEVEL = ("maps", "scores", "descriptors")  # what `Attended` has for each level
+_BY_LEVEL = ("maps", "scores", "descriptors")  # what `AttentionOutput` has for each level
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -124,7 +124,7 @@ def attend_batches(
     batch_size: int | None = None,
     *,
     query: Tensor | None = None,
-) -> Iterator[tuple[slice, Attended]]:
+) -> Iterator[tuple[slice, AttentionOutput]]:
     """Runs a model in evaluation mode over images, batch by batch, on the model's device.
 
     Args:
@@ -132,7 +132,7 @@ def attend_batches(
         images: uint8, or float in [0, 1], (N, 3, H, W), on any device or in files.
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images at once; memory does not grow with N. None is 500 of 32x32 pixels, fewer of larger ones.
-        query: None, or images like `images`: see `ltpa.models.AttentionNetwork.attend`. One query stands for all
+        query: None, or images like `images`: see `AttentionNetwork.attend`. One query stands for all
             images, or one image for all queries, and N is the larger number.
 
     Yields:
@@ -180,7 +180,7 @@ def attend(
     batch_size: int | None = None,
     *,
     query: Tensor | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """`model.attend` for any number of images: float32 results on the CPU, without gradients.
 
     Args:
@@ -192,7 +192,7 @@ def attend(
     found = [_to_cpu(seen) for _, seen in attend_batches(model, images, precision, batch_size, query=query)]
     if not found:
         raise ValueError("there are no images to look at")
-    return Attended(
+    return AttentionOutput(
         logits=torch.cat([seen.logits for seen in found]),
         global_feature=None if found[0].global_feature is None else torch.cat([seen.global_feature for seen in found]),
         **{
@@ -204,10 +204,10 @@ def attend(
     )
 
 
-def _to_cpu(seen: Attended) -> Attended:
+def _to_cpu(seen: AttentionOutput) -> AttentionOutput:
     """In float32 and on the CPU, so that the results of many batches do not fill the GPU."""
     g = seen.global_feature
-    return Attended(
+    return AttentionOutput(
         logits=seen.logits.float().cpu(),
         global_feature=None if g is None else g.float().cpu(),
         **{

@@ -72,7 +72,7 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (N, h, w) at another size (H, W), bilinearly; where that is smaller, averaged over what falls together.
 
-    Computed in float64 and rounded: equal neighbours stay exactly equal.
+    Computed in float64 and rounded: equal neighbors stay exactly equal.
     """
     if tuple(maps.shape[1:]) == tuple(size):
         return maps

@@ -1,7 +1,7 @@
 """Weights that come with the package: `ltpa.load_pretrained("cifar10-small")`, for maps without any training.
 
 They lie in `ltpa/weights`: safetensors files, each with a model card, and `index.json` with their checksums;
-`python -m ltpa pack` makes them from runs.
+`python -m tests.tools pack` makes them from runs.
 """
 
 import hashlib
@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load_tensors
 from .config import TrainConfig
 from .errors import closest
-from .runs import Run, model_of
+from .training.checkpoint import load_tensors
+from .training.run import Run, model_of
 
 DEFAULT = "cifar10-small"
 FOLDER = Path(__file__).parent / "weights"

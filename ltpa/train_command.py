@@ -18,9 +18,9 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from .config import TrainConfig, check_field, raise_problems, unknown_names
-from .processes import launched
-from .report import report
-from .train import fit
+from .distributed import launched
+from .training.report import report
+from .training.trainer import fit
 
 TAKES_UNKNOWN = True  # `python -m ltpa` leaves options that it does not know to `main`, which knows what is close
 _KNOWN = [field.name for field in fields(TrainConfig)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltpa import Attended, Split, attend, create_model, entropy, evaluate
+from ltpa import AttentionOutput, Split, attend, create_model, entropy, evaluate
 from ltpa.inference import attend_batches, autocast, choose_device, choose_precision, to_float
-from ltpa.measure import relative
-from ltpa.models import ImageClassifier
+from ltpa.metrics import relative
+from ltpa.models.networks import ImageClassifier
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CLASSES = 4
@@ -392,7 +392,7 @@ class Masks(ImageClassifier):
 
     def attend(self, images):
         maps = OrderedDict(level=images[:, 0])
-        return Attended(images.new_zeros(len(images), CLASSES), maps, maps, None)
+        return AttentionOutput(images.new_zeros(len(images), CLASSES), maps, maps, None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 500])

@@ -87,7 +87,7 @@ print(run.path, list(maps), [tuple(m.shape) for m in maps.values()])
 def test_import_is_free_of_what_colab_lacks():
     """`ltpa` itself imports neither captum nor scikit-learn nor scipy nor papermill."""
     names = ("captum", "sklearn", "scipy", "papermill", "skimage")
-    program = f"import sys, ltpa, ltpa.notebook; print([name for name in {names} if name in sys.modules])"
+    program = f"import sys, ltpa, ltpa.course.setup; print([name for name in {names} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -152,7 +152,7 @@ def test_the_set_up_cell_takes_less_than_15_seconds(tree, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning])
-@pytest.mark.parametrize("module", ["ltpa", "ltpa.train"])
+@pytest.mark.parametrize("module", ["ltpa", "ltpa.training.trainer"])
 def test_deprecation_warnings_of_our_own_code_are_errors(kind, module):
     """The filters in pyproject.toml, which are in force here, take our modules, and no others."""
     code = compile(f"import warnings; warnings.warn('old', {kind.__name__})", f"{module}.py", "exec")

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import ltpa
-from ltpa import notebook, pack, pretrained
-from ltpa.__main__ import main
-from ltpa.checkpoint import load_tensors
-from ltpa.photographs import STAND_INS, UNKNOWN, Photographs, stand_ins
-from ltpa.plots import captions
+from ltpa import pretrained
+from ltpa.course import setup as notebook
+from ltpa.data.samples import STAND_INS, UNKNOWN, Photographs, stand_ins
+from ltpa.training.checkpoint import load_tensors
+from ltpa.viz.figures import captions
+from tests.tools import pack
+from tests.tools.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 NAME = pretrained.DEFAULT
@@ -202,13 +204,13 @@ def test_values_that_float16_cannot_hold_stay_float32():
 def test_what_is_measured(packed):
     folder, facts, _ = packed
     figures = facts["figures"]
-    assert set(figures["faithfulness"]["maps"]) == {"conv7", "conv10", "conv13", *ltpa.measure.CONTROLS}
-    assert set(figures["localisation"]) == set(figures["faithfulness"]["maps"])
+    assert set(figures["faithfulness"]["maps"]) == {"conv7", "conv10", "conv13", *ltpa.metrics.CONTROLS}
+    assert set(figures["localization"]) == set(figures["faithfulness"]["maps"])
     assert all(0 <= low <= mid <= high <= 1.0001 for low, mid, high in figures["entropy"].values())
     text = (folder / "tiny-shapes.md").read_text()
     assert text == pack.card(facts)
     assert "--train-limit 400" in text
-    assert "Localisation against the exact masks of the same 12 images" in text
+    assert "Localization against the exact masks of the same 12 images" in text
     assert "does not depend on the global feature" in text
 
 

@@ -1,0 +1,249 @@
+"""The ablation: a grid of models and seeds, each a run like any other, trained here or elsewhere, then compared."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import QUICK, TrainConfig, check_fields, raise_problems
+from ..data.dataset import Dataset
+from ..errors import closest
+from ..inference import attend_batches
+from ..models.networks import parse_variant
+from ..training.run import Run, fingerprint, load_run
+from ..training.trainer import TrainingDiverged, data_for, fit
+
+MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Parameters of the ablation; those that are not listed here have `TrainConfig`'s defaults.
+
+    Attributes:
+        models: variants, a name of `ltpa.list_models()` and, where it is not softmax, the normalizer:
+            "vgg-att3-concat-pc sigmoid".
+        baseline: the variant that the others are compared with; one of `models`.
+        seeds: each variant is trained once with each.
+        budget: minutes after which no further run is begun, nor one that is not likely to end in time; 0 trains nothing
+            and collects what is there, None trains all.
+        dataset, data_dir, width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`;
+            the same for all variants.
+        data_name: what the files of effects call the data; "auto" is the name of the data set, or of the folder.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    models: Sequence[str] = (*MODELS, "vgg")
+    baseline: str = "vgg-late"
+    seeds: Sequence[int] = (0, 1, 2)
+    budget: float | None = None
+    dataset: str = QUICK["dataset"]
+    data_dir: str | Path = "data"
+    width: float = QUICK["width"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+    epochs: int = QUICK["epochs"]
+    batch_size: int = QUICK["batch_size"]
+    learning_rate: float = QUICK["learning_rate"]
+    device: str = "auto"
+    data_name: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        problems = check_fields(self)
+        if not problems and self.baseline not in self.models:
+            problems = [(ValueError, f"baseline={self.baseline!r}: {closest(self.baseline, self.models)}")]
+        raise_problems(problems)
+
+    def grid(self) -> "list[Cell]":
+        """Every run of the ablation, seed by seed, so that a grid that is half full compares all variants."""
+        return [Cell(variant, seed, self.train_config(variant, seed)) for seed in self.seeds for variant in self.models]
+
+    def train_config(self, variant: str, seed: int) -> TrainConfig:
+        """The settings of one run."""
+        model, normalizer = parse_variant(variant)
+        return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
+
+    def described(self) -> str:
+        """How the models are trained, in words."""
+        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images, {len(self.seeds)} seeds"
+
+    def data_described(self) -> str:
+        """What the models are trained and tested on, in words."""
+        if self.data_name != "auto":
+            return self.data_name
+        return f"folder {Path(self.data_dir).name}" if self.dataset == "folder" else self.dataset
+
+    def common(self) -> dict[str, Any]:
+        """The settings that all runs share."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}
+        return {name: getattr(self, name) for name in sorted(shared)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid."""
+
+    variant: str
+    seed: int
+    config: TrainConfig
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of the grid, tested.
+
+    Attributes:
+        cell: its place.
+        run: the run.
+        correct: bool (N,), whether each test image is classified rightly.
+    """
+
+    cell: Cell
+    run: Run
+    correct: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Of the test images, in [0, 1]."""
+        return self.correct.double().mean().item()
+
+    @property
+    def seconds(self) -> float:
+        """Time of the training with its tests."""
+        return sum(row["seconds"] for row in self.run.history)
+
+    @property
+    def entropies(self) -> dict[str, float]:
+        """Mean entropy of the test images' maps of each level, 1 = uniform."""
+        last = self.run.history[-1]
+        return {key.removeprefix("entropy_"): value for key, value in last.items() if key.startswith("entropy_")}
+
+
+@dataclass
+class Grid:
+    """What there is of an ablation.
+
+    Attributes:
+        config: its parameters.
+        results: a result for each run that is there, in the order of the grid.
+        missing: for each run that is not, why.
+    """
+
+    config: AblationConfig
+    results: list[Result] = field(default_factory=list)
+    missing: dict[Cell, str] = field(default_factory=dict)
+
+    def of(self, variant: str) -> list[Result]:
+        """The results of one variant, a seed each."""
+        return [result for result in self.results if result.cell.variant == variant]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that have results, in the order of `config.models`."""
+        return [variant for variant in self.config.models if self.of(variant)]
+
+    def complaints(self) -> str:
+        """Which runs are missing and why, a line each; says so where none is."""
+        if not self.missing:
+            return f"all {len(self.results)} runs are there"
+        lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
+        return "\n".join(lines + [f"  {cell}: {why}" for cell, why in self.missing.items()])
+
+    def require_runs(self) -> None:
+        """Stops a notebook that could only go on with a run.
+
+        Raises:
+            ValueError: there is no run at all; why, and what to do.
+        """
+        if not self.results:
+            raise ValueError(
+                f"there is no run to go on with; {self.complaints()}\n"
+                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
+                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
+                "again"
+            )
+
+
+def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
+    """Trains the runs of the grid that are not there yet, as far as the budget goes; failures are told, not raised.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    started, longest = time.monotonic(), 0.0
+    cells = config.grid()
+    if config.budget == 0:
+        print("budget=0: nothing is trained")
+        return
+    data = data_for(cells[0].config) if data is None else data
+    images = fingerprint(data)
+    todo = [cell for cell in cells if _found(cell, images)[0] is None]
+    for number, cell in enumerate(todo, start=1):
+        spent = time.monotonic() - started
+        if config.budget is not None and spent + longest > 60 * config.budget:
+            print(f"the budget of {config.budget:g} minutes is used up: {len(todo) - number + 1} runs are not trained")
+            return
+        print(f"run {number} of {len(todo)}: {cell}")
+        try:
+            fit(cell.config, data)
+        except (TrainingDiverged, ValueError, OSError, RuntimeError) as error:  # RuntimeError: a GPU's memory
+            print(f"left out: {error}")
+        longest = max(longest, time.monotonic() - started - spent)
+
+
+def collect(config: AblationConfig, data: Dataset | None = None) -> Grid:
+    """Reads every run of the grid and tests it; what is missing, unfinished or broken is named in `missing`.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    grid = Grid(config)
+    data = data_for(config.grid()[0].config) if data is None else data
+    images = fingerprint(data)
+    for cell in config.grid():
+        run, why = _found(cell, images)
+        if run is None:
+            grid.missing[cell] = why
+            continue
+        if run.classes != data.classes:
+            grid.missing[cell] = f"{run.path} was trained on other classes"
+            continue
+        grid.results.append(Result(cell, run, _correct(run, data)))
+    return grid
+
+
+def _found(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
+    """The complete run of a cell, trained on these images (see `fingerprint`); or None, and why."""
+    path = cell.config.path
+    if not path.exists():
+        return None, f"not trained ({path} does not exist)"
+    try:
+        run = load_run(path, cell.config.device)
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    if run.config.identity() != cell.config.identity():
+        return None, f"{path} belongs to other settings"
+    if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
+        return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"
+    if not run.complete:
+        return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
+    return run, ""
+
+
+def _correct(run: Run, data: Dataset) -> Tensor:
+    batches = attend_batches(run.model, data.test.images, run.config.precision)
+    return torch.cat([seen.logits.argmax(1).cpu() for _, seen in batches]) == data.test.labels

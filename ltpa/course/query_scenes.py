@@ -1,0 +1,93 @@
+"""Questions about scenes of two objects: which picture is asked for what, with queries drawn from single images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Split
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Scenes of two objects, and for each of them three queries.
+
+    Attributes:
+        scenes: N scenes, labels (N, 2), masks (N, 2, H, W).
+        queries: uint8 (3, N, 3, h, w): an image of the first object's class, one of the second's, and one of a class
+            that is not in the scene.
+        labels: int64 (3, N), their classes.
+    """
+
+    scenes: Split
+    queries: Tensor
+    labels: Tensor
+
+    def sheet(self, chosen: Tensor, classes: tuple[str, ...]) -> tuple[Tensor, list[str]]:
+        """Each chosen scene followed by its three queries, as images of one size (4 K, 3, H, W), and their titles."""
+        height, width = self.scenes.images.shape[2:]
+        images, titles = [], []
+        for scene in chosen.tolist():
+            images.append(self.scenes.images[scene])
+            titles.append(" and ".join(classes[label] for label in self.scenes.labels[scene].tolist()))
+            for query, label, asked in zip(self.queries, self.labels, ("1st", "2nd", "absent"), strict=True):
+                wide, high = width - query.shape[3], height - query.shape[2]
+                border = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+                images.append(torch.nn.functional.pad(query[scene], border, value=255))
+                titles.append(f"asks for {asked}: {classes[label[scene]]}")
+        return torch.stack(images), titles
+
+
+def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
+    """Draws the queries for scenes of two objects from single images.
+
+    Args:
+        scenes: labels (N, 2) of different classes, masks (N, 2, H, W).
+        bank: images of one object, labels (M,): of every class in the scenes, and of three classes at least.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no scenes of two objects with masks, or a bank that lacks a class.
+    """
+    if scenes.labels.ndim != 2 or scenes.labels.shape[1] != 2 or scenes.masks is None or not len(scenes):
+        raise ValueError("questions are asked about scenes of two objects: labels (N, 2) and masks (N, 2, H, W)")
+    count = int(max(scenes.labels.max(), bank.labels.max())) + 1
+    numbers = torch.bincount(bank.labels, minlength=count)
+    if (numbers[scenes.labels] == 0).any() or (numbers > 0).sum() < 3:
+        raise ValueError("the single images must show every class that is in the scenes, and three classes at least")
+    generator = torch.Generator().manual_seed(seed)
+    strangers = (numbers > 0).float().expand(len(scenes), -1).scatter(1, scenes.labels, 0.0)
+    absent = torch.multinomial(strangers, 1, generator=generator).squeeze(1)
+    labels = torch.stack([*scenes.labels.unbind(1), absent])  # (3, N)
+    # The images of a class lie together in the order of the labels, from `first` on.
+    order, first = bank.labels.argsort(stable=True), numbers.cumsum(0) - numbers
+    among = (torch.rand(labels.shape, generator=generator, dtype=torch.float64) * numbers[labels]).long()
+    return Questions(scenes, bank.images[order[first[labels] + among]], labels)
+
+
+def side_by_side(split: Split, count: int, seed: int = 0) -> Split:
+    """Scenes of two images beside one another: what real images without masks allow; a mask is a half.
+
+    Args:
+        split: single images (M, 3, H, W), labels (M,) of two classes at least.
+        count: N, number of scenes.
+        seed: of the choice.
+
+    Returns:
+        images (N, 3, H, 2W), labels (N, 2), masks (N, 2, H, 2W).
+
+    Raises:
+        ValueError: all images are of one class.
+    """
+    if len(split.labels.unique()) < 2:
+        raise ValueError("scenes need images of two classes at least")
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randint(len(split), (count,), generator=generator)
+    differs = (split.labels[left, None] != split.labels).float()  # (N, M)
+    right = torch.multinomial(differs, 1, generator=generator).squeeze(1)
+    images = torch.cat([split.images[left], split.images[right]], dim=3)
+    width = split.images.shape[3]
+    masks = torch.zeros(count, 2, *images.shape[2:], dtype=torch.bool)
+    masks[:, 0, :, :width] = True
+    masks[:, 1, :, width:] = True
+    return Split(images, torch.stack([split.labels[left], split.labels[right]], dim=1), masks)

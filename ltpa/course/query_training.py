@@ -1,0 +1,137 @@
+"""Teaching a network to be asked: scenes of two objects, a query, and the class of the one that it shows.
+
+Training on single objects never needs the query: what attracts attention is the only object there is. Here the label
+depends on it. A copy of a trained model goes on training; the query's global feature is all that tells which object
+counts, and the logits are made of what the map gathers from the scene.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from ..config import QUICK, check_fields, raise_problems
+from ..data.dataset import Split
+from ..data.samples import photographs
+from ..inference import autocast, choose_precision, to_float
+from ..models.networks import ImageClassifier
+from ..progress import Progress
+from ..training.run import Run, load_run
+from ..training.schedule import Steps, one_cycle
+from ..training.step import optimizer
+from .ablation import AblationConfig
+from .query_scenes import Questions, draw_questions, side_by_side
+from .setup import test_data
+
+BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
+
+
+def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
+    """Trains a copy of a run's model to answer for the object of a scene that a query shows.
+
+    Args:
+        run: a run whose maps depend on the global feature; it stays as it is. Precision and seed are those of the run.
+        scenes: scenes of two objects for training, labels (N, 2).
+        bank: single images for training, from which the queries are drawn.
+        steps: optimizer steps; 0 gives an unchanged copy.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: a model that no query can steer, or data that are no such scenes.
+    """
+    if not run.model.uses_global_feature:
+        raise ValueError(f"{run.config.model} with softmax cannot learn to be asked: its map does not depend on g")
+    model = copy.deepcopy(run.model)
+    device = model.mean.device
+    dtype = choose_precision(run.config.precision, device)
+    sgd, schedule = optimizer(model, run.config), Steps(steps)
+    generator = torch.Generator().manual_seed(run.config.seed)
+    model.train()
+    with Progress(steps, show=progress) as bar, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(run.config.seed)  # of dropout
+        for step in range(steps):
+            part = scenes[torch.randint(len(scenes), (BATCH,), generator=generator)]
+            questions = draw_questions(part, bank, seed=run.config.seed * 1_000_003 + step)
+            which = torch.randint(2, (BATCH,), generator=generator)  # the first or the second object
+            queries = questions.queries[which, torch.arange(BATCH)]
+            labels = questions.labels[which, torch.arange(BATCH)]
+            for group in sgd.param_groups:
+                group["lr"] = one_cycle(schedule.done(step), PEAK)
+            with autocast(device, dtype):
+                logits = model.attend(to_float(part.images.to(device)), query=to_float(queries.to(device))).logits
+            loss = nn.functional.cross_entropy(logits.float(), labels.to(device), label_smoothing=0.1)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            bar.update(step + 1, lambda loss=loss: ("learning to be asked", f"loss {loss.item():.3f}"))
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """Parameters of the notebook that asks the maps.
+
+    Attributes:
+        models: variants, see `AblationConfig`; each is trained on single objects, or found under `runs/`.
+        run: a run on real images to ask too; "auto" takes pictures that scikit-image ships.
+        data_dir: where that run's data lie; "auto" is where they were when it was trained.
+        scenes: how many scenes of two objects are asked.
+        steps: optimizer steps of the model that learns to be asked; 0 leaves that out.
+        examples: pictures a figure.
+        seed: of the queries; the models are trained with seed 0.
+        width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    models: Sequence[str] = tuple(
+        f"vgg-att3-concat-{kind}{normalizer}" for kind in ("dp", "add", "pc") for normalizer in ("", " sigmoid")
+    )
+    run: str = "auto"
+    data_dir: str = "auto"
+    scenes: int = 500
+    steps: int = 300
+    examples: int = 3
+    seed: int = 0
+    width: float = QUICK["width"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+    epochs: int = QUICK["epochs"]
+    batch_size: int = QUICK["batch_size"]
+    learning_rate: float = QUICK["learning_rate"]
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        raise_problems(check_fields(self))
+
+    def grid(self) -> AblationConfig:
+        """The runs on single objects, one a variant, as the grid that `ablation.train_missing` trains."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)} - {"data_dir"}
+        values = {name: getattr(self, name) for name in shared}
+        return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
+
+
+def real_questions(config: AskConfig, otherwise: Run) -> tuple[Run, Questions, tuple[str, ...]]:
+    """Questions about pairs of real pictures, the run that is to answer them, and the names of the classes.
+
+    Args:
+        config: names a run on real images, whose test images are paired (the even ones) and ask (the odd ones); with
+            "auto" four photographs are paired, and each asks for itself.
+        otherwise: the run that answers for the photographs.
+
+    Raises:
+        FileNotFoundError, ValueError: see `ltpa.load_run` and `ltpa.course.setup.test_data`.
+        ImportError: scikit-image is missing.
+    """
+    if config.run == "auto":
+        run, (even, classes) = otherwise, photographs()
+        odd, count = even, config.examples
+    else:
+        run = load_run(config.run, config.device)
+        data = test_data(run, config)
+        even, odd, classes, count = data.test[::2], data.test[1::2], data.classes, config.scenes
+    return run, draw_questions(side_by_side(even, count, config.seed), odd, config.seed), classes

@@ -1,0 +1,150 @@
+"""What notebook 00 needs around its equations: its parameters, its picture, and figures of features and scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ..config import check_fields, raise_problems
+from ..data.shapes import CLASSES, draw_shapes
+from .exercise_checks import numbers
+
+_FONT = 13
+_MARKS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """Parameters of the notebook that builds attention from scratch.
+
+    Attributes:
+        seed: of the picture.
+        solutions: fill in the exercises that are not filled in.
+
+    Raises:
+        ValueError, TypeError: one message with all problems.
+    """
+
+    seed: int = 3
+    solutions: bool = False
+
+    # No parameters: everything is small, and printed digits should be the same everywhere.
+    device: ClassVar[str] = "cpu"
+    precision: ClassVar[str] = "fp32"
+
+    def __post_init__(self) -> None:
+        """Checks every field and reports all problems at once."""
+        raise_problems(check_fields(self))
+
+
+def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:
+    """A picture of two objects: of 32 that are drawn, the one whose objects differ most in hue.
+
+    Args:
+        seed: of the drawing.
+        image_size: S, side in pixels.
+
+    Returns:
+        picture, float (3, S, S) in [0, 1]; masks of the two objects, bool (2, S, S); the names of their classes.
+    """
+    images, labels, masks = draw_shapes(32, image_size, seed, objects=2)
+    colors = torch.einsum("nchw,nohw->noc", images.double() / 255, masks.double()) / masks.sum((2, 3)).unsqueeze(2)
+    hues = colors - colors.mean(dim=2, keepdim=True)
+    chosen = int((hues[:, 0] - hues[:, 1]).norm(dim=1).argmax())
+    first, other = (CLASSES[label] for label in labels[chosen].tolist())
+    return images[chosen] / 255, masks[chosen], (first, other)
+
+
+def grid(values: Any, side: int = 16) -> Tensor:
+    """An exercise's map, of whatever kind and shape it was accepted in, as a float tensor (side, side)."""
+    return numbers(values).float().reshape(side, side)
+
+
+def values_figure(
+    values: Mapping[str, Tensor], label: str, *, picture: Tensor | None = None, top: float | None = None
+) -> Figure:
+    """Draws numbers per position on one linear color scale: channels of local features, scores, weights.
+
+    Args:
+        values: title -> (h, w).
+        label: what the color bar stands for.
+        picture: (3, H, W), drawn first.
+        top: upper end of the scale, which then begins at 0; without it the scale spans the values.
+    """
+    panels = len(values) + (picture is not None)
+    across = min(panels, 4)
+    down = -(-panels // across)
+    figure = Figure((across * 2.6 + 1.2, down * 2.9 + 0.2), dpi=100, layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for panel in axes[panels:]:
+        panel.axis("off")
+    everything = torch.cat([one.flatten() for one in values.values()])
+    norm = Normalize(0 if top else float(everything.min()), top or float(everything.max()))
+    if picture is not None:
+        _picture(axes[0], picture)
+    for panel, (title, one) in zip(axes[panels - len(values) :], values.items(), strict=False):
+        panel.imshow(one.numpy(), norm=norm, cmap="viridis")
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(title, fontsize=_FONT)
+    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, shrink=0.9, aspect=18)
+    bar.set_label(label, fontsize=_FONT)
+    bar.ax.tick_params(labelsize=_FONT - 1)
+    return figure
+
+
+def vectors_figure(
+    vectors: Mapping[str, Tensor],
+    channels: Sequence[str],
+    *,
+    picture: Tensor | None = None,
+    places: Mapping[str, tuple[int, int]] | None = None,
+    positions: int = 16,
+) -> Figure:
+    """Draws vectors side by side as bars on one axis, and where in the picture they are from.
+
+    Args:
+        vectors: title -> (C,).
+        channels: the names of the C numbers.
+        picture: (3, H, W), drawn first, with the grid of positions.
+        places: title -> row and column, to be framed in the picture in the color of the vector's bars.
+        positions: of a row of the grid.
+    """
+    across = len(vectors) + (picture is not None)
+    figure = Figure((1.2 + 2.7 * across, 3.3), dpi=100, layout="constrained")
+    # The picture is square, and the names of the channels stand between it and the bars.
+    axes = list(figure.subplots(1, across, squeeze=False).flat)
+    colors = dict(zip(vectors, _MARKS * len(vectors), strict=False))
+    if picture is not None:
+        _picture(axes[0], picture)
+        step = picture.shape[2] / positions
+        for line in range(1, positions):
+            for draw in (axes[0].axhline, axes[0].axvline):
+                draw(line * step - 0.5, color="white", linewidth=0.4, alpha=0.5)
+        for title, (row, column) in (places or {}).items():
+            corner = (column * step - 0.5, row * step - 0.5)
+            for color, width in (("white", 5), (colors[title], 3)):
+                axes[0].add_patch(Rectangle(corner, step, step, fill=False, edgecolor=color, linewidth=width))
+    ends = torch.stack(list(vectors.values()))
+    for number, (panel, (title, vector)) in enumerate(zip(axes[-len(vectors) :], vectors.items(), strict=True)):
+        panel.barh(range(len(channels)), vector.tolist(), color=colors[title] if places else "#377eb8")
+        panel.set_xlim(min(0, 1.1 * float(ends.min())), 1.1 * float(ends.max()))
+        panel.set_yticks(range(len(channels)), channels if number == 0 else [""] * len(channels), fontsize=_FONT)
+        panel.invert_yaxis()
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.grid(axis="x", alpha=0.3)
+        panel.tick_params(axis="x", labelsize=_FONT - 2)
+        panel.set_title(title, fontsize=_FONT)
+    return figure
+
+
+def _picture(axes: Axes, picture: Tensor) -> None:
+    axes.imshow(picture.permute(1, 2, 0).numpy())
+    axes.set(xticks=[], yticks=[])
+    axes.set_title("the picture", fontsize=_FONT)

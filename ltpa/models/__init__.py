@@ -1,0 +1,1 @@
+"""The networks: the three equations of attention, the trunks, and `create_model`."""

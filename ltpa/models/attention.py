@@ -1,0 +1,110 @@
+"""The attention of "Learn To Pay Attention" (Jetley et al., ICLR 2018, section 3) in the paper's symbols and order.
+
+A level has n local features `l_i` (one vector per spatial position) and the network one global feature `g`:
+
+1. compatibility scores   c_i = <l_i, g>                        `dp`,  dot product
+                          c_i = <u, l_i + g>                    `pc`,  parametrized compatibility, `u` learned
+                          c_i = <u, tanh(W_l l_i + W_g g)>      `add`, additive compatibility (not in the paper)
+2. attention weights      a_i = softmax_i(c_i)                  or a gate per position, a_i = sigmoid(c_i)
+3. descriptor             g_s = sum_i a_i l_i                   with gates the mean, g_s = (1/n) sum_i a_i l_i
+
+A level whose width differs from that of `g` is first mapped to it by a linear map W without bias (a 1x1 convolution).
+W is never applied to the map itself: <g, W l> = <W^T g, l> and sum_i a_i W l_i = W sum_i a_i l_i are exact and cheap.
+(`add` has its own map W_l of the local features as they are, which W could add nothing to.)
+
+In `pc` the score is <u, l_i> + <u, g>. The second term is the same at every position, and softmax does not change when
+a constant is added to all its inputs: with softmax, the map of `pc` does not depend on `g` at all.
+"""
+
+import torch
+from torch import Tensor, nn
+
+COMPATIBILITIES = ("dp", "pc", "add")
+NORMALIZERS = ("softmax", "sigmoid")
+
+
+class Attention(nn.Module):
+    """Reads one level of local features through an attention map.
+
+    Scores and weights are computed in at least float32, whatever the precision of the features (only the map W_l of
+    `add` has that of the features). The module's own weights stay float32 or float64: mixed precision is autocast's.
+
+    Args:
+        local_channels: C_l, the width of the local features.
+        global_channels: C, the width of the global feature and of the descriptor.
+        compatibility: "dp", "pc" or "add" (see the module's text).
+        normalizer: "softmax" (weights sum to 1) or "sigmoid" (a gate in (0, 1) per position).
+
+    Raises:
+        ValueError: for an unknown compatibility or normalizer.
+    """
+
+    def __init__(
+        self, local_channels: int, global_channels: int, compatibility: str = "pc", normalizer: str = "softmax"
+    ) -> None:
+        super().__init__()
+        if compatibility not in COMPATIBILITIES:
+            raise ValueError(f"compatibility {compatibility!r}: choose one of {', '.join(COMPATIBILITIES)}")
+        if normalizer not in NORMALIZERS:
+            raise ValueError(f"normalizer {normalizer!r}: choose one of {', '.join(NORMALIZERS)}")
+        self.compatibility, self.normalizer = compatibility, normalizer
+        self.W = nn.Linear(local_channels, global_channels, bias=False) if local_channels != global_channels else None
+        if compatibility == "add":
+            self.W_l = nn.Linear(local_channels, global_channels, bias=False)
+            self.W_g = nn.Linear(global_channels, global_channels, bias=False)
+        if compatibility != "dp":
+            # Not zero: the gradient of a layer before a zero u would be zero, and so would every score.
+            self.u = nn.Parameter(torch.randn(global_channels) / global_channels**0.5)
+
+    @property
+    def uses_global_feature(self) -> bool:
+        """False where the map cannot depend on `g`: softmax cancels the term <u, g> that `pc` adds everywhere."""
+        return not (self.compatibility == "pc" and self.normalizer == "softmax")
+
+    def forward(self, local: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Applies the three equations.
+
+        Args:
+            local: local features `l`, (N, C_l, h, w).
+            g: global features, (N, C), or (1, C): one for all. May be None where `uses_global_feature` is False; the
+                scores then lack the constant <u, g>.
+
+        Returns:
+            descriptor (N, C), weights (N, h, w) and scores (N, h, w).
+
+        Raises:
+            ValueError: `g` is None although the map depends on it.
+        """
+        if g is None and self.uses_global_feature:
+            raise ValueError(f"{self.compatibility} with {self.normalizer} needs the global feature, but g is None")
+        size = local.shape[-2:]
+        features = local.flatten(2).transpose(1, 2)  # (N, n, C_l)
+        exact = torch.promote_types(local.dtype, torch.float32)
+        with torch.autocast(local.device.type, enabled=False):
+            positions = features.to(exact)
+            g = None if g is None else g.to(exact)
+            scores = (
+                self._additive(features, g) if self.compatibility == "add" else self._linear(positions, g)
+            )  # (N, n)
+            weights = scores.softmax(dim=1) if self.normalizer == "softmax" else scores.sigmoid()
+            descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)  # (N, C_l)
+            if self.normalizer == "sigmoid":
+                descriptor = descriptor / weights.shape[1]
+            if self.W is not None:
+                descriptor = self.W(descriptor)  # (N, C)
+        return descriptor, weights.unflatten(1, size), scores.unflatten(1, size)
+
+    def _linear(self, positions: Tensor, g: Tensor | None) -> Tensor:
+        """`dp` and `pc` as <v, l_i> + constant, where v = W^T g or W^T u."""
+        v = g if self.compatibility == "dp" else self.u  # (N, C) or (C,)
+        if self.W is not None:
+            v = v @ self.W.weight
+        if self.compatibility == "dp":
+            return (positions @ v.unsqueeze(2)).squeeze(2)
+        scores = positions @ v
+        return scores if g is None else scores + (g @ self.u).unsqueeze(1)
+
+    def _additive(self, features: Tensor, g: Tensor) -> Tensor:
+        """`add`: W_l l_i in the precision of the features, like the convolutions before it; the rest in float32."""
+        mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
+        return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u

@@ -1,0 +1,179 @@
+"""Weights of the best-known PyTorch version (SaoYan/LearnToPayAttention) and of the 2021 notebook, into our models.
+
+There: attention before pooling, batch norm with epsilon 1e-5, no norm before the classifier, `g` from a convolution
+over the whole of the last map, level 1 mapped to 512 channels by the "projector".
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import closest
+from .attention import NORMALIZERS
+from .backbones import VGG_LEVELS, GlobalBranch, VGGTrunk
+from .networks import AttentionNetwork, ImageClassifier, VGGLate
+
+_EPS = 1e-5
+_LAYERS = {  # block: our layers; convolution and batch norm stand at 0, 1, 3, 4, 6, 7, in block 6 at 0, 1, 4, 5
+    1: ("conv1", "conv2"),
+    2: ("conv3", "conv4"),
+    3: ("conv5", "conv6", "conv7"),
+    4: ("conv8", "conv9", "conv10"),
+    5: ("conv11", "conv12", "conv13"),
+    6: ("conv14", "conv15"),
+}
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def load_reference(
+    state_dict_or_path: Mapping[str, Tensor] | str | Path,
+    *,
+    normalize: tuple[Iterable[float], Iterable[float]],
+    normalizer: str = "softmax",
+) -> ImageClassifier:
+    """Makes a model from weights of the best-known PyTorch version: attention before pooling, or no attention.
+
+    Keys: `conv_block1..6.op.*` (or `cv1..6.op.*`, as in the 2021 notebook), `dense.*`, `projector.op.weight`,
+    `attn1..3.op.weight`, `classify.*`; "module." may stand in front of each.
+
+    Args:
+        state_dict_or_path: the state dict, or a file of it: safetensors, or torch.save's format, read without running
+            any code in it.
+        normalize: (mean, std) per channel that the weights were trained with, for images in [0, 1].
+        normalizer: what they were trained with, "softmax" or "sigmoid".
+
+    Returns:
+        The model in evaluation mode. With attention the global branch is kept (`faithful`).
+
+    Raises:
+        ValueError: keys that are missing or extra, all named; a shape that does not fit; a file that holds anything but
+            tensors; an unknown normalizer; a bad mean or standard deviation.
+        FileNotFoundError: no such file.
+    """
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
+    try:
+        mean, std = normalize
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"normalize must be (mean, std), three numbers each, not {normalize!r}") from error
+    if isinstance(state_dict_or_path, Mapping):
+        found = _tensors(state_dict_or_path)
+    else:
+        found = _read(Path(state_dict_or_path))
+    state: dict[str, Tensor] = {}
+    for key, value in found.items():
+        name = re.sub(r"^cv(\d)\.", r"conv_block\1.", key.removeprefix("module."))
+        if name in state:
+            raise ValueError(f"{name} is there twice, once as {key}")
+        state[name] = value
+
+    has_attention = any(key.startswith(("attn", "projector")) for key in state)
+    names = _names(has_attention)
+    counters = {key for key in names if key.endswith("num_batches_tracked")}  # old files lack them
+    missing, extra = sorted(set(names) - counters - set(state)), sorted(set(state) - set(names))
+    if missing or extra:
+        raise ValueError(
+            "these are not weights of the reference version: "
+            f"missing {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
+        )
+
+    with torch.device("meta"):  # the shapes alone: nothing is made before they are known to fit
+        model = _model(state, has_attention, normalizer)
+    ours = model.state_dict()
+    channels = len(state["conv_block1.op.0.weight"])
+    for theirs, value in state.items():
+        shape = _their_shape(theirs, ours[names[theirs]].shape)
+        if value.shape != shape:
+            raise ValueError(
+                f"{theirs} has the shape {tuple(value.shape)}; with {channels} channels in the first layer it must be "
+                f"{shape}"
+            )
+    model.to_empty(device="cpu")
+    model.set_normalization(mean, std)
+    ours = model.state_dict()
+    for theirs, name in names.items():
+        ours[name] = state[theirs].reshape(ours[name].shape) if theirs in state else torch.tensor(0)
+    model.load_state_dict(ours)
+    return model.eval()
+
+
+def _model(state: dict[str, Tensor], has_attention: bool, normalizer: str) -> ImageClassifier:
+    """The model of this width, with this many classes and this size of the layer that makes `g`."""
+    for key, ndim in (("conv_block1.op.0.weight", 4), ("dense.weight", 4), ("classify.bias", 1)):
+        if state[key].ndim != ndim or not state[key].numel():
+            raise ValueError(
+                f"{key} has the shape {tuple(state[key].shape)}; it must have {ndim} dimensions, none empty"
+            )
+    width = len(state["conv_block1.op.0.weight"]) / 64
+    num_classes = len(state["classify.bias"])
+    kernel = state["dense.weight"].shape[-1]
+    if not has_attention:
+        return VGGLate(num_classes, width, dropout=False, kernel=kernel, bn_eps=_EPS)
+    return AttentionNetwork(
+        num_classes,
+        VGGTrunk(width, dropout=False, bn_eps=_EPS),
+        partial(GlobalBranch, width, dropout=False, kernel=kernel, bn_eps=_EPS),
+        VGG_LEVELS,
+        "concat",
+        "pc",
+        normalizer,
+        dropout=False,
+        head_norm=False,
+        faithful=True,
+    )
+
+
+def _their_shape(theirs: str, ours: torch.Size) -> tuple[int, ...]:
+    """1x1 convolutions there are linear maps and vectors here."""
+    if theirs.startswith("attn"):
+        return (1, *ours, 1, 1)
+    if theirs in ("dense.weight", "projector.op.weight") and len(ours) == 2:
+        return (*ours, 1, 1)
+    return tuple(ours)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return _tensors(state.get("state_dict", state))
+    except Exception as error:  # torch and pickle raise what they like on other files
+        raise ValueError(
+            f"{path} cannot be read as weights: it is damaged or holds more than tensors (none of its code was run)"
+        ) from error
+
+
+def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{key!r} of the state dict is {type(value).__name__}: names and tensors are needed")
+    return dict(state)
+
+
+def _names(has_attention: bool) -> dict[str, str]:
+    """Their names to ours."""
+    names = {}
+    for block, layers in _LAYERS.items():
+        for number, layer in enumerate(layers):
+            at = number * (4 if block == 6 else 3)
+            place = "global_branch" if block == 6 else "trunk"
+            for key in ("weight", "bias"):
+                names[f"conv_block{block}.op.{at}.{key}"] = f"{place}.{layer}.0.{key}"
+            for key in _NORM:
+                names[f"conv_block{block}.op.{at + 1}.{key}"] = f"{place}.{layer}.1.{key}"
+    for key in ("weight", "bias"):
+        names[f"dense.{key}"] = f"global_branch.fc.{key}"
+        names[f"classify.{key}"] = f"head.classifiers.0.{key}"
+    if has_attention:
+        names["projector.op.weight"] = "attention.conv7.W.weight"
+        for number, level in enumerate(VGG_LEVELS, start=1):
+            names[f"attn{number}.op.weight"] = f"attention.{level}.u"
+    return names

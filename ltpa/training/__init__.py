@@ -1,0 +1,1 @@
+"""Training: the loop, what happens around it, and the run folder."""

@@ -1,0 +1,68 @@
+"""What is needed to repeat a run, printed where it starts: in a notebook or on the command line."""
+
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from ..config import TrainConfig
+from ..inference import choose_device, choose_precision
+
+
+def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
+    """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
+
+    Args:
+        config: the settings of the run; or the notebook's own parameters, where it has many runs.
+        device_name: the device in use, where it is not that of the settings.
+        own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
+    """
+    device = choose_device(device_name or config.device)
+    dtype = choose_precision(getattr(config, "precision", "auto"), device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
+    versions += [
+        f"{package} {metadata.version(package)}" for package in ("torch", "torchvision", "numpy", "matplotlib")
+    ]
+    print(", ".join(versions))
+    print(f"device {device} ({name}), precision {str(dtype).removeprefix('torch.')}")
+    if own is not None:
+        print("parameters of this notebook")
+        _print_fields(own)
+    if isinstance(config, TrainConfig):
+        print(f"run folder {config.path}")
+    _print_fields(config)
+
+
+def _print_fields(settings: Any) -> None:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        same = (tuple(value) if isinstance(value, list) else value) == field.default
+        print(f"  {field.name} = {value!r}" + ("" if same else "  (changed)"))
+
+
+def _origin() -> str:
+    """Which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
+    if (folder.parent / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+            if found.returncode == 0:
+                return f"commit {found.stdout.strip()}"
+    with suppress(metadata.PackageNotFoundError, ValueError):
+        # What pip notes down (PEP 610) of a package that comes from an address: a tag's archive, or a commit.
+        noted = json.loads(metadata.distribution("ltpa").read_text("direct_url.json") or "{}")
+        if commit := noted.get("vcs_info", {}).get("commit_id"):
+            return f"commit {commit}"
+        if "archive_info" in noted:
+            return f"from {noted['url']}"
+    return f"commit unknown: no git checkout; the code of a release is at its tag v{__version__}"

@@ -1,0 +1,1 @@
+"""Pictures: figures, `ltpa.show` and the explorer."""

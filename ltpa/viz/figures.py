@@ -1,0 +1,356 @@
+"""Pictures of attention maps on a scale that tells empty, collapsed and healthy maps apart, and of training.
+
+A map is drawn relative to the uniform one (1 = no preference), on one logarithmic scale for the whole figure, with its
+entropy under it. It is drawn opaque, so that its hues are those of the color bar; over it lies the picture as faint
+light and shade.
+
+No figure here belongs to pyplot: nothing is displayed by itself, or twice, or has to be closed; `show` displays one.
+"""
+
+import io
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import closest
+from ..maps import entropy, relative
+
+LOWEST = 0.25  # times uniform: the lower end of the color scale
+_COLORS = "viridis"
+_FONT, _TITLE_FONT = 11, 12
+_MOST_SNAPSHOTS = 8
+
+
+def attention_figure(
+    images: Tensor | Sequence[Tensor],
+    maps: Mapping[str, Tensor | Sequence[Tensor]],
+    *,
+    titles: Sequence[str] | None = None,
+    masks: Tensor | None = None,
+    scale: float | None = None,
+) -> Figure:
+    """Draws one row per image: the image, then the map of every level. Without maps only the images, four a row.
+
+    Args:
+        images: (N, 3, H, W), uint8 or float in [0, 1]; or a list of (3, H, W), whose sizes may differ.
+        maps: level -> non-negative weights (N, h, w), softmax weights or gates, as in `model.attend(images).maps`; or a
+            list of (h, w).
+        titles: N texts to stand over the images; " | " begins a new line.
+        masks: bool (N, H, W), whose outlines are drawn on image and maps.
+        scale: upper end of the color scale, in multiples of uniform; without it the highest value rounded up to a
+            power of two, from 4 to 32. What lies above gets the color of the upper end.
+
+    Raises:
+        ValueError: for shapes or lengths that do not fit together, and values out of range.
+    """
+    return _grid(
+        images, {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}, titles, masks, scale
+    )
+
+
+def snapshot_figure(
+    images: Tensor, snapshots: Mapping[int, Mapping[str, Tensor]], level: str, *, titles: Sequence[str] | None = None
+) -> Figure:
+    """Draws how the maps of one level changed during training: a row per image, a column per epoch.
+
+    Args:
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+        snapshots: epoch -> level -> weights (N, h, w); of more than 8 epochs, 8 are drawn, with the first and last.
+        level: name of the level.
+        titles: see `attention_figure`.
+
+    Raises:
+        ValueError: without snapshots, for a level that is not in each of them, and as `attention_figure`.
+    """
+    if not snapshots:
+        raise ValueError("no snapshots to draw: give at least one, epoch -> {level: maps}")
+    for epoch, maps in snapshots.items():
+        if level not in maps:
+            raise ValueError(f"unknown level {level!r} at epoch {epoch}: {closest(level, maps)}")
+    epochs = sorted(snapshots)
+    chosen = {epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, _MOST_SNAPSHOTS)}
+    figure = _grid(images, {f"epoch {epoch}": snapshots[epoch][level] for epoch in sorted(chosen)}, titles)
+    figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=_TITLE_FONT + 1)
+    return figure
+
+
+def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = None) -> Figure:
+    """Draws the loss (left) and the accuracies in percent (right) of a training run, with their last values.
+
+    Args:
+        history: a row per epoch with `epoch` (from 1), and as far as known `train_loss`, `train_accuracy` and
+            `test_accuracy` (0 to 1); other keys are not used, values that are not finite are left out.
+        epochs: length of the epoch axis; without it, the last epoch of the history.
+    """
+    figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    last = max((row["epoch"] for row in history), default=1)
+    for axes, key, style, text, factor in (
+        (left, "train_loss", "C0o-", "train {:.3f}", 1),
+        (right, "train_accuracy", "C0o-", "train {:.1f} %", 100),
+        (right, "test_accuracy", "C1s--", "test {:.1f} %", 100),
+    ):
+        points = [(row["epoch"], row[key] * factor) for row in history if math.isfinite(row.get(key, math.nan))]
+        if points:
+            x, y = zip(*points, strict=True)
+            label = text.format(y[-1]) + (f" (epoch {x[-1]})" if x[-1] < last else "")
+            axes.plot(x, y, style, label=label, markersize=4 if len(x) <= 60 else 0)
+    end = epochs or last
+    margin = max(0.5, 0.02 * end)
+    for axes, name, place in ((left, "loss", "upper right"), (right, "accuracy (%)", "lower right")):
+        axes.set_xlim(1 - margin, end + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch", fontsize=_TITLE_FONT)
+        axes.set_ylabel(name, fontsize=_TITLE_FONT)
+        axes.tick_params(labelsize=_FONT)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(loc=place, fontsize=_TITLE_FONT)
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 102)
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as PNG; its size in pixels is that of the figure in inches times `dpi`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Displays the figure in a notebook, with a text for those who cannot see it; elsewhere does nothing."""
+    if _in_ipython():
+        from IPython.display import display
+
+        display(_image(figure, alt))
+
+
+class LivePlot:
+    """A figure that is displayed once and then redrawn in place; outside IPython it does nothing.
+
+    Args:
+        draw: makes a figure from what `update` is given, for instance `learning_curve`.
+        alt: text for those who cannot see the figure.
+    """
+
+    def __init__(self, draw: Callable[[Any], Figure], alt: str) -> None:
+        self._draw, self._alt = draw, alt
+        self._handle: Any = None
+
+    def update(self, value: Any) -> None:
+        """Draws `draw(value)`: under the running cell the first time, from then on in the same place."""
+        if not _in_ipython():
+            return
+        from IPython.display import display
+
+        image = _image(self._draw(value), self._alt)
+        if self._handle is None:
+            self._handle = display(image, display_id=True)
+        else:
+            self._handle.update(image)
+
+
+def _in_ipython() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def _image(figure: Figure, alt: str) -> Any:
+    from IPython.display import Image
+
+    # Not alt=alt: the Image of IPython 7, which Colab has, knows no such argument. Both put this into the output.
+    return Image(to_png(figure), format="png", metadata={"alt": alt})
+
+
+def _grid(
+    images: Tensor | Sequence[Tensor],
+    columns: Mapping[str, Tensor | Sequence[Tensor]],
+    titles: Sequence[str] | None,
+    masks: Tensor | None = None,
+    scale: float | None = None,
+) -> Figure:
+    """Figure of images (3, H, W) and columns of maps, title -> (h, w) for each image."""
+    _check(images, columns, titles, masks, scale)
+    pictures = [_pixels(image) for image in images]
+    count = len(pictures)
+
+    across = 1 + len(columns) if columns else min(count, 4)
+    down = count if columns else math.ceil(count / across)
+    side = min(2.2, max(1.4, 11 / across))
+    texts = [
+        "\n".join(textwrap.fill(line, round(side * 11)) for line in t.split(" | ")) for t in titles or [""] * count
+    ]
+    lines = max(text.count("\n") for text in texts) + 1
+    heads = [textwrap.fill(title, round(side * 10)) for title in columns]
+    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    row = side * tallest + 0.19 * lines + (0.3 if columns else 0.15)
+    above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
+    size = (across * side + (1.4 if columns else 0), down * row + 0.1 + above)
+    figure = Figure(size, dpi=100, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    image_of = [i // across if columns else i for i in range(axes.size)]  # of each panel
+    for panel, i in zip(axes.flat, image_of, strict=True):
+        if i >= count:
+            panel.axis("off")
+            continue
+        height, width, _ = pictures[i].shape
+        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+
+    for panel, picture, text in zip(axes[:, 0] if columns else axes.flat, pictures, texts, strict=False):
+        panel.imshow(picture, origin="upper")
+        panel.set_title(text, fontsize=_FONT, parse_math=False)
+    norm = LogNorm(LOWEST, 4)
+    highest = 0.0
+    for column, (head, maps) in enumerate(zip(heads, columns.values(), strict=True), start=1):
+        axes[0, column].set_title(head, fontsize=_TITLE_FONT, parse_math=False)
+        for picture, one, panel in zip(pictures, maps, axes[:, column], strict=True):
+            weights = one.detach().cpu().double()[None]
+            shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
+            highest = max(highest, float(np.nan_to_num(shares).max()))
+            # "+ 0.0" because the entropy of a single position is minus zero.
+            panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=_FONT)
+            if defect := _defect(one):
+                _hatch(panel, defect)
+                continue
+            box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+            panel.imshow(shares, cmap=_COLORS, norm=norm, extent=box, origin="upper", interpolation="nearest")
+            panel.imshow(_light_and_shade(picture), origin="upper")
+    if masks is not None:
+        for panel, i in zip(axes.flat, image_of, strict=True):
+            if i < count:
+                outline(panel, masks[i].cpu().numpy())
+    if columns:
+        # The margin keeps a rounding error from doubling the scale.
+        norm.vmax = scale or min(32.0, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
+        _color_bar(figure, axes, norm, clipped=highest > norm.vmax * 1.001)
+    return figure
+
+
+def _pixels(image: Tensor) -> NDArray[np.float64]:
+    """Image (3, H, W) as (H, W, 3) in [0, 1]."""
+    pixels = image.detach().cpu().permute(1, 2, 0).double().numpy()
+    return pixels / 255 if image.dtype == torch.uint8 else pixels.clip(0, 1)
+
+
+def _size(maps: Tensor | Sequence[Tensor]) -> str:
+    """Height and width of maps, where they are all alike."""
+    sizes = {tuple(one.shape) for one in maps}
+    return "x".join(map(str, sizes.pop())) if len(sizes) == 1 else ""
+
+
+def _check(
+    images: Tensor | Sequence[Tensor],
+    columns: Mapping[str, Tensor | Sequence[Tensor]],
+    titles: Sequence[str] | None,
+    masks: Tensor | None,
+    scale: float | None,
+) -> None:
+    if (isinstance(images, Tensor) and images.ndim != 4) or not len(images):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else "an empty list"
+        raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {shape}")
+    count = len(images)
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {(count, *image.shape)}")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f"images must be uint8, or float in [0, 1], not {image.dtype}")
+        # The tolerance is for pictures that were scaled smoothly.
+        if image.dtype != torch.uint8 and (image.min() < -0.2 or image.max() > 1.2):
+            low, high = (f"{end:.3g}" for end in (image.min(), image.max()))
+            raise ValueError(f"float images must lie in [0, 1], but reach from {low} to {high}")
+    for name, maps in columns.items():
+        if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
+            shape = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
+            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {shape}")
+        if any((one < 0).any() for one in maps):
+            raise ValueError(f"maps of {name}: must be weights from 0 up, but some are negative; are they scores?")
+    if titles is not None and (isinstance(titles, str) or len(titles) != count):
+        raise ValueError(f"titles must be a list of {count} texts, one per image, not {titles!r}")
+    size = tuple(images[0].shape[1:])
+    if masks is not None and (masks.dtype != torch.bool or masks.shape != (count, *size)):
+        raise ValueError(f"masks must be bool {(count, *size)}, not {masks.dtype} {tuple(masks.shape)}")
+    if scale is not None and not 1 < scale < math.inf:
+        raise ValueError(f"scale must be above 1 (the uniform map), not {scale}")
+
+
+def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Picture (H, W, 3) as a layer (H, W, 4) of translucent white and black, transparent at its mean brightness."""
+    # Not stronger: a bright object would look attended to on a uniform map.
+    strength = 0.2
+    gray = picture @ [0.299, 0.587, 0.114]
+    relief = ((gray - gray.mean()) / (2 * max(gray.std(), 0.05))).clip(-1, 1)
+    return np.stack([relief > 0] * 3 + [strength * np.abs(relief)], axis=2).astype(np.float64)
+
+
+def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
+    """Draws the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
+    v, u = np.nonzero(np.diff(padded, axis=1)[1:-1])
+    ends = np.concatenate([np.stack([x, y, x + 1, y], axis=1), np.stack([u, v, u, v + 1], axis=1)]) - 0.5
+    for color, line in (("black", 2.4), ("white", 1.0)):
+        axes.add_collection(LineCollection(ends.reshape(-1, 2, 2), colors=color, linewidths=line), autolim=False)
+
+
+def _defect(one: Tensor) -> str:
+    """What keeps a map (h, w) from being drawn, or nothing."""
+    if one.isnan().any():
+        return "NaN"
+    if one.isinf().any():
+        return "infinite"
+    return "" if one.any() else "all zero"
+
+
+def _hatch(axes: Axes, text: str) -> None:
+    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor="0.9", edgecolor="0.6", hatch="//"))
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, backgroundcolor="white")
+
+
+def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped: bool) -> None:
+    bar = figure.colorbar(
+        ScalarMappable(norm, _COLORS),
+        ax=axes,
+        extend="both" if clipped else "min",
+        shrink=min(1.0, 4.5 / figure.get_figheight()),
+        anchor=(0.0, 1.0),
+        aspect=18,
+    )
+    powers = range(-2, math.floor(math.log2(norm.vmax)) + 1, 1 if norm.vmax <= 64 else 2)
+    labels = [f"1/{2**-power}" if power < 0 else str(2**power) for power in powers]
+    bar.set_ticks([2.0**power for power in powers], labels=labels, fontsize=_FONT)
+    bar.minorticks_off()
+    bar.set_label("attention / uniform", fontsize=_TITLE_FONT)
+    bar.ax.axhline(1, color="white", linewidth=2)
+
+
+def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = None) -> list[str]:
+    """What the network answers, in words: "deer 97 %", and where it is wrong "deer 97 % | truth: cat".
+
+    Args:
+        logits: (N, num_classes).
+        classes: names of the classes.
+        labels: the truth, (N,), if it is known; below 0 where it is none of the classes.
+    """
+    probability, answer = logits.float().softmax(dim=1).max(dim=1)
+    texts = [f"{classes[a]} {p:.0%}".replace("%", " %") for a, p in zip(answer.tolist(), probability, strict=True)]
+    if labels is None:
+        return texts
+    return [
+        text if a == truth else f"{text} | truth: {classes[truth] if truth >= 0 else 'none of these'}"
+        for text, a, truth in zip(texts, answer.tolist(), labels.tolist(), strict=True)
+    ]

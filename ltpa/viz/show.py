@@ -1,0 +1,79 @@
+"""`ltpa.show`: a figure of pictures and maps, whatever form the pictures have and whatever model the maps are of."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..data.images import LEAST, READ, Picture, at_resolution, read_pictures
+from ..inference import attend
+from ..models.networks import ImageClassifier
+from ..pretrained import load_pretrained
+from ..training.run import Run
+from .composer import fit_for_display
+from .figures import attention_figure, captions
+
+SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
+
+
+def show(
+    images: Picture | Sequence[Picture],
+    model: Run | ImageClassifier | None = None,
+    *,
+    maps: Mapping[str, Tensor] | None = None,
+    side: int | None = None,
+    classes: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    masks: Tensor | None = None,
+    scale: float | None = None,
+) -> Figure:
+    """Draws pictures with attention maps, a row a picture; a notebook displays the figure where a cell ends with it.
+
+    Args:
+        images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
+        model: whose maps are drawn; a run knows the names of its classes. Without one (and without `maps`) it is
+            `ltpa.load_pretrained()`, which knows the ten classes of CIFAR-10 and nothing else.
+        maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
+        side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
+            pictures are read as they are, but not with less than 32 or more than 224 pixels.
+        classes: names of the classes, for a model.
+        titles: a text for every picture, in place of what the model answers.
+        masks: bool (N, H, W), of pictures of one size: their outlines are drawn.
+        scale: see `ltpa.viz.figures.attention_figure`.
+
+    Returns:
+        a matplotlib figure, which belongs to no window: `figure.savefig("maps.pdf")` keeps it.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: pictures that cannot be read, see `read_pictures`; both a
+            model and maps; maps that do not fit the pictures.
+    """
+    if model is not None and maps is not None:
+        raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
+    pictures = read_pictures(images)
+    if maps is None and model is None:
+        model = load_pretrained()
+    if maps is None:
+        network, names = (model.model, classes or model.classes) if isinstance(model, Run) else (model, classes)
+        if not isinstance(network, ImageClassifier):
+            raise TypeError(f"a run or a model of ltpa is needed, not {type(network).__name__}; else give maps={{...}}")
+        seen = [attend(network, _entered(picture, side)[None]) for picture in pictures]
+        maps = {level: [one.maps[level][0] for one in seen] for level in seen[0].maps}
+        if titles is None:
+            logits = torch.cat([one.logits for one in seen])
+            if names is not None and len(names) != logits.shape[1]:
+                raise ValueError(f"the model knows {logits.shape[1]} classes, but {len(names)} names were given")
+            titles = captions(logits, names or [str(number) for number in range(logits.shape[1])])
+    else:
+        maps = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
+    if masks is None:
+        pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
+    return attention_figure(pictures, maps, titles=titles, masks=masks, scale=scale)
+
+
+def _entered(picture: Tensor, side: int | None) -> Tensor:
+    shorter = min(picture.shape[1:])
+    if side is None and LEAST <= shorter <= READ:
+        return picture
+    return at_resolution(picture, side if side is not None else min(max(shorter, LEAST), READ))

@@ -1,0 +1,401 @@
+"""Attacks against an explicit gradient, signs of masking in networks that mask, effects against plain numbers."""
+
+import contextlib
+import copy
+import sys
+from collections import OrderedDict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import ltpa
+from ltpa.course import ablation, comparison
+from ltpa.course import robustness as attack
+from ltpa.course import robustness_plot as attack_plot
+from ltpa.course.ablation import Grid, Result
+from ltpa.course.ablation_plot import effects_figure
+from ltpa.course.robustness import AttackConfig, Attacked
+from ltpa.course.tables import write_rows
+from ltpa.metrics.statistics import SUPPORTED, UNDECIDED, Interval
+from ltpa.models.networks import AttentionOutput, ImageClassifier
+from ltpa.viz.figures import to_png
+from tests.tools.tiny_grid import GRID
+from tests.tools.verdicts import read_effects
+
+TINY = {**GRID, "images": 20, "epsilons": [1, 128], "epsilon": 1, "pgd_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny grid, its data, and what it withstands."""
+    with contextlib.chdir(tmp_path_factory.mktemp("attack")):
+        config = AttackConfig(**TINY)
+        ablation.train_missing(config)
+        data = ltpa.data_for(config.grid()[0].config)
+        grid = ablation.collect(config, data)
+        return grid, config.sample(data), attack.attack_grid(grid, config.sample(data))
+
+
+def network(name="vgg-att3-concat-dp", seed=0):
+    torch.manual_seed(seed)
+    return ltpa.create_model(name, 10, width=1 / 32).eval()
+
+
+def pictures(count=6, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=draw, dtype=torch.uint8), torch.arange(count) % 10
+
+
+def gradient(model, images, labels):
+    """Of the summed cross-entropy with respect to the images, by plain autograd."""
+    x = images.clone().requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(model(x), labels, reduction="sum")
+    (found,) = torch.autograd.grad(loss, x)
+    return found
+
+
+# The attacks
+
+
+@pytest.mark.parametrize("name", ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp"])
+def test_fgsm_is_one_step_along_the_sign_of_the_gradient(name):
+    model, (images, labels) = network(name), pictures()
+    clean = images.float() / 255
+    slope = gradient(model, clean, labels)
+    expected = (clean + 3 / 255 * slope.sign()).clamp(0, 1)
+    found = attack.perturb(model, images, labels, 3)
+    clear = slope.abs() > 1e-4 * slope.abs().max()  # where no rounding can turn the sign
+    assert clear.double().mean() > 0.9
+    assert torch.allclose(found[clear], expected[clear], atol=1e-7)
+    assert ((found - clean).abs() <= 3 / 255 + 1e-7).all()
+    assert (found.dtype, found.min() >= 0, found.max() <= 1) == (torch.float32, True, True)
+    assert torch.equal(attack.perturb(model, clean, labels, 3), found), "float images are the same images"
+
+
+def test_pgd_is_many_such_steps_from_a_random_start():
+    model, (images, labels) = network(), pictures()
+    clean = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    radius, steps = 8 / 255, 4
+    torch.manual_seed(5)
+    x = (clean + torch.rand_like(clean) * 2 * radius - radius).clamp(0, 1)
+    for _ in range(steps):
+        x = x + 2.5 * radius / steps * gradient(model, x, labels).sign()
+        x = torch.maximum(torch.minimum(x, clean + radius), clean - radius).clamp(0, 1)
+    found = attack.perturb(model, images, labels, 8, "PGD", steps=steps, seed=5)
+    # A value near a step's sign change may end elsewhere.
+    assert ((found - x).abs() < 1e-6).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8, 128, 255])
+def test_pgd_stays_near_the_image_and_is_an_image(epsilon):
+    model, (images, labels) = network(), pictures()
+    found = attack.perturb(model, images, labels, epsilon, "PGD", steps=3)
+    assert (found - images.float() / 255).abs().max() <= epsilon / 255 + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_the_seed_decides_and_nobody_elses_random_numbers_change():
+    model, (images, labels) = network(), pictures()
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first, again, other = (attack.perturb(model, images, labels, 8, "PGD", 2, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", attack.ATTACKS)
+def test_the_model_and_the_images_stay_as_they_are(name):
+    model, (images, labels) = network().train(), pictures()
+    images = images.float() / 255
+    before, kept = {key: value.clone() for key, value in model.state_dict().items()}, images.clone()
+    attack.perturb(model, images, labels, 8, name, 2)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(images, kept)
+    assert not images.requires_grad
+
+
+def test_the_loss_grows_and_pgd_makes_it_grow_more():
+    model, (images, labels) = network(), pictures(10)
+    losses = [torch.nn.functional.cross_entropy(model(images.float() / 255), labels).item()]
+    for name in attack.ATTACKS:
+        found = attack.perturb(model, images, labels, 4, name, 10)
+        losses.append(torch.nn.functional.cross_entropy(model(found), labels).item())
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_a_sure_network_is_attacked_too(monkeypatch):
+    """Its gradients are below captum's threshold, which would leave the images as they are."""
+    from captum.robust import FGSM
+
+    model, (images, _) = network("vgg-late"), pictures()
+    clean = images.float() / 255
+    with torch.no_grad():
+        model.head.classifiers[0].bias.zero_()
+        first, second = model(clean).topk(2).values.T
+        model.head.classifiers[0].weight *= 40 / (first - second).median()
+        labels = model(clean).argmax(1)
+        first, second = model(clean).topk(2).values.T
+    sure = (first - second > 25) & (first - second < 60)
+    assert sure.any()
+    monkeypatch.setattr("warnings.warn", lambda *_, **__: None)
+    blind = FGSM(model, torch.nn.CrossEntropyLoss(reduction="none"), 0.0, 1.0).perturb(clean.clone(), 4 / 255, labels)
+    assert torch.equal(blind[sure], clean[sure])
+    found = attack.perturb(model, images, labels, 4)
+    slope = gradient(copy.deepcopy(model).double(), clean.double(), labels)[sure]
+    expected = (clean[sure] + 4 / 255 * slope.sign()).clamp(0, 1).float()
+    largest = slope.abs().amax((1, 2, 3), keepdim=True)
+    clear = slope.abs() > 1e-3 * largest
+    assert clear.double().mean() > 0.5
+    assert torch.allclose(found[sure][clear], expected[clear], atol=1e-6)
+
+
+def test_what_is_not_an_attack_or_not_installed_is_told(monkeypatch):
+    model, (images, labels) = network(), pictures()
+    with pytest.raises(ValueError, match=r"attack='fgsm'.*known: FGSM, PGD"):
+        attack.perturb(model, images, labels, 1, "fgsm")
+    monkeypatch.setitem(sys.modules, "captum.robust", None)
+    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
+        attack.perturb(model, images, labels, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"epsilon": 2}, ValueError, r"epsilon=2 must be one of epsilons, \[1, 128\]"),
+        ({"epsilon": 0}, ValueError, "epsilon must be above 0 and at most 255"),
+        ({"epsilons": []}, TypeError, "epsilons must be a list of numbers"),
+        ({"epsilons": [1, 300]}, ValueError, "epsilons: epsilon must be above 0 and at most 255, not 300"),
+        ({"epsilons": [1, 1]}, ValueError, "epsilons has a number twice"),
+        ({"images": 1}, ValueError, "images must be at least 2"),
+        ({"pgd_steps": 0}, ValueError, "pgd_steps must be at least 1"),
+        ({"baseline": "vgg"}, ValueError, "baseline='vgg'"),
+    ],
+)
+def test_bad_parameters_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        AttackConfig(**{**TINY, **changes})
+
+
+# The grid under attack
+
+
+def test_what_a_run_withstands_is_what_its_model_answers(trained):
+    grid, split, found = trained
+    assert [run.cell for run in found] == grid.config.grid()
+    for run in found:
+        model = run.result.run.model
+        assert torch.equal(run.clean, model(split.images.float() / 255).argmax(1) == split.labels)
+        assert set(run.white_box) == set(product(("FGSM", "PGD"), (1, 128)))
+        for (name, epsilon), right in run.white_box.items():
+            made = attack.perturb(model, split.images, split.labels, epsilon, name, 2)
+            assert torch.equal(right, model(made).argmax(1) == split.labels)
+
+
+def test_transferred_images_are_those_of_the_right_network(trained):
+    _, split, found = trained
+    models = {(run.cell.variant, run.cell.seed): run.result.run.model for run in found}
+    late, dp = TINY["models"]
+    for run in found:
+        sources = {
+            "other seed": (run.cell.variant, 1 - run.cell.seed),
+            "other model": (dp if run.cell.variant == late else late, run.cell.seed),
+        }
+        assert set(run.transferred) == set(product(("FGSM", "PGD"), sources))
+        for (name, source), right in run.transferred.items():
+            made = attack.perturb(models[sources[source]], split.images, split.labels, 1, name, 2)
+            assert torch.equal(right, models[run.cell.variant, run.cell.seed](made).argmax(1) == split.labels)
+
+
+def test_the_sample_is_balanced_and_always_the_same():
+    config = AttackConfig(**{**TINY, "test_limit": 200, "images": 50})
+    data = ltpa.load_data("shapes", train_limit=20, test_limit=200)
+    split = config.sample(data)
+    assert torch.bincount(split.labels).tolist() == [5] * 10
+    assert torch.equal(split.images, config.sample(data).images)
+
+
+# Gradient masking
+
+
+class Brightness(ImageClassifier):
+    """Tells dark from bright pictures by their mean; `blind` passes no gradient on."""
+
+    def __init__(self, blind):
+        super().__init__()
+        self.blind = blind
+
+    def attend(self, images, *, query=None):
+        z = 40 * (images.mean((1, 2, 3)) - 0.5)
+        z = z.detach() + 0 * z if self.blind else z
+        return AttentionOutput(torch.stack([-z, z], 1), OrderedDict(), OrderedDict(), None)
+
+
+def brightness_grid():
+    """A blind network that looks robust beside one that sees; and pictures that a small change turns."""
+    config = AttackConfig(
+        models=["vgg-late", "vgg"], seeds=[0, 1], images=60, epsilons=[4, 128], epsilon=4, pgd_steps=3, device="cpu"
+    )
+    grid = Grid(config)
+    for cell in config.grid():
+        run = ltpa.Run(cell.config, ("dark", "bright"), Brightness(cell.variant == "vgg").eval(), Path("nowhere"))
+        grid.results.append(Result(cell, run, torch.ones(60, dtype=torch.bool)))
+    labels = torch.arange(60) % 2
+    level = torch.where(labels == 1, 130, 125)  # 0.5 lies between
+    images = level.view(-1, 1, 1, 1).expand(-1, 3, 32, 32).to(torch.uint8)
+    return grid, ltpa.Split(images.contiguous(), labels)
+
+
+def test_a_blind_network_is_found_out_and_nothing_is_decided():
+    grid, split = brightness_grid()
+    found = attack.attack_grid(grid, split)
+    late, blind = found[0], found[1]
+    assert late.clean.all()
+    assert not late.white_box["FGSM", 4].any()
+    assert blind.white_box["FGSM", 4].all(), "it looks robust"
+    checks = attack.checks(grid, found)
+    signs = {(check.name, check.variant) for check in checks if check.sign}
+    assert {variant for _, variant in signs} == {"vgg"}
+    assert {name for name, _ in signs} == {
+        "FGSM at 4 against images of the other model",
+        "PGD at 4 against images of the other model",
+        "PGD at 128 against chance",
+    }
+    table = attack.check_table(checks).splitlines()
+    assert len(table) == 1 + len({check.name for check in checks})
+    assert sum(line.endswith("  vgg") for line in table) == 3
+    measures = attack.effects(grid, found, checks)
+    assert {c.verdict for of in measures.values() for c in of} == {UNDECIDED}
+    assert all(c.over_images.mean == 1 for c in measures["FGSM 4/255: accuracy"])
+    text = " ".join(attack.conclusion(grid, measures, checks).split())
+    assert "signs of gradient masking: vgg (nothing is decided about these)" in text
+    # Without the checks it would be called robust.
+    trusted = attack.effects(grid, found, [])
+    assert {c.verdict for of in trusted.values() for c in of} == {SUPPORTED}
+
+
+def made_up(right, images=200):
+    """Runs that withstand such parts of the images, {variant: {(attack, epsilon) or "clean": [part by seed]}}."""
+    config = AttackConfig(models=list(right), seeds=[0, 1, 2], epsilons=[1, 8], epsilon=1)
+    grid, found = Grid(config), []
+    for cell in config.grid():
+        parts = {key: torch.arange(images) < round(of[cell.seed] * images) for key, of in right[cell.variant].items()}
+        run = ltpa.Run(cell.config, tuple("abcdefghij"), None, Path("nowhere"))
+        grid.results.append(Result(cell, run, parts["clean"]))
+        found.append(Attacked(grid.results[-1], parts.pop("clean"), parts))
+    return grid, found
+
+
+def numbers(clean, fgsm, pgd):
+    """The same with every seed but for a little."""
+    return {
+        key: [part - 0.005, part, part + 0.005]
+        for key, part in {
+            "clean": clean,
+            **{("FGSM", 1): fgsm, ("FGSM", 8): 0.1},
+            **{("PGD", 1): pgd, ("PGD", 8): 0.01},
+        }.items()
+    }
+
+
+def test_pgd_that_is_weaker_than_fgsm_is_a_sign():
+    grid, found = made_up({"vgg-late": numbers(0.9, 0.5, 0.4), "vgg": numbers(0.9, 0.5, 0.7)})
+    checks = attack.checks(grid, found)
+    assert [(check.name, check.variant) for check in checks if check.sign] == [("PGD against FGSM at 1", "vgg")]
+    (excess,) = (c.excess for c in checks if (c.name, c.variant) == ("PGD against FGSM at 1", "vgg-late"))
+    assert excess.mean == pytest.approx(-0.1)
+    assert excess.high < 0
+    assert len(checks) == 2 * 3, "two epsilons and chance for two models"
+    (chance,) = (c.excess for c in checks if c.name.endswith("chance") and c.variant == "vgg")
+    assert chance.mean == pytest.approx(0.01 - 0.1)
+
+
+def test_effects_are_paired_and_tell_robust_from_better():
+    """ "vgg" is better by 0.1 throughout, so it is no more robust; "vgg-pan" loses less."""
+    grid, found = made_up(
+        {"vgg-late": numbers(0.8, 0.5, 0.4), "vgg": numbers(0.9, 0.6, 0.5), "vgg-pan": numbers(0.8, 0.65, 0.55)}
+    )
+    measures = attack.effects(grid, found, attack.checks(grid, found))
+    assert list(measures) == [
+        *("FGSM 1/255: accuracy", "FGSM 1/255: accuracy minus clean accuracy"),
+        *("PGD 1/255: accuracy", "PGD 1/255: accuracy minus clean accuracy"),
+    ]
+    got = {name: {c.variant: c for c in of} for name, of in measures.items()}
+    for name in ("FGSM", "PGD"):
+        kept, lost = (got[f"{name} 1/255: accuracy{end}"] for end in ("", " minus clean accuracy"))
+        assert kept["vgg"].over_seeds.mean == pytest.approx(0.1)
+        assert lost["vgg"].over_seeds.mean == pytest.approx(0.0, abs=1e-12)
+        assert kept["vgg"].verdict == SUPPORTED
+        assert lost["vgg"].verdict != SUPPORTED
+        assert lost["vgg-pan"].over_seeds.mean == pytest.approx(0.15)
+        assert (kept["vgg-pan"].verdict, lost["vgg-pan"].verdict) == (SUPPORTED, SUPPORTED)
+    text = " ".join(attack.conclusion(grid, measures, []).split())
+    assert "8 comparisons with vgg-late" in text
+    assert "minus clean accuracy: better than vgg-late: vgg-pan (+15.0 points);" in text
+
+
+def test_intervals_are_corrected_for_all_effects_shown():
+    right = {name: numbers(0.8, 0.5, 0.4) for name in ("vgg-late", "vgg", "vgg-pan")}
+    right["vgg"]["FGSM", 1] = [0.50, 0.55, 0.65]
+    grid, found = made_up(right)
+    (compared,) = (c for c in attack.effects(grid, found, [])["FGSM 1/255: accuracy"] if c.variant == "vgg")
+    values = np.array([0.50, 0.55, 0.65]) - np.array([0.495, 0.5, 0.505])
+    low, high = stats.t.interval(1 - 0.05 / 8, 2, loc=values.mean(), scale=stats.sem(values))
+    assert (compared.over_seeds.low, compared.over_seeds.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_the_interval_of_an_effect_has_the_farther_ends():
+    one = comparison.Comparison("vgg", {0: 0.1}, Interval(0.1, -0.2, 0.3), Interval(0.1, 0.0, 0.4), UNDECIDED)
+    assert (one.interval.mean, one.interval.low, one.interval.high) == (0.1, -0.2, 0.4)
+    nan = float("nan")
+    alone = comparison.Comparison("vgg", {0: 0.1}, Interval(0.1, nan, nan), Interval(0.1, 0.0, 0.4), UNDECIDED)
+    assert np.isnan([alone.interval.low, alone.interval.high]).all()
+
+
+def test_files_tables_and_figures(trained, tmp_path):
+    grid, split, found = trained
+    checks = attack.checks(grid, found)
+    measures = attack.effects(grid, found, checks)
+    path = write_rows(tmp_path / "new" / "a.csv", comparison.effect_rows("robust to FGSM", grid, measures))
+    rows = read_effects([path])
+    assert [row["measure"] for row in rows] == list(measures)
+    for row, (c,) in zip(rows, measures.values(), strict=True):
+        assert float(row["effect"]) == pytest.approx(c.over_seeds.mean, abs=1e-6)
+        assert float(row["low"]) == pytest.approx(min(c.over_seeds.low, c.over_images.low), abs=1e-6)
+        assert (row["n"], row["data"], row["verdict"]) == ("2", "shapes", c.verdict)
+        assert row["budget"] == grid.config.described()
+    table = attack.accuracy_table(grid, found).splitlines()
+    clean = np.mean([100 * r.clean.double().mean().item() for r in found if r.cell.variant == "vgg-late"])
+    assert table[1].split()[:3] == ["vgg-late", "FGSM", f"{clean:.1f}"]
+    assert len(table) == 1 + 2 * 2
+
+    figure = attack_plot.accuracy_figure(grid, found)
+    points = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert sum(len(line.get_xdata()) for line in points) == 2 * len(found) * 3
+    drawn = sorted(y for line in points[:3] for y in line.get_ydata())
+    of = [run for run in found if run.cell.variant == "vgg-late"]
+    expected = [r for run in of for r in (run.clean, run.white_box["FGSM", 1], run.white_box["FGSM", 128])]
+    assert drawn == pytest.approx(sorted(100 * r.double().mean().item() for r in expected))
+    bars = effects_figure(measures, "vgg-late")
+    assert [axes.get_title() for axes in bars.axes] == list(measures)
+    examples = attack_plot.example_figure(found[0].result.run, split[:2], 8)
+    assert len(examples.axes) == 8
+    for made in (figure, bars, examples):
+        assert len(to_png(made)) > 8_000
+
+
+def test_nothing_to_draw_or_to_conclude_is_told():
+    grid = Grid(AttackConfig(**TINY))
+    with pytest.raises(ValueError, match="no run to draw"):
+        attack_plot.accuracy_figure(grid, [])
+    measures = attack.effects(grid, [], [])
+    with pytest.raises(ValueError, match="no comparison to draw"):
+        effects_figure(measures, "vgg-late")
+    assert "Nothing can be concluded" in attack.conclusion(grid, measures, [])

@@ -1,0 +1,383 @@
+"""Transfer: features and linear classifiers against plain re-computations, controls, verdicts from made-up numbers."""
+
+import contextlib
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ltpa
+from ltpa.course import ablation, comparison, transfer, transfer_plot
+from ltpa.course.ablation import Grid, Result
+from ltpa.course.tables import write_rows
+from ltpa.course.transfer import Probes, TransferConfig
+from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from ltpa.viz.figures import to_png
+from tests.tools.tiny_grid import GRID
+from tests.tools.verdicts import read_effects
+
+TINY = {
+    **GRID,
+    "models": [*GRID["models"], "vgg-att3-concat-pc"],
+    "target_train_limit": 40,
+    "target_test_limit": 30,
+    "per_class": [2, None],
+}
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """What linear classifiers make of the features of a tiny grid."""
+    with contextlib.chdir(tmp_path_factory.mktemp("transfer")):
+        config = TransferConfig(**TINY)
+        ablation.train_missing(config)
+        return transfer.probe_grid(ablation.collect(config), config.target_data())
+
+
+def pictures(count=4):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def network(name, normalizer="softmax"):
+    torch.manual_seed(0)
+    return ltpa.create_model(name, 10, width=1 / 32, normalizer=normalizer).eval()
+
+
+# Features
+
+
+@pytest.mark.parametrize("normalizer", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["vgg-att3-concat-pc", "vgg-att2-indep-dp", "vgg-att-concat-add", "vgg-pan"])
+def test_descriptors_are_what_the_classifier_reads(name, normalizer):
+    model, read = network(name, normalizer), []
+    model.head.register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0]))
+    with torch.no_grad():
+        seen = model.attend(pictures())
+        again = model.head(list(seen.descriptors.values()))
+    of = read[: len(seen.descriptors)]
+    assert all(torch.equal(a, b) for a, b in zip(seen.descriptors.values(), of, strict=True))
+    assert torch.equal(again, seen.logits)
+    assert list(seen.descriptors) == (["conv13"] if name == "vgg-pan" else list(seen.maps))
+
+
+def test_the_descriptor_of_the_last_level_is_the_weighted_sum_of_its_local_features():
+    model = network("vgg-att3-concat-dp")
+    with torch.no_grad():
+        seen = model.attend(pictures(2))
+        local = model.trunk(model.normalize(pictures(2)))["conv13"]
+    for image in range(2):
+        expected = torch.zeros(local.shape[1])
+        for y in range(local.shape[2]):
+            for x in range(local.shape[3]):
+                expected += seen.maps["conv13"][image, y, x] * local[image, :, y, x]
+        assert torch.allclose(seen.descriptors["conv13"][image], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg-late", "vgg-gap", "resnet164"])
+def test_models_without_attention_have_no_descriptors(name):
+    assert not network(name).attend(pictures(2)).descriptors
+
+
+def test_features_are_the_descriptors_side_by_side_and_g():
+    images = pictures(5)
+    for name, kinds in {"vgg-att3-concat-dp": ["g_s", "g"], "vgg-att3-concat-pc": ["g_s"], "vgg-late": ["g"]}.items():
+        model = network(name)
+        found = transfer.features(model, images)
+        with torch.no_grad():
+            seen = model.attend(images)
+        assert list(found) == kinds
+        if "g_s" in kinds:
+            assert torch.allclose(found["g_s"], torch.cat([seen.descriptors[k] for k in seen.maps], 1), atol=1e-5)
+        if "g" in kinds:
+            assert torch.allclose(found["g"], seen.global_feature, atol=1e-5)
+    assert transfer.features(network("vgg-gap"), images) == {}
+
+
+def test_the_untrained_network_is_the_one_that_training_began_with(tmp_path):
+    config = ltpa.TrainConfig(
+        **{"model": "vgg-att3-concat-dp", "dataset": "shapes", "width": 1 / 32, "train_limit": 64, "test_limit": 20},
+        **{"epochs": 1, "batch_size": 32, "seed": 7, "snapshots": 4, "precision": "fp32", "run_dir": tmp_path / "run"},
+    )
+    data = ltpa.data_for(config)
+    run = ltpa.fit(config, data, progress=False)
+    before, after = torch.random.get_rng_state(), run.snapshots()[1]
+    model = transfer.untrained(run)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    maps = ltpa.attend(model, data.test.images[ltpa.snapshot_indices(data, 4)], "fp32").maps
+    for level, first in run.snapshots()[0].items():
+        assert torch.allclose(maps[level], first, atol=1e-6)
+        assert not torch.allclose(maps[level], after[level], atol=1e-6)
+    assert torch.equal(model.mean, run.model.mean)
+
+
+# Dataset and labels
+
+
+def test_digits_are_scikit_learns_and_the_test_is_apart():
+    from sklearn.datasets import load_digits
+
+    data = transfer.digits()
+    assert (len(data.train), len(data.test), data.train.images.shape[1:]) == (1347, 450, (3, 32, 32))
+    images, labels = load_digits(return_X_y=True)
+    assert sorted(torch.cat([data.train.labels, data.test.labels]).tolist()) == sorted(labels.tolist())
+    counts, all_counts = torch.bincount(data.test.labels), np.bincount(labels)
+    assert (np.abs(counts.numpy() - 450 * all_counts / 1797) <= 1).all()
+    up = torch.nn.functional.interpolate(
+        torch.from_numpy(images).float().view(-1, 1, 8, 8), size=(32, 32), mode="bilinear"
+    )
+    known = {(255 / 16 * u).round().byte().numpy().tobytes(): int(label) for u, label in zip(up, labels, strict=True)}
+    for part in (data.train, data.test):
+        assert torch.equal(part.images[:, 0], part.images[:, 2])
+        for image, label in zip(part.images[::7], part.labels[::7], strict=True):
+            assert known[image[:1].numpy().tobytes()] == label
+    parts = [{image.numpy().tobytes() for image in part.images} for part in (data.train, data.test)]
+    assert sum(map(len, parts)) == 1797
+    assert not parts[0] & parts[1]
+    few = transfer.digits(100, 40)
+    assert torch.bincount(few.train.labels).tolist() == [10] * 10
+    assert torch.bincount(few.test.labels).tolist() == [4] * 10
+
+
+def test_labeled_images_are_so_many_a_class():
+    labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
+    chosen = transfer.labeled(labels, 5, seed=0)
+    assert torch.bincount(labels[chosen]).tolist() == [5, 3, 5]
+    assert len(chosen.unique()) == len(chosen)
+    assert not torch.equal(chosen, transfer.labeled(labels, 5, seed=1))
+    assert torch.equal(chosen, transfer.labeled(labels, 5, seed=0))
+    assert transfer.labeled(labels, None, seed=0).tolist() == list(range(73))
+
+
+# The linear classifier
+
+
+def blobs(count=60, classes=3, seed=0):
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    x = draw.normal(size=(count, 5)) + 0.8 * np.eye(5)[labels] * [1, 10, 0.1, 1, 1] * 3
+    return torch.from_numpy(x * [1, 100, 1e-3, 1, 1]).float(), torch.from_numpy(labels)
+
+
+def test_the_classifier_is_chosen_by_cross_validation_on_the_training_images():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    (x, y), (test, _) = blobs(), blobs(30, seed=1)
+
+    def answers(a, labels, b, c):
+        mean, std = a.mean(0), a.std(0)
+        model = LogisticRegression(C=c, max_iter=2000).fit((a - mean) / std, labels)
+        return model.predict((b - mean) / std)
+
+    a, labels = x.double().numpy(), y.numpy()
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(a, labels))
+    means = [
+        np.mean([(answers(a[fit], labels[fit], a[held], c) == labels[held]).mean() for fit, held in folds])
+        for c in transfer.STRENGTHS
+    ]
+    expected = answers(a, labels, test.double().numpy(), transfer.STRENGTHS[int(np.argmax(means))])
+    found = transfer.linear_answers(x, y, test)
+    assert found.tolist() == expected.tolist()
+    assert found.dtype == torch.int64
+    # An answer depends on no other test image: nothing is standardized or chosen by them.
+    assert transfer.linear_answers(x, y, torch.cat([test[:1], 1e6 * test[1:]]))[0] == found[0]
+
+
+def test_two_labels_a_class_are_enough_and_one_is_refused():
+    x, y = blobs(6)
+    assert transfer.linear_answers(x, y, x).shape == (6,)
+    with pytest.raises(ValueError, match="two labeled images or more"):
+        transfer.linear_answers(x[:4], y[:4], x)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("sklearn.datasets", transfer.digits),
+        ("sklearn.linear_model", lambda: transfer.linear_answers(*blobs(6), blobs(6)[0])),
+    ],
+)
+def test_without_scikit_learn_it_is_told_how_to_get_it(module, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"target": "shapes"}, ValueError, "target='shapes' is what the networks are trained on"),
+        ({"target": "digit"}, ValueError, "target='digit': did you mean 'digits'"),
+        ({"dataset": "folder", "target": "folder"}, ValueError, "target='folder' is what the networks are trained on"),
+        ({"models": ["vgg-late", "vgg-gap"]}, ValueError, "vgg-gap has neither g_s nor g"),
+        ({"per_class": [1]}, ValueError, "per_class: labels must be at least 2"),
+        ({"per_class": None}, TypeError, "per_class must be a list"),
+        ({"per_class": [5, None, None]}, ValueError, "per_class has a number twice"),
+        ({"target_train_limit": 5}, ValueError, "target_train_limit must be at least 20"),
+    ],
+)
+def test_bad_parameters_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        TransferConfig(**{**TINY, **changes})
+
+
+def test_another_folder_is_another_data_set():
+    config = TransferConfig(**{**TINY, "dataset": "folder", "target": "folder", "target_dir": "elsewhere"})
+    assert config.target_dir == "elsewhere"
+
+
+def test_shapes_can_be_the_target():
+    config = TransferConfig(**{**TINY, "dataset": "svhn", "target": "shapes"})
+    data = config.target_data()
+    assert (data.name, len(data.train), len(data.test)) == ("shapes", 40, 30)
+
+
+# The grid
+
+
+def test_every_feature_and_its_controls_are_tried(probed):
+    kinds = ["vgg-late: g", "vgg-att3-concat-dp: g_s", "vgg-att3-concat-dp: g", "vgg-att3-concat-pc: g_s"]
+    assert probed.trained == kinds
+    assert probed.names == [*kinds, *(f"{name}, untrained" for name in kinds), "pixels"]
+    assert probed.baseline == "vgg-late: g"
+    for of in probed.right.values():
+        for right in of.values():
+            assert list(right) == [1, 0]
+            assert {values.shape for values in right.values()} == {(30,)}
+
+
+def test_the_numbers_are_those_of_the_features(probed):
+    train, test = probed.target.train, probed.target.test
+    for result in probed.grid.results:
+        if result.cell.variant != "vgg-att3-concat-dp":
+            continue
+        chosen, seed = transfer.labeled(train.labels, 2, result.cell.seed), result.cell.seed
+        for model, end in ((result.run.model, ""), (transfer.untrained(result.run), ", untrained")):
+            seen = [ltpa.attend(model, images, "fp32") for images in (train.images[chosen], test.images)]
+            a, b = (torch.cat(list(s.descriptors.values()), 1) for s in seen)
+            right = transfer.linear_answers(a, train.labels[chosen], b) == test.labels
+            agree = right == probed.right[2][f"vgg-att3-concat-dp: g_s{end}"][seed]
+            assert agree.sum() >= 29, "other batches round otherwise"
+    a, b = (part.images.flatten(1).float() / 255 for part in (train, test))
+    assert torch.equal(transfer.linear_answers(a, train.labels, b) == test.labels, probed.right[None]["pixels"][0]), (
+        "all labels"
+    )
+
+
+def made_up(accuracies, images=1000):
+    """Probes with such accuracies, the same at both numbers of labels, give or take a little by seed."""
+    config = TransferConfig(models=["vgg-late", "vgg-att3-concat-pc"], seeds=[0, 1, 2], per_class=[5, None])
+    grid = Grid(config)
+    for cell in config.grid():
+        run = ltpa.Run(cell.config, tuple("abcdefghij"), None, Path("nowhere"))
+        grid.results.append(Result(cell, run, torch.ones(images, dtype=torch.bool)))
+    of = {
+        name: {s: torch.arange(images) < round((value + (s - 1) / 500) * images) for s in range(3)}
+        for name, value in accuracies.items()
+    }
+    data = transfer.digits(100, 40)
+    return Probes(grid, data, {5: of, None: of})
+
+
+ATT, LATE = "vgg-att3-concat-pc: g_s", "vgg-late: g"
+
+
+@pytest.mark.parametrize(
+    ("attention", "before", "pixels", "verdict"),
+    [
+        (0.9, 0.6, 0.5, SUPPORTED),
+        (0.9, 0.95, 0.5, NOT_SUPPORTED),  # the untrained network is better
+        (0.9, 0.6, 0.95, NOT_SUPPORTED),  # the pixels are
+        (0.6, 0.5, 0.5, NOT_SUPPORTED),  # no better than the baseline
+    ],
+)
+def test_a_claim_needs_the_baseline_and_both_controls(attention, before, pixels, verdict):
+    of = {ATT: attention, LATE: 0.7, f"{ATT}, untrained": before, f"{LATE}, untrained": 0.6, "pixels": pixels}
+    probes = made_up(of)
+    found = transfer.effects(probes)
+    assert [c.over_seeds.mean for c in found.baseline[5]] == [pytest.approx(attention - 0.7)]
+    by_name = {c.variant: c.over_seeds.mean for c in found.untrained[None]}
+    assert by_name == {LATE: pytest.approx(0.1), ATT: pytest.approx(attention - before)}
+    by_name = {c.variant: c.over_images.mean for c in found.pixels[None]}
+    assert by_name == {LATE: pytest.approx(0.7 - pixels), ATT: pytest.approx(attention - pixels)}
+    assert transfer.claim_verdict(found, 5, ATT) == verdict
+    text = " ".join(transfer.conclusion(probes, found).split())
+    assert f"{verdict}: {ATT}" in text
+    assert f"With all labels: {SUPPORTED}: {ATT if verdict == SUPPORTED else 'none'};" in text
+    # Two numbers of labels: 2 comparisons with the baseline, 4 with each control.
+    better = 2 * sum(value > pixels for value in (attention, 0.7))
+    assert f"better than pixels in {better} of 4 comparisons" in text
+
+
+def test_chance_in_one_control_leaves_it_open():
+    of = {ATT: 0.9, LATE: 0.7, f"{ATT}, untrained": 0.89, f"{LATE}, untrained": 0.6, "pixels": 0.5}
+    probes = made_up(of)
+    probes.right[5][f"{ATT}, untrained"][0] = torch.arange(1000) < 930
+    assert transfer.claim_verdict(transfer.effects(probes), 5, ATT) == UNDECIDED
+    assert transfer.claim_verdict(transfer.effects(probes), 5, "vgg: g_s") == UNDECIDED
+
+
+def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
+    of = {ATT: 0.9, LATE: 0.7, f"{ATT}, untrained": 0.8, f"{LATE}, untrained": 0.6, "pixels": 0.5}
+    together, t_interval = [], comparison.t_interval
+    monkeypatch.setattr(comparison, "t_interval", lambda values, n: together.append(n) or t_interval(values, n))
+    transfer.effects(made_up(of))
+    assert sorted(together) == [2] * 2 + [4] * 8
+
+
+def test_files_tables_and_figure(probed, tmp_path):
+    found = transfer.effects(probed)
+    rows = read_effects([write_rows(tmp_path / "a.csv", transfer.effect_rows(probed, found))])
+    assert len(rows) == 3 * 2 * 2
+    assert [row["baseline"] for row in rows] == ["vgg-late: g"] * 4 + ["untrained"] * 4 + ["pixels"] * 4
+    assert {row["measure"] for row in rows} == {
+        "accuracy on digits, 2 labels a class",
+        "accuracy on digits, all labels",
+    }
+    (one,) = [c for c in found.untrained[None] if c.variant == "vgg-att3-concat-dp: g_s"]
+    row = next(r for r in rows[4:] if r["model"] == one.variant and r["measure"].endswith("all labels"))
+    assert float(row["effect"]) == pytest.approx(one.over_seeds.mean, abs=1e-6)
+    assert (row["verdict"], row["data"], row["n"]) == (one.verdict, "shapes to digits", "2")
+    each = transfer.accuracy_rows(probed)
+    assert len(each) == 2 * 9 * 2
+    right = probed.right[None]["pixels"][0].double().mean().item()
+    (row,) = [r for r in each if (r["features"], r["seed"], r["labels_per_class"]) == ("pixels", 0, "all")]
+    assert row["accuracy"] == pytest.approx(right, abs=1e-6)
+    table = transfer.accuracy_table(probed).splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == probed.names
+    assert f"{100 * right:.1f} " in table[-1]
+    assert len(transfer.effect_table(found.baseline).splitlines()) == 1 + 3
+
+    figure = transfer_plot.transfer_figure(probed)
+    left, _ = figure.axes
+    points = [line for line in left.lines if line.get_marker() == "o"]
+    assert len(points) == 2 * (1 + 2 * 3)
+    assert list(points[1].get_ydata()) == [
+        100 * r.double().mean().item() for r in probed.right[None]["pixels"].values()
+    ]
+    assert len(to_png(figure)) > 10_000
+
+
+def test_nothing_to_draw_or_to_conclude_is_told():
+    probes = Probes(Grid(TransferConfig(**TINY)), transfer.digits(100, 40), {5: {}})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        transfer_plot.transfer_figure(probes)
+    assert "Nothing can be concluded" in transfer.conclusion(probes, transfer.effects(probes))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "docs").glob("effects_0[67]*.csv")), ids=lambda path: path.stem
+)
+def test_committed_verdicts_follow_from_the_committed_intervals(path):
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 12
+    for row in rows:
+        low, effect, high = (float(row[column]) for column in ("low", "effect", "high"))
+        assert low < effect < high
+        expected = SUPPORTED if low > 0 else NOT_SUPPORTED if high < comparison.MARGIN else UNDECIDED
+        assert row["verdict"] == expected
+        assert row["n"] == "5"

@@ -1,0 +1,297 @@
+"""Images that stay in their files: the same as in memory, in everything but the memory that they need."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ltpa
+from ltpa.data import files
+from ltpa.data.dataset import channel_statistics
+from ltpa.data.files import ImageFiles, read_images
+from ltpa.data.memory import free_memory, memory_for_images
+from ltpa.training.loader import Feed
+from ltpa.training.run import fingerprint
+
+ROOT = Path(__file__).parents[2]
+LITTLE = 1e-9  # gigabytes
+
+
+def write_images(folder, classes=("ant", "bee"), count=12, side=40):
+    generator = np.random.default_rng(7)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (side, side + number, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    """The same folder, in memory and in files."""
+    return ltpa.load_data("folder", folder), ltpa.load_data("folder", folder, memory_gb=LITTLE)
+
+
+def config(folder, path, **changes):
+    settings = {"dataset": "folder", "data_dir": folder, "width": 1 / 32, "epochs": 2, "batch_size": 6, "device": "cpu"}
+    return ltpa.TrainConfig(**{**settings, "learning_rate": 0.05, "precision": "fp32", "run_dir": path, **changes})
+
+
+def test_files_stand_for_the_tensor(both):
+    memory, streamed = (data.train.images for data in both)
+    assert isinstance(streamed, ImageFiles)
+    assert streamed.shape == memory.shape
+    assert (len(streamed), streamed.ndim, streamed.dtype) == (len(memory), memory.ndim, memory.dtype)
+    mask = torch.arange(len(memory)) % 3 == 1
+    for index in (3, torch.tensor(2), slice(2, 7), slice(0), torch.tensor([5, 1, 1]), mask, slice(None)):
+        assert torch.equal(streamed[index], memory[index])
+    assert torch.equal(streamed.part(slice(4, 9))[torch.tensor([2, 0])], memory[[6, 4]])
+    assert torch.equal(torch.cat(list(streamed.portions())), memory)
+
+
+def test_the_data_set_is_the_same(both):
+    memory, streamed = both
+    assert (memory.mean, memory.std, memory.classes) == (streamed.mean, streamed.std, streamed.classes)
+    assert fingerprint(memory) == fingerprint(streamed)
+    fresh = ImageFiles(streamed.train.images.files, 32)
+    assert channel_statistics(fresh) == channel_statistics(memory.train.images)
+    held = [ltpa.hold_out(data, 0.25) for data in both]
+    assert isinstance(held[1].train.images, ImageFiles)
+    assert fingerprint(held[0]) == fingerprint(held[1])
+    assert held[0].mean == held[1].mean
+
+
+def test_the_choice_is_automatic_and_said(folder, both, monkeypatch):
+    assert not any("stay in their files" in note for note in both[0].notes)
+    assert sum("stay in their files" in note for note in both[1].notes) == 2
+    # 19 training images take 58 kB, five for the test 15 kB: with 60 kB only the training images are left out.
+    between = ltpa.load_data("folder", folder, memory_gb=60e-6)
+    assert isinstance(between.train.images, ImageFiles)
+    assert isinstance(between.test.images, torch.Tensor)
+    (note,) = (note for note in between.notes if "stay" in note)
+    assert note.startswith("the training images take 5.8e-05 GB as tensors, and images may take 6e-05 GB here")
+    limited = ltpa.load_data("folder", folder, memory_gb=60e-6, train_limit=6)
+    assert isinstance(limited.train.images, torch.Tensor)
+    monkeypatch.setattr("ltpa.data.memory.free_memory", lambda: 100_000)
+    assert isinstance(ltpa.load_data("folder", folder).train.images, ImageFiles)
+    monkeypatch.setattr("ltpa.data.memory.free_memory", lambda: 200_000)
+    assert isinstance(ltpa.load_data("folder", folder).train.images, torch.Tensor)
+
+
+def test_what_is_not_in_files_is_refused_if_it_does_not_fit():
+    with pytest.raises(ValueError, match=r"600 images of 64x64 pixels take 0\.0074 GB, and images may take 0\.001 GB"):
+        ltpa.load_data("shapes", image_size=64, train_limit=500, test_limit=100, memory_gb=0.001)
+
+
+def test_batches_come_in_the_order_that_is_asked_for(both):
+    memory, streamed = (data.train.images for data in both)
+    parts = list(torch.randperm(len(memory), generator=torch.Generator().manual_seed(1)).split(4))
+    state = torch.get_rng_state()
+    found = list(streamed.batches(parts))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(batch) for batch in found] == [len(part) for part in parts]
+    assert all(torch.equal(batch, memory[part]) for batch, part in zip(found, parts, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["none", "flip+shift"])
+def test_a_feed_gives_the_same_batches_from_files(both, mode):
+    parts = list(torch.randperm(len(both[0].train)).split(5))
+    notes = []
+    feeds = [Feed(data.train, torch.device("cpu"), mode, 3, notes.append) for data in both]
+    for one, other in zip(*(feed.batches(2, parts) for feed in feeds), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert other[0].is_contiguous(memory_format=torch.channels_last)
+    (note,) = notes
+    assert "read from their files by" in note
+
+
+def test_images_that_do_not_fit_on_a_gpu_are_picked_in_memory(both, monkeypatch):
+    memory = both[0].train
+    parts = list(torch.randperm(len(memory)).split(5))
+    resident = list(Feed(memory, torch.device("cpu"), "flip+shift", 3).batches(1, parts))
+    monkeypatch.setattr("ltpa.training.loader._fits", lambda *_: False)
+    notes = []
+    picked = list(Feed(memory, torch.device("cpu"), "flip+shift", 3, notes.append).batches(1, parts))
+    for one, other in zip(resident, picked, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert notes == ["the training images do not fit on the GPU: they stay in the computer's memory"]
+
+
+def test_a_run_is_the_same_bit_by_bit_and_goes_on_in_either_way(folder, tmp_path):
+    runs = [
+        ltpa.fit(config(folder, tmp_path / str(limit), memory_gb=limit), progress=False) for limit in (None, LITTLE)
+    ]
+    assert runs[0].config.identity() == runs[1].config.identity()
+    states = [run.model.state_dict() for run in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for one, other in zip(*(run.history for run in runs), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    again = ltpa.fit(config(folder, tmp_path / "None", memory_gb=LITTLE), progress=False)
+    assert again.complete
+
+
+def test_models_look_at_files_as_at_tensors(both):
+    torch.manual_seed(0)
+    model = ltpa.create_model("vgg-att3-concat-dp", 2, width=1 / 32)
+    memory, streamed = (data.train.images for data in both)
+    seen = [ltpa.attend(model, images, "fp32", 4) for images in (memory, streamed)]
+    assert torch.equal(seen[0].logits, seen[1].logits)
+    assert torch.equal(seen[0].maps["conv7"], seen[1].maps["conv7"])
+    asked = [ltpa.attend(model, images, "fp32", 4, query=images[:1]).logits for images in (memory, streamed)]
+    assert torch.equal(*asked)
+    assert ltpa.evaluate(model, both[0].test, "fp32") == ltpa.evaluate(model, both[1].test, "fp32")
+
+
+def test_the_explorer_takes_files(both):
+    torch.manual_seed(0)
+    panel = ltpa.explore(ltpa.create_model("vgg-att3-concat-pc", 2, width=1 / 32), both[1])
+    panel.which.value = panel.which.options[1]  # the least certain: looks at all images
+    assert panel.chosen
+
+
+def test_a_file_that_is_no_image_stops_it_at_the_start(tmp_path):
+    root = write_images(tmp_path / "images", count=4)
+    (root / "bee" / "002.png").write_bytes(b"no picture")
+    for limit in (None, LITTLE):
+        with pytest.raises(ValueError, match=r"002\.png: .*replace or delete it"):
+            ltpa.load_data("folder", root, memory_gb=limit)
+
+
+def test_no_thread_and_no_process_is_left(both):
+    before = threading.active_count()
+    batches = both[1].train.images.batches(list(torch.arange(16).split(2)))
+    next(batches)
+    batches.close()
+    children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+    assert len(children) <= 1  # pgrep itself
+    assert threading.active_count() <= before
+
+
+def test_the_workers_of_a_killed_process_end_too(tmp_path):
+    """Else they would hold what they inherited: the lock of the run, the connections to other processes."""
+    if not Path("/proc").is_dir():
+        pytest.skip("processes are counted in /proc")
+    Image.fromarray(np.full((512, 512, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
+    code = (
+        "import sys, time, torch; from pathlib import Path; from ltpa.data.files import ImageFiles\n"
+        "images = ImageFiles([Path(sys.argv[1])] * 400, 512)\n"
+        "batches = images.batches(list(torch.arange(400).split(16))); next(batches); print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    marker = str(tmp_path / "one.png")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, marker], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    assert len(processes_with(marker)) > 1
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while processes_with(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_with(marker) == []
+
+
+def processes_with(word):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def test_file_caches_and_the_limits_of_control_groups_count(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    monkeypatch.setattr("ltpa.data.memory._control_groups", lambda: [tmp_path / "none", tmp_path])
+    assert free_memory() == 100
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 400\nactive_file 150\n")
+    assert free_memory() == 650
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 10**6
+
+
+@pytest.mark.parametrize("value", [0, -1, "much", True, float("nan"), float("inf")])
+def test_a_limit_that_is_none(value):
+    with pytest.raises((ValueError, TypeError), match="memory_gb must be"):
+        ltpa.TrainConfig(memory_gb=value)
+
+
+def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
+    assert 10**6 < free_memory() < 10**14
+    monkeypatch.setattr("ltpa.data.memory.free_memory", lambda: 8000)
+    assert memory_for_images(None) == 4000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_for_images(None) == 1000
+    assert memory_for_images(2.0) == 500_000_000
+
+
+MEASURE = r"""
+import re, sys, torch
+from pathlib import Path
+from ltpa.data.dataset import Split
+from ltpa.training.loader import Feed
+from ltpa.data.files import ImageFiles
+file, count = Path(sys.argv[1]), int(sys.argv[2])
+images = ImageFiles([file] * count, 224)
+images.scan()
+def peak():  # MiB, of this process alone
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+torch.zeros(1)
+feed = Feed(Split(images, torch.zeros(count, dtype=torch.int64)), torch.device("cpu"), "flip+shift", 0)
+seen = sum(len(batch) for batch, _ in feed.batches(0, list(torch.randperm(count).split(64))))
+assert seen == count
+print(peak())
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
+    """8,000 images of 224x224 would take 1.2 GB; what is read ahead may take `LOADER_BYTES`, 268 MB."""
+    Image.fromarray(np.full((224, 224, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    peaks = []
+    for count in (256, 8000):
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / "one.png"), str(count)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[-1]))
+    assert 100 < peaks[0] < peaks[1] + 50, "the peak is that of the process"
+    assert peaks[1] - peaks[0] < 350, peaks
+
+
+def test_what_is_read_ahead_is_bounded(monkeypatch, both):
+    taken = {}
+
+    class Loader(torch.utils.data.DataLoader):
+        def __init__(self, *args, **options):
+            taken.update(options)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Loader)
+    images = both[1].train.images
+    batch = 6 * 3 * 32 * 32
+    for bound in (1, batch * 3, batch * 1000):
+        monkeypatch.setattr(files, "LOADER_BYTES", bound)
+        assert len(list(images.batches([torch.arange(6)] * 2))) == 2
+        ahead = taken["num_workers"] * taken["prefetch_factor"]
+        assert ahead == 1 or ahead * batch <= bound
+
+
+def test_reading_into_memory_keeps_the_order(both):
+    images, digests = read_images(both[1].train.images.files, 32)
+    assert torch.equal(images, both[0].train.images)
+    assert len(digests) == len(images) == len(set(digests))

@@ -1,0 +1,80 @@
+"""What the processes of tests/test_processes.py run under torchrun: `fit` in float64, on a small data set.
+
+python -m torch.distributed.run --nproc-per-node 2 -m tests.tools.ddp_worker FOLDER [NAME=VALUE ...]
+"""
+
+import os
+import signal
+import sys
+
+import torch
+
+import ltpa
+from ltpa.training import trainer as train
+
+IMAGES, TEST, CLASSES = 80, 30, 4
+
+
+def tiny_data() -> ltpa.Dataset:
+    """Noise with labels; 80 images in batches of 16 are five steps an epoch."""
+    generator = torch.Generator().manual_seed(3)
+
+    def split(count: int) -> ltpa.Split:
+        images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return ltpa.Split(images, torch.arange(count) % CLASSES)
+
+    classes = tuple("abcd")
+    return ltpa.Dataset("noise", classes, split(IMAGES), split(TEST), (0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
+
+
+def tiny_config(folder: str, **changes: object) -> ltpa.TrainConfig:
+    """20 steps of a model of a 32nd of the paper's width."""
+    settings = {
+        "model": "vgg-att3-concat-add",
+        "width": 1 / 32,
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.05,
+        "precision": "fp32",
+        "device": "cpu",
+        "seed": 5,
+        "run_dir": folder,
+    }
+    return ltpa.TrainConfig(**{**settings, **changes})
+
+
+def main() -> None:
+    """Trains; TWICE=1 before that another run, OTHER=1 with other images in the last process.
+
+    KILL=<step> kills the last process with SIGKILL before that step, STOP=<step> sends it SIGTERM.
+    """
+    folder, *changes = sys.argv[1:]
+    given = dict(change.split("=") for change in changes)
+    torch.set_default_dtype(torch.float64)
+    plain, rank = train._step, int(os.environ.get("RANK", 0))
+    last = rank == int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+    def step(network: object, state: train.State, *args: object) -> object:
+        if last and state.step == int(given.get("KILL", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if last and state.step == int(given.get("STOP", -1)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(network, state, *args)
+
+    train._step = step
+    settings = {"model": given["model"]} if "model" in given else {}
+    if "dropout" in given:
+        settings["dropout"] = True
+    if "batch_size" in given:
+        settings["batch_size"] = int(given["batch_size"])
+    data = tiny_data()
+    if "OTHER" in given and last:  # as if one machine had other files
+        data.train.images[3, 0, 0, 0] += 1
+    if "TWICE" in given:
+        ltpa.fit(tiny_config(folder + "-first", epochs=1, **settings), data)
+    run = ltpa.fit(tiny_config(folder, **settings), data)
+    print(f"process {rank}: {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Several processes that train one model: against one process that does by hand what they should do together."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ltpa
+from ltpa import create_model
+from ltpa.data.augment import augmented_batch
+from ltpa.distributed import ALONE, Processes, launched
+from ltpa.inference import choose_device
+from ltpa.training.checkpoint import load_tensors
+from ltpa.training.trainer import epoch_batches
+from tests.tools.ddp_worker import CLASSES, IMAGES, tiny_config, tiny_data
+
+ROOT = Path(__file__).parents[2]
+PER_EPOCH = 5
+TORCHRUN = ("-m", "torch.distributed.run", "--max-restarts", "0")
+
+
+def torchrun(count, *arguments, module="tests.tools.ddp_worker"):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": "0"}
+    command = [sys.executable, *TORCHRUN, "--standalone", "--nproc-per-node", str(count), "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def weights(folder):
+    return load_tensors(Path(folder) / "weights.safetensors")[0]
+
+
+def largest_difference(one, other, of=lambda name: True):
+    assert one.keys() == other.keys()
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one if of(name))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    done = torchrun(2, str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """20 steps in plain formulas: batch norm over each half of the global batch, one step for both."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        config, data = tiny_config("unused"), tiny_data()
+        torch.manual_seed(config.seed)
+        start = {"width": config.width, "dropout": False, "mean": data.mean, "std": data.std}
+        model = create_model(config.model, CLASSES, **start).train()
+        parameters = list(model.parameters())
+        velocity = [torch.zeros_like(p) for p in parameters]
+        steps, rows = config.epochs * PER_EPOCH, []
+        for epoch in range(config.epochs):
+            losses, right = [], 0
+            for number, index in enumerate(epoch_batches(IMAGES, config.batch_size, config.seed, epoch)):
+                before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+                after, loss, gradients = [], 0.0, [torch.zeros_like(p) for p in parameters]
+                for half in (index[:8], index[8:]):
+                    for name, value in model.named_buffers():
+                        if name in before:
+                            value.copy_(before[name])
+                    images = augmented_batch(data.train.images, half, "flip+shift", config.seed, epoch)
+                    logits, truth = model(images.float() / 255), data.train.labels[half]
+                    log = logits.log_softmax(1)
+                    right += (logits.argmax(1) == truth).sum().item()
+                    wanted = torch.full_like(log, config.label_smoothing / CLASSES)
+                    wanted[torch.arange(8), truth] += 1 - config.label_smoothing
+                    part = -(wanted * log).sum() / 16
+                    for gradient, one in zip(gradients, torch.autograd.grad(part, parameters), strict=True):
+                        gradient += one
+                    loss += part.item()
+                    after.append({name: value.clone() for name, value in model.named_buffers() if name in before})
+                for name, value in model.named_buffers():
+                    if name in before:
+                        value.copy_((after[0][name] + after[1][name]) / 2)
+                losses.append(loss)
+                done = (epoch * PER_EPOCH + number + 1) / (steps + 1)
+                rate = config.learning_rate * min(done / 0.25, (1 - done) / 0.75)
+                with torch.no_grad():
+                    for p, v, gradient in zip(parameters, velocity, gradients, strict=True):
+                        step = gradient + (config.weight_decay * p if p.ndim > 1 else 0)
+                        v.mul_(0.9).add_(step)
+                        p -= rate * (step + 0.9 * v)
+            rows.append((sum(losses) / PER_EPOCH, right / IMAGES))
+        return model.state_dict(), rows
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_two_processes_are_one_with_batch_norm_over_the_halves(two, by_hand):
+    found, expected = weights(two[0]), by_hand[0]
+    assert all(value.dtype == torch.float64 for name, value in found.items() if "num_batches" not in name)
+    assert largest_difference(found, expected, lambda name: "num_batches" not in name) < 1e-9
+
+
+def test_training_moved_the_weights_far_more_than_that(by_hand):
+    torch.manual_seed(5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        start = create_model("vgg-att3-concat-add", CLASSES, width=1 / 32).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert largest_difference(start, by_hand[0], lambda name: name.endswith("conv.weight") or "0.weight" in name) > 1e-2
+
+
+def test_metrics_are_those_of_all_samples(two, by_hand):
+    run = ltpa.load_run(two[0], "cpu")
+    for row, (loss, accuracy) in zip(run.history, by_hand[1], strict=True):
+        assert row["train_loss"] == pytest.approx(loss, rel=1e-9)
+        assert row["train_accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    scores = ltpa.evaluate(run.model.double(), tiny_data().test, "fp32")
+    assert run.history[-1]["test_accuracy"] == scores["accuracy"]
+    assert run.history[-1]["test_loss"] == pytest.approx(scores["loss"], rel=1e-6)
+    assert run.history[-1]["entropy_conv7"] == pytest.approx(scores["entropy_conv7"], rel=1e-6)
+
+
+def test_one_process_speaks_and_all_hold_the_same_weights(two):
+    done = two[1]
+    assert done.stdout.count("4 epochs on cpu") == 1
+    said = [line.partition("process ")[2] for line in done.stdout.replace("process", "\nprocess").splitlines()]
+    sums = dict(line.split(": ") for line in said if ": " in line)
+    assert sums.keys() == {"0", "1"}
+    assert sums["0"].strip() == sums["1"].strip()
+    assert "Warning" not in done.stderr
+
+
+def test_a_killed_process_ends_the_run_and_its_checkpoint_is_gone_on_from(two, tmp_path):
+    killed = torchrun(2, str(tmp_path / "run"), "KILL=13")
+    assert killed.returncode != 0
+    assert "another process of this training has ended" in killed.stderr
+    assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 2
+    assert list((tmp_path / "run" / "checkpoints").glob("step-000000010-*"))
+    again = torchrun(2, str(tmp_path / "run"))
+    assert again.returncode == 0, again.stderr
+    assert "going on with" in again.stdout
+    assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two, tmp_path):
+    stopped = torchrun(2, str(tmp_path / "run"), "STOP=12")
+    assert stopped.returncode != 0
+    assert "interrupted after step 13; saved" in stopped.stdout
+    assert list((tmp_path / "run" / "checkpoints").glob("step-000000013-*"))
+    again = torchrun(2, str(tmp_path / "run"))
+    assert again.returncode == 0, again.stderr
+    assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_a_process_may_train_one_run_after_another(two, tmp_path):
+    done = torchrun(2, str(tmp_path / "run"), "TWICE=1")
+    assert done.returncode == 0, done.stderr
+    assert ltpa.load_run(tmp_path / "run-first", "cpu").complete
+    assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_other_images_in_one_process_are_told_once(tmp_path):
+    done = torchrun(2, str(tmp_path / "run"), "OTHER=1")
+    assert done.returncode != 0
+    told = re.findall(r"ValueError: processes 0 and 1 differ in crc32 \('\w{8}', '\w{8}'\); give all", done.stderr)
+    assert len(told) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_divided_is_told_once(tmp_path):
+    done = torchrun(2, str(tmp_path / "run"), "batch_size=15")
+    assert done.returncode != 0
+    assert done.stderr.count("batch_size=15 is divided among 2 processes, which needs a multiple of 2") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    settings = {"dataset": "shapes", "train-limit": 64, "test-limit": 20, "epochs": 1, "batch-size": 16, "width": 0.03}
+    settings["run-dir"] = tmp_path / "run"
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    done = torchrun(2, "train", *options, module="ltpa")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy after 1 epochs") == done.stdout.count("run folder") == 1
+    assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 1
+
+
+def test_a_mistake_on_the_command_line_is_told_once(tmp_path):
+    done = torchrun(2, "train", "--epoch", "3", module="ltpa")
+    assert done.returncode != 0
+    assert done.stderr.count("unknown parameter 'epoch'") == 1
+
+
+# --- one process, as torchrun's variables describe it
+
+
+def environment(monkeypatch, rank=0, count=1, local_rank=0, local_count=1):
+    for name, value in {
+        "RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_WORLD_SIZE": local_count,
+        "MASTER_ADDR": "localhost",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch):
+    assert launched() == ALONE
+    monkeypatch.setenv("RANK", "3")  # a stray variable of a cluster
+    assert launched() == ALONE
+
+
+@pytest.mark.parametrize(("rank", "count"), [(2, 2), (-1, 2), (0, 0), ("x", 2)])
+def test_variables_that_do_not_fit_together(monkeypatch, rank, count):
+    environment(monkeypatch, rank, count)
+    with pytest.raises(ValueError, match="start the processes with torchrun"):
+        launched()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [0, 1, 15, 16])
+def test_shares_have_no_repeats_and_no_gaps(count, size):
+    index = torch.randperm(size)
+    parts = [Processes(rank, count).share(index) for rank in range(count)]
+    assert torch.equal(torch.cat(parts), index)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    slices = [Processes(rank, count).bounds(size) for rank in range(count)]
+    assert [i for part in slices for i in range(size)[part]] == list(range(size))
+
+
+def test_alone_everything_is_trivial():
+    values = torch.tensor([1.5, 2.0], dtype=torch.float64)
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.largest(1.25, True) == (1.25, True)
+    assert torch.equal(ALONE.total(values), values)
+    assert ALONE.told_by_first(values) is values
+    assert ALONE.in_turn(lambda: 3) == 3
+    with pytest.raises(KeyError, match="as it is"):
+        ALONE.together(lambda: {}["as it is"])
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment(monkeypatch, rank=3, count=4, local_rank=1, local_count=2)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="4 processes need one each: set device='auto'"):
+        choose_device("cuda:0")
+    environment(monkeypatch, rank=2, count=3, local_rank=2, local_count=3)
+    with pytest.raises(ValueError, match=r"3 processes on this machine, and 2 GPUs: .*--nproc-per-node 2"):
+        choose_device("auto")
+
+
+def test_errors_are_sent_as_kinds_that_every_process_knows():
+    from ltpa.data.cifar import DownloadError
+    from ltpa.distributed import _portable
+
+    plain = ValueError("as it is")
+    assert _portable(plain) is plain
+    assert _portable(None) is None
+    sent = _portable(DownloadError("no mirror"))
+    assert type(sent) in (OSError, ValueError, RuntimeError)
+    assert str(sent) == "no mirror"

@@ -1,0 +1,167 @@
+"""Training by the clock: on machines of any speed it ends in time, with the learning rate at its end."""
+
+import functools
+import signal
+
+import pytest
+import torch
+
+from ltpa import TrainConfig, fit, load_run
+from ltpa.training import trainer as train
+from ltpa.training.checkpoint import load_tensors
+from ltpa.training.schedule import WARM_UP, Clock, one_cycle
+from ltpa.viz.figures import learning_curve
+from tests.tools.crash import tiny_config, tiny_data
+
+quiet = functools.partial(fit, progress=False)
+BUDGET = 20.0  # seconds
+
+
+class Machine:
+    """A clock that only training steps and tests move, at the speed of some machine."""
+
+    def __init__(self, monkeypatch, step, test):
+        self.now, self.rates, self.tests = 1000.0, [], 0
+        plain_step, plain_examine = train._step, train.examine
+
+        def slow_step(model, state, batch, labels, rate, *rest):
+            self.now += step
+            self.rates.append(rate)
+            return plain_step(model, state, batch, labels, rate, *rest)
+
+        def slow_examine(model, split, *rest, **processes):
+            self.now += test * len(split) / 30
+            self.tests += len(split) == 30
+            return plain_examine(model, split, *rest, **processes)
+
+        monkeypatch.setattr(train, "_step", slow_step)
+        monkeypatch.setattr(train, "examine", slow_examine)
+        monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("step", "test"),
+    [(0.1, 0.2), (0.2, 0.4), (0.2, 2.0), (1.0, 0.4), (0.36, 0.97)],
+    ids=["fast", "medium", "long tests", "less than two epochs", "uneven"],
+)
+def test_it_ends_in_time_on_any_machine(step, test, monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, step, test)
+    config = tiny_config(tmp_path / "run", minutes=BUDGET / 60)
+    run = quiet(config, tiny_data())
+    assert run.complete
+    spent = machine.now - 1000.0
+    assert 0.95 * BUDGET <= spent <= 1.05 * BUDGET + step, "and a step that was begun is finished"
+    assert [row["epoch"] for row in run.history] == list(range(1, len(run.history) + 1))
+    # The learning rate rises over a quarter of the time, and has fallen to nearly zero at the last step.
+    peak = config.learning_rate
+    top = machine.rates.index(max(machine.rates))
+    assert max(machine.rates) >= 0.7 * peak
+    assert top / len(machine.rates) == pytest.approx(WARM_UP, abs=0.12)
+    assert machine.rates[-1] <= peak * (step + 0.5) / (BUDGET - test) / (1 - WARM_UP) + 0.02 * peak
+    assert run.history[-1]["schedule"] == 1
+    assert all(row["schedule"] < 1 for row in run.history[:-1])
+    assert sum(row["seconds"] for row in run.history) <= spent
+    assert load_run(config.path, "cpu").history == run.history
+
+
+def test_the_last_test_is_of_the_weights_that_are_saved(monkeypatch, tmp_path):
+    Machine(monkeypatch, 0.5, 1.0)
+    run = quiet(tiny_config(tmp_path / "run", minutes=0.2), tiny_data())
+    weights, facts = load_tensors(run.path / "weights.safetensors")
+    assert facts["epochs"] == len(run.history)
+    assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
+    monkeypatch.undo()
+    from ltpa import evaluate
+
+    found = evaluate(run.model, tiny_data().test, "fp32")
+    assert found["accuracy"] == run.history[-1]["test_accuracy"]
+
+
+def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_path, capsys):
+    machine = Machine(monkeypatch, 1.0, 2.0)
+    config = tiny_config(tmp_path / "run", minutes=1.0)
+    plain = train._step
+
+    def interrupted(*args):
+        if len(machine.rates) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return plain(*args)
+
+    monkeypatch.setattr(train, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(config, tiny_data())
+    half = machine.now - 1000.0
+    assert 20 < half < 50
+    machine.now += 10_000  # Colab was away for some hours
+    later = machine.now
+    run = fit(config, tiny_data())
+    assert run.complete
+    assert half + machine.now - later == pytest.approx(60, rel=0.07)
+    assert machine.rates[-1] < 0.1 * config.learning_rate
+    assert machine.rates[21] == pytest.approx(machine.rates[20], rel=0.2), "no second warm-up"
+    told = capsys.readouterr().out
+    assert "going on with" in told
+    assert "1 minutes on cpu" in told
+    assert f"passes over the training images, test accuracy {run.history[-1]['test_accuracy']:.1%}" in told
+    monkeypatch.setattr(train, "_step", lambda *_: pytest.fail("trained again"))
+    assert quiet(config, tiny_data()).history == run.history
+
+
+def test_no_time_at_all_still_trains_a_step_and_tests_it(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, 5.0, 10.0)
+    run = quiet(tiny_config(tmp_path / "run", minutes=0.01), tiny_data())
+    assert run.complete
+    assert len(machine.rates) == 1
+    assert len(run.history) == 1
+
+
+def test_real_time(tmp_path):
+    """Not with a made-up clock: six seconds are six seconds, within a second that a loaded machine may take away."""
+    import time
+
+    started = time.monotonic()
+    run = quiet(tiny_config(tmp_path / "run", minutes=0.1), tiny_data())
+    assert 5.0 < time.monotonic() - started < 8.0
+    assert len(run.history) > 2
+    assert run.history[-1]["learning_rate"] < 0.05 * run.config.learning_rate
+
+
+def test_the_schedule_by_hand():
+    assert [one_cycle(done, 0.4) for done in (0.0, 0.125, 0.25, 0.625, 1.0)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+
+
+def test_a_clock_knows_when_there_is_time_for_a_test(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    clock = Clock(100.0, 20.0)
+    clock.tested(10.0)
+    assert (clock.elapsed(), clock.tests(), clock.ended(0)) == (20.0, True, False)
+    assert clock.done(0) == pytest.approx(20 / 90)
+    now[0] = 56.0
+    assert (clock.tests(), clock.ended(5)) == (False, False), "no test any more, and time to train"
+    now[0] = 71.0
+    assert clock.ended(5)
+    clock.tested(4.0)
+    assert not clock.ended(5)
+    now[0] = 77.0
+    assert clock.ended(5)
+
+
+def test_minutes_are_a_setting_like_any_other():
+    config = TrainConfig(minutes=10)
+    assert config.minutes == 10.0
+    assert config.planned_epochs is None
+    assert TrainConfig().planned_epochs == 10
+    assert TrainConfig().path.name != config.path.name
+    for value in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="minutes must be above 0"):
+            TrainConfig(minutes=value)
+    with pytest.raises(TypeError, match="minutes must be a number"):
+        TrainConfig(minutes="ten")
+
+
+def test_the_curve_of_a_run_by_the_clock(monkeypatch, tmp_path):
+    Machine(monkeypatch, 1.0, 2.0)
+    run = quiet(tiny_config(tmp_path / "run", minutes=0.5), tiny_data())
+    figure = learning_curve(run.history, run.config.planned_epochs)
+    assert figure.axes[0].get_xlim()[1] >= len(run.history)

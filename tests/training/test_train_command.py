@@ -1,0 +1,245 @@
+"""`python -m ltpa train`: every field is an option, every problem is told at once, and nothing is trained before."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ltpa
+from ltpa import TrainConfig, TrainingDiverged, train_command
+from ltpa.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+TINY = {"dataset": "shapes", "width": 0.03125, "train_limit": 64, "test_limit": 20, "epochs": 1, "batch_size": 32}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for `fit`: what it was called with."""
+    configs = []
+
+    def fit(config):
+        configs.append(config)
+        return ltpa.Run(config, (), None, config.path, [{"test_accuracy": 0.5}])
+
+    monkeypatch.setattr(train_command, "fit", fit)
+    return configs
+
+
+def options(settings, separator="-"):
+    return [str(part) for name, value in settings.items() for part in (f"--{name.replace('_', separator)}", value)]
+
+
+def test_trains_what_fit_trains(tmp_path, capsys):
+    assert main(["train", *options(TINY)]) == 0
+    printed = capsys.readouterr().out
+    config = TrainConfig(**TINY)
+    run = ltpa.load_run(config.path)
+    assert run.config == replace(config, run_dir=str(config.path))
+    assert run.complete
+    assert f"run folder {config.path}" in printed
+    assert "  epochs = 1  (changed)" in printed
+    accuracy = f"{run.history[-1]['test_accuracy']:.1%}"
+    assert f"test accuracy after 1 epochs: {accuracy}; run in {config.path}" in printed
+    assert main(["train", *options(TINY, "_")]) == 0
+    assert "is complete: nothing to train" in capsys.readouterr().out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("separator", ["-", "_"])
+def test_every_field_is_an_option(trained, separator):
+    values = {
+        **{field.name: field.default for field in fields(TrainConfig)},
+        **{
+            "dataset": "shapes",
+            "device": "cpu",
+            "dropout": True,
+            "validation": 0.25,
+            "train_limit": 7,
+            "run_dir": "12",
+        },
+    }
+    assert main(["train", *options(values, separator)]) == 0
+    assert trained == [TrainConfig(**values)]
+    assert trained[0].run_dir == "12", "a folder's name stays text"
+    assert main(["train", "--device", "cpu", "--dropout"]) == 0
+    assert trained[1] == TrainConfig(device="cpu", dropout=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        (["--train-limit", "None"], "train_limit", None),
+        (["--train-limit=null"], "train_limit", None),
+        (["--learning-rate", "5e-2"], "learning_rate", 0.05),
+        (["--learning_rate=1"], "learning_rate", 1.0),
+        (["--dropout", "False"], "dropout", False),
+        (["--epochs", "3", "--epochs", "4"], "epochs", 4),
+        (["--data-dir", "None"], "data_dir", "None"),
+    ],
+)
+def test_values(trained, typed, name, value):
+    assert main(["train", "--device", "cpu", *typed]) == 0
+    assert getattr(trained[0], name) == value
+    assert type(getattr(trained[0], name)) is type(value)
+
+
+def test_all_problems_in_one_message_and_nothing_trained(trained, tmp_path, capsys):
+    typed = ["--epoch", "3", "--widht=2", "more", "--batch-size", "x", "--seed", "1.5", "--learning-rate", "nan"]
+    Path("some.yaml").write_text("modle: vgg\ntest_limit: 0\n")
+    assert main(["train", "-f", "some.yaml", *typed, "--model", "vgg-lat"]) == 1
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    lines = seen.err.splitlines()
+    for number, words in enumerate(
+        [
+            "error: unknown parameter 'modle': did you mean 'model'?",
+            "unknown parameter 'epoch': did you mean 'epochs'?",
+            "unknown parameter 'widht': did you mean 'width'?",
+            "unexpected 'more': settings are given as --name value",
+            "model='vgg-lat': did you mean 'vgg-late'?",
+            "test_limit must be at least 1",
+            "batch_size must be a whole number, not 'x'",
+            "learning_rate must be above 0 and at most 100, not nan",
+            "seed must be a whole number, not 1.5",
+        ]
+    ):
+        assert lines[number].startswith(words)
+    assert len(lines) == 9
+    assert trained == []
+    assert os.listdir(tmp_path) == ["some.yaml"]
+
+
+def test_a_beginning_is_no_abbreviation(trained, capsys):
+    for typed in (["--epoch", "3"], ["--epoch=3"], ["--learning", "0.1"]):
+        assert main(["train", *typed]) == 1
+        assert "did you mean" in capsys.readouterr().err
+    assert trained == []
+
+
+def test_options_override_files_and_later_files_earlier_ones(trained):
+    Path("one.yaml").write_text(yaml.safe_dump({**TINY, "epochs": 7, "seed": 3}))
+    Path("two.yaml").write_text("seed: 4\nnormalizer: sigmoid\n# a remark\n")
+    Path("none.yaml").write_text("# nothing\n")
+    files = ["-f", "one.yaml", "-f", "two.yaml", "--file", "none.yaml"]
+    assert main(["train", "--epochs", "2", *files, "--device", "cpu"]) == 0
+    assert trained == [TrainConfig(**{**TINY, "epochs": 2, "seed": 4, "normalizer": "sigmoid", "device": "cpu"})]
+
+
+def test_files_of_the_notebooks(trained):
+    path = ROOT / "notebooks" / "params" / "quick" / "01_train.yaml"
+    assert main(["train", "-f", str(path)]) == 0
+    assert trained == [TrainConfig(**ltpa.QUICK)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"epochs: [1", "some.yaml is not a YAML file"),
+        (b"\xff\xfe\x00", "some.yaml is not a YAML file"),
+        (b"- epochs", "some.yaml must hold lines such as 'epochs: 10', not"),
+        (b"epochs", "some.yaml must hold lines such as"),
+        (b"epochs: ten", "epochs must be a whole number, not 'ten'"),
+        (b"3: 4", "unknown parameter 3"),
+        (b"a: !!python/object/apply:os.getcwd []", "some.yaml is not a YAML file"),
+        (None, "some.yaml"),
+    ],
+)
+def test_files_that_cannot_be_used(trained, content, words, capsys):
+    if content is not None:
+        Path("some.yaml").write_bytes(content)
+    assert main(["train", "-f", "some.yaml"]) == 1
+    seen = capsys.readouterr().err
+    assert seen.startswith("error: ")
+    assert words in seen
+    assert len(seen.splitlines()) == 1
+    assert trained == []
+
+
+def test_without_pyyaml(trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert main(["train", "-f", "some.yaml"]) == 1
+    assert "pip install pyyaml" in capsys.readouterr().err
+    assert main(["train", "--device", "cpu"]) == 0
+
+
+def test_what_the_machine_lacks_is_told_before_anything_is_trained(trained, capsys):
+    assert main(["train", "--precision", "fp16", "--device", "cpu"]) == 1
+    assert "precision='fp16' needs a GPU" in capsys.readouterr().err
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (TrainingDiverged("the loss is not finite. Try a lower learning rate"), 1, "error: the loss is not finite"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (KeyboardInterrupt(), 130, "to go on, give the same command again; what is saved is in runs"),
+        (SystemExit(143), 143, "to go on, give the same command again; what is saved is in runs"),
+    ],
+)
+def test_what_stops_a_training_is_told_in_a_line(monkeypatch, error, status, words, capsys):
+    def fit(config):
+        raise error
+
+    monkeypatch.setattr(train_command, "fit", fit)
+    try:
+        found = main(["train", "--device", "cpu"])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_a_signal_saves_and_the_same_command_goes_on():
+    """SIGTERM in the middle of a training, as a real process; then the same command again, to the end."""
+    settings = {**TINY, "train_limit": 128, "epochs": 8}
+    command = [sys.executable, "-m", "ltpa", "train", *options(settings)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    history = TrainConfig(**settings).path / "history.csv"
+    deadline = time.monotonic() + 60
+    while not history.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert err.splitlines() == [f"to go on, give the same command again; what is saved is in {history.parent}"]
+    assert "saved: call fit again to go on" in out
+    epochs = len(history.read_text().splitlines()) - 1
+    assert 1 <= epochs < 8
+    assert main(["train", *options(settings)]) == 0
+    assert ltpa.load_run(history.parent).complete
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "passes over the training images (default: 10)" in text
+    assert all(train_command._helps()[field.name] for field in fields(TrainConfig))
+
+
+def test_wrong_use_exits_with_2(trained, capsys):
+    for typed in (["train", "--epochs"], ["trian"], [], ["table", "--epochs", "3"]):
+        with pytest.raises(SystemExit) as stop:
+            main(typed)
+        assert stop.value.code == 2
+        assert "usage: python -m ltpa" in capsys.readouterr().err
+    assert trained == []
