@@ -1,4 +1,4 @@
-"""Dataset sets fetched from mirrors: resumed where broken off, checked before use, unpacked safely.
+"""Data sets fetched from mirrors: resumed where broken off, checked before use, unpacked safely.
 
 Nothing here believes a file before its MD5 is right, so neither a truncated download, nor a web page sent in place of
 the data, nor a process killed half-way can leave behind something that looks complete.
@@ -93,7 +93,7 @@ ARCHIVES: dict[str, Archive] = {
 
 
 class DownloadError(OSError):
-    """Dataset could not be fetched, stored or unpacked; the message says why and what to do."""
+    """Data could not be fetched, stored or unpacked; the message says why and what to do."""
 
 
 class _MirrorError(Exception):

@@ -1,4 +1,4 @@
-"""Dataset sets as tensors: `load_data(name)` for the embedded shapes, CIFAR, SVHN and folders of one's own images."""
+"""Data sets as tensors: `load_data(name)` for the embedded shapes, CIFAR, SVHN and folders of one's own images."""
 
 import warnings
 import zlib

@@ -1,4 +1,4 @@
-"""Dataset sets: what `load_data` returns, what it makes of users' folders, and how it answers what it cannot use."""
+"""Data sets: what `load_data` returns, what it makes of users' folders, and how it answers what it cannot use."""
 
 import dataclasses
 import io
