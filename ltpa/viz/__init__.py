@@ -1,1 +1,15 @@
-"""Pictures: figures, `ltpa.show` and the explorer."""
+"""Pictures: figures of maps and of training, `ltpa.show` and the explorer."""
+
+from .figures import attention_figure, captions, learning_curve, outline, snapshot_figure
+from .style import LivePlot, display, to_png
+
+__all__ = [
+    "LivePlot",
+    "attention_figure",
+    "captions",
+    "display",
+    "learning_curve",
+    "outline",
+    "snapshot_figure",
+    "to_png",
+]

@@ -19,10 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..maps import entropy, relative
+from .style import COLORS, HIGHEST, LOWEST, SCALE_LABEL, multiple
 
-COLORS = ("viridis", "cividis", "magma", "inferno")  # perceptually uniform; cividis looks the same to the color-blind
 UNIFORM, MAXIMUM = "uniform = 1", "each to its maximum"
-LOWEST, HIGHEST = 0.25, 32.0  # times uniform: the ends of the scale
 _PANEL, _BARS, _GAP, _LINE = 224, 300, 14, 24  # pixels
 _INK, _PALE = (30, 30, 30), (150, 150, 150)
 
@@ -160,13 +159,13 @@ def _draw_scale(sheet: Image.Image, pen: ImageDraw.ImageDraw, top: int, colors: 
         pen.line((left + x, top, left + x, top + 18), _PALE)
         pen.text((left + x, top + 20), text, _INK, _font(14), anchor="ma" if x else "la")
     if scale == UNIFORM:
-        pen.text((left + length + 24, top - 2), "attention / uniform (1 = the even share)", _INK, _font(14))
+        pen.text((left + length + 24, top - 2), f"{SCALE_LABEL} (1 = the even share)", _INK, _font(14))
 
 
 def _marks(length: int) -> dict[int, str]:
     powers = range(round(math.log2(LOWEST)), round(math.log2(HIGHEST)) + 1)
     places = [round(length * (power - powers[0]) / (powers[-1] - powers[0])) for power in powers]
-    return dict(zip(places, [f"1/{2**-p}" if p < 0 else str(2**p) for p in powers], strict=True))
+    return dict(zip(places, map(multiple, powers), strict=True))
 
 
 def fit_for_display(picture: Tensor, most: int = 2 * _PANEL) -> Tensor:

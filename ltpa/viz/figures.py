@@ -1,18 +1,13 @@
-"""Pictures of attention maps on a scale that tells empty, collapsed and healthy maps apart, and of training.
+"""Figures of attention maps, on a scale that tells empty, collapsed and healthy maps apart, and of training.
 
 A map is drawn relative to the uniform one (1 = no preference), on one logarithmic scale for the whole figure, with its
-entropy under it. It is drawn opaque, so that its hues are those of the color bar; over it lies the picture as faint
-light and shade.
-
-No figure here belongs to pyplot: nothing is displayed by itself, or twice, or has to be closed; `show` displays one.
+entropy under it. It is opaque, so that its hues are those of the color bar; over it lies the picture as faint light
+and shade.
 """
 
-import io
 import math
-import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,10 +23,11 @@ from torch import Tensor
 
 from ..errors import closest
 from ..maps import entropy, relative
+from .style import COLORS, FONT, HIGHEST, LOWEST, SCALE_LABEL, TITLE_FONT, multiple
+from .style import LivePlot as LivePlot
+from .style import display as show  # noqa: F401 (the notebooks' old name)
+from .style import to_png as to_png
 
-LOWEST = 0.25  # times uniform: the lower end of the color scale
-_COLORS = "viridis"
-_FONT, _TITLE_FONT = 11, 12
 _MOST_SNAPSHOTS = 8
 
 
@@ -84,7 +80,7 @@ def snapshot_figure(
     epochs = sorted(snapshots)
     chosen = {epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, _MOST_SNAPSHOTS)}
     figure = _grid(images, {f"epoch {epoch}": snapshots[epoch][level] for epoch in sorted(chosen)}, titles)
-    figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=_TITLE_FONT + 1)
+    figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=TITLE_FONT + 1)
     return figure
 
 
@@ -114,67 +110,15 @@ def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = 
     for axes, name, place in ((left, "loss", "upper right"), (right, "accuracy (%)", "lower right")):
         axes.set_xlim(1 - margin, end + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlabel("epoch", fontsize=_TITLE_FONT)
-        axes.set_ylabel(name, fontsize=_TITLE_FONT)
-        axes.tick_params(labelsize=_FONT)
+        axes.set_xlabel("epoch", fontsize=TITLE_FONT)
+        axes.set_ylabel(name, fontsize=TITLE_FONT)
+        axes.tick_params(labelsize=FONT)
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(loc=place, fontsize=_TITLE_FONT)
+            axes.legend(loc=place, fontsize=TITLE_FONT)
     left.set_ylim(bottom=0)
     right.set_ylim(0, 102)
     return figure
-
-
-def to_png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG; its size in pixels is that of the figure in inches times `dpi`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Displays the figure in a notebook, with a text for those who cannot see it; elsewhere does nothing."""
-    if _in_ipython():
-        from IPython.display import display
-
-        display(_image(figure, alt))
-
-
-class LivePlot:
-    """A figure that is displayed once and then redrawn in place; outside IPython it does nothing.
-
-    Args:
-        draw: makes a figure from what `update` is given, for instance `learning_curve`.
-        alt: text for those who cannot see the figure.
-    """
-
-    def __init__(self, draw: Callable[[Any], Figure], alt: str) -> None:
-        self._draw, self._alt = draw, alt
-        self._handle: Any = None
-
-    def update(self, value: Any) -> None:
-        """Draws `draw(value)`: under the running cell the first time, from then on in the same place."""
-        if not _in_ipython():
-            return
-        from IPython.display import display
-
-        image = _image(self._draw(value), self._alt)
-        if self._handle is None:
-            self._handle = display(image, display_id=True)
-        else:
-            self._handle.update(image)
-
-
-def _in_ipython() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
-
-
-def _image(figure: Figure, alt: str) -> Any:
-    from IPython.display import Image
-
-    # Not alt=alt: the Image of IPython 7, which Colab has, knows no such argument. Both put this into the output.
-    return Image(to_png(figure), format="png", metadata={"alt": alt})
 
 
 def _grid(
@@ -213,22 +157,22 @@ def _grid(
 
     for panel, picture, text in zip(axes[:, 0] if columns else axes.flat, pictures, texts, strict=False):
         panel.imshow(picture, origin="upper")
-        panel.set_title(text, fontsize=_FONT, parse_math=False)
+        panel.set_title(text, fontsize=FONT, parse_math=False)
     norm = LogNorm(LOWEST, 4)
     highest = 0.0
     for column, (head, maps) in enumerate(zip(heads, columns.values(), strict=True), start=1):
-        axes[0, column].set_title(head, fontsize=_TITLE_FONT, parse_math=False)
+        axes[0, column].set_title(head, fontsize=TITLE_FONT, parse_math=False)
         for picture, one, panel in zip(pictures, maps, axes[:, column], strict=True):
             weights = one.detach().cpu().double()[None]
             shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
             highest = max(highest, float(np.nan_to_num(shares).max()))
             # "+ 0.0" because the entropy of a single position is minus zero.
-            panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=_FONT)
+            panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=FONT)
             if defect := _defect(one):
                 _hatch(panel, defect)
                 continue
             box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-            panel.imshow(shares, cmap=_COLORS, norm=norm, extent=box, origin="upper", interpolation="nearest")
+            panel.imshow(shares, cmap=COLORS[0], norm=norm, extent=box, origin="upper", interpolation="nearest")
             panel.imshow(_light_and_shade(picture), origin="upper")
     if masks is not None:
         for panel, i in zip(axes.flat, image_of, strict=True):
@@ -236,7 +180,7 @@ def _grid(
                 outline(panel, masks[i].cpu().numpy())
     if columns:
         # The margin keeps a rounding error from doubling the scale.
-        norm.vmax = scale or min(32.0, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
+        norm.vmax = scale or min(HIGHEST, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
         _color_bar(figure, axes, norm, clipped=highest > norm.vmax * 1.001)
     return figure
 
@@ -323,7 +267,7 @@ def _hatch(axes: Axes, text: str) -> None:
 
 def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped: bool) -> None:
     bar = figure.colorbar(
-        ScalarMappable(norm, _COLORS),
+        ScalarMappable(norm, COLORS[0]),
         ax=axes,
         extend="both" if clipped else "min",
         shrink=min(1.0, 4.5 / figure.get_figheight()),
@@ -331,10 +275,9 @@ def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped
         aspect=18,
     )
     powers = range(-2, math.floor(math.log2(norm.vmax)) + 1, 1 if norm.vmax <= 64 else 2)
-    labels = [f"1/{2**-power}" if power < 0 else str(2**power) for power in powers]
-    bar.set_ticks([2.0**power for power in powers], labels=labels, fontsize=_FONT)
+    bar.set_ticks([2.0**power for power in powers], labels=[multiple(power) for power in powers], fontsize=FONT)
     bar.minorticks_off()
-    bar.set_label("attention / uniform", fontsize=_TITLE_FONT)
+    bar.set_label(SCALE_LABEL, fontsize=TITLE_FONT)
     bar.ax.axhline(1, color="white", linewidth=2)
 
 

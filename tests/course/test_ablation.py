@@ -23,7 +23,7 @@ from ltpa.course.ablation import AblationConfig, Grid, Result
 from ltpa.course.ablation_plot import ablation_figure, cost_figure
 from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 from ltpa.models.cost import gmac
-from ltpa.viz.figures import to_png
+from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 
 TINY = {**GRID, "models": ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp sigmoid"], "seeds": [3, 0]}

@@ -17,7 +17,7 @@ from ltpa.course.map_quality import Claim, Interval, Row, Threshold
 from ltpa.course.setup import TruthConfig
 from ltpa.data.dataset import Split
 from ltpa.metrics import deletion_insertion, localization, permuted_attention
-from ltpa.viz.figures import to_png
+from ltpa.viz import to_png
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -22,7 +22,7 @@ from ltpa.course.robustness import AttackConfig, Attacked
 from ltpa.course.tables import write_rows
 from ltpa.metrics.statistics import SUPPORTED, UNDECIDED, Interval
 from ltpa.models.networks import AttentionOutput, ImageClassifier
-from ltpa.viz.figures import to_png
+from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 from tests.tools.verdicts import read_effects
 

@@ -15,7 +15,7 @@ from ltpa.course.ablation import Grid, Result
 from ltpa.course.tables import write_rows
 from ltpa.course.transfer import Probes, TransferConfig
 from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
-from ltpa.viz.figures import to_png
+from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 from tests.tools.verdicts import read_effects
 

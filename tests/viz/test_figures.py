@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ltpa.viz import figures as plots
+from ltpa import viz
 
 LEVELS = {"conv7": 32, "conv10": 16, "conv13": 8}
 
@@ -43,7 +43,7 @@ def texts_of(axes):
 
 
 def decoded(figure, dpi=100):
-    with Image.open(io.BytesIO(plots.to_png(figure, dpi))) as picture:
+    with Image.open(io.BytesIO(viz.to_png(figure, dpi))) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB")).astype(int)
 
@@ -58,7 +58,7 @@ def box_of(axes, pixels):
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_row_per_image_and_a_column_per_level(count):
     titles = [f"cat {i} % | truth: dog" for i in range(count)]
-    figure = plots.attention_figure(some_images(count), some_maps(count), titles=titles)
+    figure = viz.attention_figure(some_images(count), some_maps(count), titles=titles)
     assert isinstance(figure, Figure)
     rows = panels(figure)
     assert len(rows) == count
@@ -73,8 +73,8 @@ def test_a_row_per_image_and_a_column_per_level(count):
 
 
 def test_text_is_large_enough_for_a_lecture():
-    figure = plots.attention_figure(some_images(), some_maps(), titles=["cat", "dog"])
-    plots.to_png(figure)
+    figure = viz.attention_figure(some_images(), some_maps(), titles=["cat", "dog"])
+    viz.to_png(figure)
     for axes in figure.axes:
         labels = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
         assert all(label.get_fontsize() >= 11 for label in labels if label.get_text())
@@ -82,8 +82,8 @@ def test_text_is_large_enough_for_a_lecture():
 
 def test_long_titles_do_not_run_into_the_next_column():
     titles = ["automobile 100 % | truth: automobile, seen from behind", "$5 and $6"]
-    figure = plots.attention_figure(some_images(), some_maps(), titles=titles)
-    plots.to_png(figure)
+    figure = viz.attention_figure(some_images(), some_maps(), titles=titles)
+    viz.to_png(figure)
     for row in panels(figure):
         assert row[0].title.get_window_extent().x1 < row[1].get_window_extent().x0
     assert panels(figure)[1][0].get_title() == "$5 and $6"
@@ -91,7 +91,7 @@ def test_long_titles_do_not_run_into_the_next_column():
 
 def test_one_logarithmic_scale_for_all_maps_and_its_bar():
     maps = some_maps()
-    figure = plots.attention_figure(some_images(), maps)
+    figure = viz.attention_figure(some_images(), maps)
     scalars = [axes.images[0] for row in panels(figure) for axes in row[1:]]
     norm = scalars[0].norm
     assert isinstance(norm, LogNorm)
@@ -109,14 +109,14 @@ def test_one_logarithmic_scale_for_all_maps_and_its_bar():
 def test_weights_are_drawn_relative_to_uniform():
     level = torch.tensor([[0.4, 0.1, 0.05], [0.3, 0.15, 0.0]])[None]
     for factor in (1, 0.001):  # gates need not sum to 1
-        figure = plots.attention_figure(some_images(1), {"conv13": level * factor})
+        figure = viz.attention_figure(some_images(1), {"conv13": level * factor})
         shown = panels(figure, 1)[0][1].images[0].get_array()
         np.testing.assert_allclose(shown, [[2.4, 0.6, 0.3], [1.8, 0.9, 0.25]], rtol=1e-6)
 
 
 def test_every_image_gets_its_own_map():
     images, maps = some_images(8), some_maps(8)
-    figure = plots.attention_figure(images, maps)
+    figure = viz.attention_figure(images, maps)
     for i, row in enumerate(panels(figure)):
         np.testing.assert_allclose(row[0].images[0].get_array(), images[i].permute(1, 2, 0).numpy() / 255)
         for axes, level in zip(row[1:], maps.values(), strict=True):
@@ -130,9 +130,9 @@ def test_scale_covers_4_to_32_and_can_be_set():
     barely_8[0, 0, :3] = torch.tensor([1, 1, 1 + 1e-6])
     cases = [(uniform, None, 4), (barely_8, None, 8), (collapsed, None, 32), (collapsed, 1024, 1024), (uniform, 10, 10)]
     for level, scale, upper in cases:
-        figure = plots.attention_figure(some_images(1), {"conv7": level}, scale=scale)
+        figure = viz.attention_figure(some_images(1), {"conv7": level}, scale=scale)
         assert panels(figure, 1)[0][1].images[0].norm.vmax == upper
-        plots.to_png(figure)
+        viz.to_png(figure)
 
 
 def test_entropy_under_every_map():
@@ -141,7 +141,7 @@ def test_entropy_under_every_map():
     quarter = torch.zeros(16, 16)
     quarter[:8, :8] = 1
     maps = torch.stack([torch.full((16, 16), 1 / 256), collapsed, quarter])
-    figure = plots.attention_figure(some_images(3), {"conv10": maps})
+    figure = viz.attention_figure(some_images(3), {"conv10": maps})
     assert [row[1].get_xlabel() for row in panels(figure, 1)] == ["entropy 1.00", "entropy 0.00", "entropy 0.75"]
 
 
@@ -153,7 +153,7 @@ def test_a_hot_position_lies_over_its_pixels(height, width, h, w, row, column):
     level = torch.zeros(1, h, w)
     level[0, row, column] = 1
     flat = torch.full((1, 3, height, width), 0.5)
-    figure = plots.attention_figure(flat, {"conv13": level})
+    figure = viz.attention_figure(flat, {"conv13": level})
     pixels = decoded(figure)
     left, top, wide, high = box_of(panels(figure, 1)[0][1], pixels)
     assert wide / high == pytest.approx(width / height, rel=0.02)
@@ -169,7 +169,7 @@ def test_image_is_shown_as_it_is_and_over_the_map():
     images = torch.zeros(1, 3, 32, 48, dtype=torch.uint8)
     images[0, 0, 5, 40] = 255
     for given in (images, images / 255):
-        axes = panels(plots.attention_figure(given, {"conv13": torch.ones(1, 8, 12)}), 1)[0]
+        axes = panels(viz.attention_figure(given, {"conv13": torch.ones(1, 8, 12)}), 1)[0]
         shown = np.asarray(axes[0].images[0].get_array())
         assert shown.shape == (32, 48, 3)
         assert np.argwhere(shown).tolist() == [[5, 40, 0]]
@@ -184,23 +184,23 @@ def test_image_is_shown_as_it_is_and_over_the_map():
 def test_outline_runs_along_the_edges_of_the_mask():
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 0:2, 5:9] = True
-    figure = plots.attention_figure(some_images(), some_maps(), masks=masks)
+    figure = viz.attention_figure(some_images(), some_maps(), masks=masks)
     for axes in panels(figure)[0]:
         points = np.concatenate(axes.collections[-1].get_segments())
         assert points.min(axis=0).tolist() == [4.5, -0.5]
         assert points.max(axis=0).tolist() == [8.5, 1.5]
         assert len(points) == 2 * (2 * 4 + 2 * 2)
     assert all(len(axes.collections[-1].get_segments()) == 0 for axes in panels(figure)[1])
-    plots.to_png(figure)
+    viz.to_png(figure)
 
 
 def test_broken_maps_say_so_and_leave_the_others_alone():
     maps = some_maps(3)
-    whole = plots.attention_figure(some_images(3), {"conv13": maps["conv13"]})
+    whole = viz.attention_figure(some_images(3), {"conv13": maps["conv13"]})
     maps["conv7"][0, 4, 4] = math.nan
     maps["conv10"][1, 0, 0] = math.inf
     maps["conv7"][2] = 0
-    figure = plots.attention_figure(some_images(3), maps)
+    figure = viz.attention_figure(some_images(3), maps)
     rows = panels(figure)
     for axes, text in ((rows[0][1], "NaN"), (rows[1][2], "infinite"), (rows[2][1], "all zero")):
         assert texts_of(axes) == [text]
@@ -211,25 +211,25 @@ def test_broken_maps_say_so_and_leave_the_others_alone():
     for row, alone in zip(rows, panels(whole, 1), strict=True):
         np.testing.assert_array_equal(row[3].images[0].get_array(), alone[1].images[0].get_array())
         assert row[3].get_xlabel() == alone[1].get_xlabel()
-    broken = plots.attention_figure(some_images(), {"conv7": torch.full((2, 32, 32), math.nan)})
+    broken = viz.attention_figure(some_images(), {"conv7": torch.full((2, 32, 32), math.nan)})
     assert bar_of(broken).get_ylabel() == "attention / uniform"
-    plots.to_png(figure)
-    plots.to_png(broken)
+    viz.to_png(figure)
+    viz.to_png(broken)
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_models_without_attention_get_images_and_titles(count):
     masks = torch.ones(count, 32, 32, dtype=torch.bool)
-    figure = plots.attention_figure(some_images(count), {}, titles=[f"image {i}" for i in range(count)], masks=masks)
+    figure = viz.attention_figure(some_images(count), {}, titles=[f"image {i}" for i in range(count)], masks=masks)
     used = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in used] == [f"image {i}" for i in range(count)]
     assert len([axes for axes in figure.axes if axes.axison]) == count
-    plots.to_png(figure)
+    viz.to_png(figure)
 
 
 def test_maps_of_a_model_with_gradients_and_in_half_precision():
     maps = {"conv13": some_maps()["conv13"].half().requires_grad_()}
-    figure = plots.attention_figure(some_images().float() / 255, maps)
+    figure = viz.attention_figure(some_images().float() / 255, maps)
     assert bar_of(figure).get_ylabel() == "attention / uniform"
     assert not plt.get_fignums(), "a figure of pyplot would be displayed twice"
 
@@ -255,7 +255,7 @@ def test_maps_of_a_model_with_gradients_and_in_half_precision():
 def test_what_does_not_fit_is_named(change, message):
     arguments = {"images": some_images(), "maps": some_maps(), **change}
     with pytest.raises(ValueError, match=message):
-        plots.attention_figure(**arguments)
+        viz.attention_figure(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -269,23 +269,23 @@ def test_what_does_not_fit_is_named(change, message):
 )
 def test_snapshots_show_the_first_the_last_and_some_between(epochs, shown):
     snapshots = {epoch: {"conv10": torch.full((1, 16, 16), 1.0 + epoch), "conv7": None} for epoch in epochs}
-    figure = plots.snapshot_figure(some_images(1), snapshots, "conv10", titles=["a cat"])
+    figure = viz.snapshot_figure(some_images(1), snapshots, "conv10", titles=["a cat"])
     (row,) = panels(figure, len(shown))
     assert [axes.get_title() for axes in row] == ["a cat", *(f"epoch {epoch}" for epoch in shown)]
     assert {axes.get_xlabel() for axes in row[1:]} == {"entropy 1.00"}
     assert len({id(axes.images[0].norm) for axes in row[1:]}) == 1
     assert figure.get_suptitle() == "conv10 16x16"
     assert bar_of(figure).get_ylabel() == "attention / uniform"
-    plots.to_png(figure)
+    viz.to_png(figure)
 
 
 def test_snapshots_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="no snapshots"):
-        plots.snapshot_figure(some_images(), {}, "conv10")
+        viz.snapshot_figure(some_images(), {}, "conv10")
     with pytest.raises(ValueError, match=r"unknown level 'conv11' at epoch 2.*conv10"):
-        plots.snapshot_figure(some_images(), {2: some_maps()}, "conv11")
+        viz.snapshot_figure(some_images(), {2: some_maps()}, "conv11")
     with pytest.raises(ValueError, match=r"epoch 2.*N = 3"):
-        plots.snapshot_figure(some_images(3), {2: some_maps()}, "conv10")
+        viz.snapshot_figure(some_images(3), {2: some_maps()}, "conv10")
 
 
 def some_history(count):
@@ -296,7 +296,7 @@ def some_history(count):
 
 
 def test_learning_curve_draws_loss_and_percent():
-    figure = plots.learning_curve(some_history(4), epochs=10)
+    figure = viz.learning_curve(some_history(4), epochs=10)
     loss, accuracy = figure.axes
     assert loss.lines[0].get_xydata().tolist() == [[1, 2], [2, 1], [3, pytest.approx(2 / 3)], [4, 0.5]]
     assert accuracy.lines[1].get_ydata() == pytest.approx([40, 65, 73.33333, 77.5])
@@ -310,13 +310,13 @@ def test_learning_curve_draws_loss_and_percent():
 
 @pytest.mark.parametrize(("count", "epochs"), [(0, None), (0, 5), (1, None), (1, 1), (200, 300)])
 def test_learning_curve_of_any_length(count, epochs):
-    figure = plots.learning_curve(some_history(count), epochs)
+    figure = viz.learning_curve(some_history(count), epochs)
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert low < 1 <= (epochs or max(count, 1)) < high
         assert axes.get_xlabel() == "epoch"
         assert (axes.get_legend() is None) == (count == 0)
-    plots.to_png(figure)
+    viz.to_png(figure)
 
 
 def test_learning_curve_leaves_out_what_is_missing_or_not_finite():
@@ -326,7 +326,7 @@ def test_learning_curve_leaves_out_what_is_missing_or_not_finite():
         {"epoch": 3, "train_loss": math.inf, "test_accuracy": 0.7},
         {"epoch": 4},
     ]
-    loss, accuracy = plots.learning_curve(history).axes
+    loss, accuracy = viz.learning_curve(history).axes
     assert loss.lines[0].get_xdata().tolist() == [1]
     assert loss.get_legend().get_texts()[0].get_text() == "train 2.000 (epoch 1)"
     (test,) = accuracy.lines
@@ -341,9 +341,9 @@ def test_png_has_the_size_of_the_figure():
 
 
 def test_outside_ipython_nothing_happens(capfd):
-    live = plots.LivePlot(lambda _: pytest.fail("nobody would see it"), "a curve")
+    live = viz.LivePlot(lambda _: pytest.fail("nobody would see it"), "a curve")
     assert live.update([]) is None
-    assert plots.show(plots.learning_curve([]), "a curve") is None
+    assert viz.display(viz.learning_curve([]), "a curve") is None
     assert tuple(capfd.readouterr()) == ("", "")
 
 
@@ -361,7 +361,7 @@ def test_show_hands_over_picture_and_alternative_text(shell):
     from IPython.utils.capture import capture_output
 
     with capture_output() as captured:
-        assert plots.show(Figure(figsize=(1, 1)), "two deer") is None
+        assert viz.display(Figure(figsize=(1, 1)), "two deer") is None
     assert (captured.stdout, captured.stderr) == ("", "")
     (output,) = captured.outputs
     assert "image/png" in output.data
@@ -372,7 +372,7 @@ def test_live_plot_is_displayed_once_and_then_updated_in_place(shell):
     from IPython.utils.capture import capture_output
 
     drawn = []
-    live = plots.LivePlot(lambda value: drawn.append(value) or plots.learning_curve(value, 3), "the curve")
+    live = viz.LivePlot(lambda value: drawn.append(value) or viz.learning_curve(value, 3), "the curve")
     with capture_output() as captured:
         for count in range(3):
             assert live.update(some_history(count)) is None
