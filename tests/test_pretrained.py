@@ -101,7 +101,7 @@ def test_index_names_every_file_with_its_checksum():
         assert (pretrained.FOLDER / f"{name}.md").is_file()
 
 
-def test_card_and_readme_are_those_of_the_files():
+def test_card_and_page_are_those_of_the_files():
     everything = [pretrained.pretrained_facts(name) for name in ltpa.list_pretrained()]
     for facts in everything:
         text = (pretrained.FOLDER / f"{facts['name']}.md").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def test_card_and_readme_are_those_of_the_files():
         )
         assert f"{100 * accuracy['mean']:.1f} %" in text
         assert "data_dir" not in json.dumps(facts), "a folder of the machine it was trained on"
-    _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(pack.BEGIN)
+    _, _, rest = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition(pack.BEGIN)
     assert rest.partition(pack.END)[0].strip() == pack.readme_table(everything)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import sys
 from collections import OrderedDict
 from itertools import product
@@ -24,7 +25,6 @@ from ltpa.metrics.statistics import SUPPORTED, UNDECIDED, Interval
 from ltpa.models.networks import AttentionOutput, ImageClassifier
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
-from tests.tools.verdicts import read_effects
 
 TINY = {**GRID, "images": 20, "epsilons": [1, 128], "epsilon": 1, "pgd_steps": 2}
 
@@ -364,7 +364,7 @@ def test_files_tables_and_figures(trained, tmp_path):
     checks = attack.checks(grid, found)
     measures = attack.effects(grid, found, checks)
     path = write_rows(tmp_path / "new" / "a.csv", comparison.effect_rows("robust to FGSM", grid, measures))
-    rows = read_effects([path])
+    rows = list(csv.DictReader(path.open()))
     assert [row["measure"] for row in rows] == list(measures)
     for row, (c,) in zip(rows, measures.values(), strict=True):
         assert float(row["effect"]) == pytest.approx(c.over_seeds.mean, abs=1e-6)

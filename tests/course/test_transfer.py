@@ -17,7 +17,6 @@ from ltpa.course.transfer import Probes, TransferConfig
 from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
-from tests.tools.verdicts import read_effects
 
 TINY = {
     **GRID,
@@ -330,7 +329,7 @@ def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
 
 def test_files_tables_and_figure(probed, tmp_path):
     found = transfer.effects(probed)
-    rows = read_effects([write_rows(tmp_path / "a.csv", transfer.effect_rows(probed, found))])
+    rows = list(csv.DictReader(write_rows(tmp_path / "a.csv", transfer.effect_rows(probed, found)).open()))
     assert len(rows) == 3 * 2 * 2
     assert [row["baseline"] for row in rows] == ["vgg-late: g"] * 4 + ["untrained"] * 4 + ["pixels"] * 4
     assert {row["measure"] for row in rows} == {
@@ -366,18 +365,3 @@ def test_nothing_to_draw_or_to_conclude_is_told():
     with pytest.raises(ValueError, match="nothing to draw"):
         transfer_plot.transfer_figure(probes)
     assert "Nothing can be concluded" in transfer.conclusion(probes, transfer.effects(probes))
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "docs").glob("effects_0[67]*.csv")), ids=lambda path: path.stem
-)
-def test_committed_verdicts_follow_from_the_committed_intervals(path):
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) >= 12
-    for row in rows:
-        low, effect, high = (float(row[column]) for column in ("low", "effect", "high"))
-        assert low < effect < high
-        expected = SUPPORTED if low > 0 else NOT_SUPPORTED if high < comparison.MARGIN else UNDECIDED
-        assert row["verdict"] == expected
-        assert row["n"] == "5"

@@ -10,7 +10,7 @@ COMMANDS = {  # name: (module, what it does)
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
-    "verdicts": ("verdicts", "the paper's claims and what came of them, from the notebooks' files of effects"),
+    "results": ("results", "the tables in docs/results, from the effects that the notebooks wrote"),
 }
 
 

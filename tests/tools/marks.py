@@ -2,25 +2,19 @@
 
 from pathlib import Path
 
-from ltpa.training.checkpoint import write
-
 
 def write_between(path: Path, begin: str, text: str, end: str) -> None:
-    """Puts a text in the place of what stands between two marks in a file.
-
-    Raises:
-        ValueError: the file lacks the marks.
-        OSError: it cannot be read or written.
-    """
-    write(path, _replaced(path, begin, text, end).encode())
+    """Put a text in the place of what is between two marks in a file; a ValueError names a file without the marks."""
+    path.write_text(replace_between(path, begin, text, end), encoding="utf-8")
 
 
 def check_marks(path: Path, begin: str, end: str) -> None:
-    """Raises what `write_between` would, before anything slow is computed."""
-    _replaced(path, begin, "", end)
+    """Raise what `write_between` would, before anything slow is computed."""
+    replace_between(path, begin, "", end)
 
 
-def _replaced(path: Path, begin: str, text: str, end: str) -> str:
+def replace_between(path: Path, begin: str, text: str, end: str) -> str:
+    """Return the file's content with a text in the place of what is between the marks."""
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-accumulate operations, and the time of a training step.
 
-`python -m tests.tools models` prints these for every model; `--write README.md` puts
+`python -m tests.tools models` prints these for every model; `--write docs/models.md` puts
 the table between the two marks there.
 """
 
@@ -20,7 +20,7 @@ from ltpa.models.networks import create_model, list_models
 from .marks import check_marks, write_between
 
 REFERENCE = "vgg-late"  # what the times are relative to: the attention models' trunk and cost, without attention
-BEGIN, END = "<!-- models: made by `python -m tests.tools models --write README.md` -->", "<!-- end of models -->"
+BEGIN, END = "<!-- models: made by `python -m tests.tools models --write docs/models.md` -->", "<!-- end of models -->"
 
 
 def step_times(
@@ -81,7 +81,7 @@ def table_rows(pattern: str = "*") -> list[tuple[str, str]]:
 
 
 def model_table(pattern: str = "*", times: dict[tuple[str, str], float] | None = None) -> str:
-    """The table of the README in Markdown: full width, ten classes, 32x32 images."""
+    """The table of docs/models.md: full width, ten classes, 32x32 images."""
     lines = [
         f"| model | parameters (M) | GMAC | step, {REFERENCE} = 1 |" if times else "| model | parameters (M) | GMAC |",
         "| --- | --- | --- | --- |" if times else "| --- | --- | --- |",

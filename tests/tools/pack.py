@@ -3,7 +3,7 @@
 Kernels and matrices are stored in float16. Whatever would lose more than rounding (tiny or huge values), and all
 vectors (biases, batch norm with its running statistics), stay in float32: a variance must neither overflow nor vanish.
 
-The card and the table for the README are made from the facts in the file alone, so that they cannot disagree with it.
+The card and the table in docs/models.md are made from the facts in the file alone: they cannot disagree with it.
 """
 
 import argparse
@@ -344,13 +344,13 @@ def commands(facts: Mapping[str, Any]) -> str:
 
 
 def readme_table(all_facts: list[Mapping[str, Any]]) -> str:
-    """A table of all weights, for the README."""
+    """A table of all weights, for docs/models.md."""
     lines = ["| name | model | trained on | test accuracy [95 % over images] |", "| --- | --- | --- | --- |"]
     for facts in all_facts:
         settings, name = facts["settings"], facts["name"]
         what = f"{facts['data']['description']}, {len(facts['history'])} epochs, seed {settings['seed']}"
         lines.append(
-            f"| [`{name}`](ltpa/weights/{name}.md) | `{settings['model']}`, width {settings['width']:g} | {what} | "
+            f"| [`{name}`](../ltpa/weights/{name}.md) | `{settings['model']}`, width {settings['width']:g} | {what} | "
             f"{_percent(facts['figures']['accuracy'])} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What models cost: operations and parameters against counts by hand, the table and its place in the README."""
+"""What models cost: operations and parameters against counts by hand, the table and its place in docs/models.md."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from ltpa.models.cost import gmac, parameters
 from tests.tools.__main__ import main
 from tests.tools.model_table import BEGIN, END, model_table, step_times, table_rows
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 # in, out, side of the map: the convolutions of the late-pooling trunk, and of its global branch
 TRUNK = [(3, 64, 32), (64, 64, 32), (64, 128, 32), (128, 128, 32), (128, 256, 32), (256, 256, 32), (256, 256, 32)]
 TRUNK += [(256, 512, 16), (512, 512, 16), (512, 512, 16), (512, 512, 8), (512, 512, 8), (512, 512, 8)]
@@ -71,9 +71,9 @@ def test_step_times_are_relative_to_the_control():
     assert found["vgg", "softmax"] < found["vgg-late", "softmax"]
 
 
-def test_the_table_of_the_readme_is_what_the_command_gives():
+def test_the_table_of_the_page_is_what_the_command_gives():
     """Its times are measured, all else is computed again."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     table = text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
     head, rule, *rows = model_table().splitlines()
     assert table[0] == head + " step, vgg-late = 1 |"

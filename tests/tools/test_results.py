@@ -1,0 +1,107 @@
+"""The pages of results: their tables are current, and the committed files agree with one another."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from ltpa.course.ablation import AblationConfig
+from ltpa.course.comparison import MARGIN
+from ltpa.course.robustness import AttackConfig
+from ltpa.course.transfer import TransferConfig
+from tests.tools.results import BEGIN, COLUMNS, END, FOLDER, effects_tables, pages, read_effects
+
+DATA = FOLDER / "data"
+ROW = {
+    **{"claim": "attention helps", "model": "vgg-att3-concat-pc", "baseline": "vgg-late", "measure": "accuracy"},
+    **{"data": "shapes", "budget": "5 epochs", "seeds": 3, "n": 200, "effect": 0.0123, "low": -0.004, "high": 0.0286},
+    "verdict": "undecided",
+}
+
+
+def cells(table):
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_generated_parts_are_current():
+    texts = pages()
+    assert len(texts) == 6
+    outdated = [path.name for path, text in texts.items() if path.read_text("utf-8") != text]
+    assert not outdated, "run `python -m tests.tools results`"
+
+
+def test_effects_are_in_points_and_one_seed_is_said():
+    one_seed = {**ROW, "claim": "maps find it", "seeds": 1, "low": None, "high": None, "verdict": "supported"}
+    first, second = effects_tables(pd.DataFrame([ROW, one_seed])).split("**maps find it**")
+    assert cells(first) == [["`vgg-att3-concat-pc`", "vgg-late", "accuracy", "200", "+1.2 [-0.4, +2.9]", "undecided"]]
+    assert cells(second)[0][-2:] == ["+1.2", "supported"]
+    assert ("one seed" in first, "one seed" in second) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [*(({column: None}, column) for column in COLUMNS), ({"verdict": "yes"}, "'yes'"), ({"low": "much"}, "much")],
+)
+def test_other_files_are_refused_by_name(change, message, tmp_path):
+    row = {key: value for key, value in (ROW | change).items() if value is not None}
+    pd.DataFrame([row]).to_csv(tmp_path / "effects_03.csv", index=False)
+    with pytest.raises(ValueError, match=rf"effects_03.csv.*{message}"):
+        read_effects(tmp_path / "effects_03.csv")
+
+
+def test_pages_are_written_between_marks(tmp_path):
+    (tmp_path / "data").mkdir()
+    pd.DataFrame([ROW]).to_csv(tmp_path / "data" / "effects_03_more.csv", index=False)
+    for name in ("03_page.md", "index.md"):
+        (tmp_path / name).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    texts = {path.name: text for path, text in pages(tmp_path).items()}
+    assert set(texts) == {"03_page.md", "index.md"}
+    assert all(text.startswith("before\n") and text.endswith("\nafter\n") for text in texts.values())
+    assert "old" not in "".join(texts.values())
+    (tmp_path / "index.md").write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"index.md lacks the marks"):
+        pages(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "kind", "suffix"),
+    [
+        ("03", "03_ablation", AblationConfig, ""),
+        ("06", "06_robustness", AttackConfig, ""),
+        ("07_digits", "07_transfer", TransferConfig, " to digits"),
+    ],
+)
+def test_data_and_budget_follow_from_the_committed_parameters(number, name, kind, suffix):
+    parameters = FOLDER.parents[1] / "notebooks" / "params" / "ablation" / f"{name}.yaml"
+    config = kind(**yaml.safe_load(parameters.read_text("utf-8")))
+    effects = read_effects(DATA / f"effects_{number}.csv")
+    assert set(effects["data"]) == {config.data_described() + suffix}
+    assert set(effects["seeds"]) == {len(config.seeds)}
+    (budget,) = set(effects["budget"])
+    assert config.described().startswith(budget)
+
+
+@pytest.mark.parametrize("number", ["03", "04", "06", "07_digits"])
+def test_verdicts_follow_from_the_intervals(number):
+    margin = 0.0 if number == "04" else MARGIN
+    for row in read_effects(DATA / f"effects_{number}.csv").itertuples():
+        assert row.low < row.effect < row.high
+        expected = "supported" if row.low > 0 else "contradicted" if row.high < margin else "undecided"
+        assert row.verdict == expected
+
+
+def test_effects_of_transfer_are_those_of_the_accuracies():
+    accuracies = pd.read_csv(DATA / "transfer_digits.csv").groupby(["features", "labels_per_class"])["accuracy"].mean()
+    for row in read_effects(DATA / "effects_07_digits.csv").itertuples():
+        labels = "5" if ", 5 labels" in row.measure else "all"
+        other = f"{row.model}, untrained" if row.baseline == "untrained" else row.baseline
+        assert accuracies[row.model, labels] - accuracies[other, labels] == pytest.approx(row.effect, abs=2e-6)
+
+
+def test_effects_of_segmentation_are_those_of_the_measured_maps():
+    jaccard = pd.read_csv(DATA / "maps_measured.csv").set_index(["model", "map"])["jaccard"]
+    effects = read_effects(DATA / "effects_04.csv")
+    names = effects["measure"].str.extract(r"(\w+), binarized, segments better than (.*) \(Jaccard").dropna()
+    assert len(names) == 24
+    for (level, rival), row in zip(names.to_numpy(), effects.loc[names.index].itertuples(), strict=True):
+        assert jaccard[row.model, level] - jaccard[row.model, rival] == pytest.approx(row.effect, abs=2e-4)
