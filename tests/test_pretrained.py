@@ -10,10 +10,9 @@ import torch
 
 import ltpa
 from ltpa import pretrained
-from ltpa.course import setup as notebook
-from ltpa.data.samples import STAND_INS, UNKNOWN, Photographs, stand_ins
+from ltpa.data.samples import STAND_INS, UNKNOWN, stand_ins
 from ltpa.training.checkpoint import load_tensors
-from ltpa.viz.figures import captions
+from ltpa.viz import captions
 from tests.tools import pack
 from tests.tools.__main__ import main
 
@@ -122,9 +121,6 @@ def test_card_and_page_are_those_of_the_files():
 def test_unknown_names_are_answered_with_the_closest():
     with pytest.raises(ValueError, match="unknown weights 'cifar10-smal': did you mean 'cifar10-small'"):
         ltpa.load_pretrained("cifar10-smal")
-    look = notebook.LookConfig(run="cifar10-smal")
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'cifar10-small'\? known: auto, cifar10-small"):
-        notebook.find_run(look)
 
 
 @pytest.mark.parametrize("place", [0, 9, 0.5, -1])
@@ -295,44 +291,3 @@ def test_explorer_on_pictures_with_partly_unknown_labels():
     assert panel.chosen == [2]
     panel.which.value = "least certain first"
     assert sorted(panel.chosen) == list(range(len(STAND_INS)))
-
-
-def test_without_test_images_photographs_stand_in_and_it_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    look = notebook.LookConfig(device="cpu")
-    run = notebook.find_run(look)
-    data = notebook.look_at(run, look)
-    assert isinstance(data, Photographs)
-    assert "download = True" in capsys.readouterr().out
-    titles, wrong = notebook.described(run, data, ltpa.attend(run.model, data.test.images).logits)
-    assert titles[3].startswith("a rocket | ")
-    assert titles[3].endswith("truth: none of these")
-    assert all(data.test.labels[wrong] >= 0)
-    assert "of the 3 that show one of its classes are right; the other 6 show none" in capsys.readouterr().out
-    assert notebook.snapshots_of(run, data) == {}
-    assert notebook.verdict(data, {}, wrong).startswith("Not decidable: a handful of pictures")
-    monkeypatch.setitem(__import__("sys").modules, "skimage", None)
-    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
-        notebook.look_at(run, look)
-
-
-def test_a_folder_of_its_classes_takes_the_place_of_cifar(tmp_path, capsys):
-    from PIL import Image
-
-    run = ltpa.load_pretrained(device="cpu")
-    for part in ("train", "test"):
-        for number, name in enumerate(run.classes):
-            (tmp_path / part / name).mkdir(parents=True)
-            Image.new("RGB", (32, 32), (number * 20, 0, 100 if part == "test" else 0)).save(
-                tmp_path / part / name / "0.png"
-            )
-    data = notebook.look_at(run, notebook.LookConfig(data_dir=str(tmp_path), device="cpu"))
-    assert data.name == "folder"
-    assert len(data.test) == 10
-    seen = ltpa.attend(run.model, data.test.images)
-    titles, wrong = notebook.described(run, data, seen.logits)
-    assert len(titles) == 10
-    verdict = notebook.verdict(data, seen.maps, wrong)
-    assert "in right and in wrong answers" in verdict
-    assert all(level in verdict for level in seen.maps)
-    assert "of 10 test images are right" in capsys.readouterr().out

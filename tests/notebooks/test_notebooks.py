@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 KINDS = {
     "00": "course.scratch:ScratchConfig",
     "01": "config:TrainConfig",
-    "02": "course.setup:LookConfig",
+    "02": "course.attention_maps:LookConfig",
     "03": "course.ablation:AblationConfig",
     "04": "course.setup:TruthConfig",
     "05": "course.query_training:AskConfig",

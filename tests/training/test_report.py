@@ -9,7 +9,7 @@ import pytest
 
 from ltpa import TrainConfig
 from ltpa._version import __version__
-from ltpa.course import setup as notebook
+from ltpa.course.attention_maps import LookConfig
 from ltpa.training import report
 
 ADDRESS = "https://github.com/ann/maps/archive/refs/tags/v1.zip"
@@ -75,8 +75,8 @@ def test_a_checkout_tells_its_commit_and_changes(tmp_path, monkeypatch):
 
 def test_everything_is_in_it(capsys):
     config = TrainConfig(dataset="shapes", seed=7, device="cpu", precision="bf16")
-    look = notebook.LookConfig(examples=3)
-    notebook.report(config, "cpu", look)
+    look = LookConfig(examples=3)
+    report.report(config, "cpu", look)
     out = capsys.readouterr().out
     for package in ("torch", "torchvision", "numpy", "matplotlib"):
         assert f"{package} {metadata.version(package)}" in out

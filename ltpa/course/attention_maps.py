@@ -1,0 +1,230 @@
+"""Notebook 02: look at the attention maps of a trained network, on test images and on photos."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import pretrained, viz
+from ..config import QUICK, TrainConfig, check_fields, raise_problems
+from ..data.dataset import Dataset
+from ..data.samples import Photographs, stand_ins
+from ..errors import closest
+from ..maps import entropy
+from ..models.networks import AttentionOutput, ImageClassifier
+from ..training.run import Run, load_run, snapshot_indices
+from ..training.trainer import data_for, fit
+from . import setup, summary
+from .setup import report as report
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """Parameters of notebook 02.
+
+    Attributes:
+        run: weights that come with ltpa, a run's folder, or "auto" (see `find_network`).
+        examples: pictures in a figure.
+        chosen: numbers of test images to show.
+        photo: a file of one's own; None takes pictures that scikit-image ships.
+        photo_side: pixels of a photo's shorter side for the network.
+        seed: of the random choice of images.
+        data_dir: where the run's data are; "auto" is where they were when it was trained. For weights that come with
+            ltpa it may also be a folder of images, `test/<class>/*` and `train/<class>/*`.
+        download: whether a data set that is missing may be downloaded; otherwise a handful of pictures stand in.
+        device: "auto", "cpu" or "cuda".
+        epochs, train_limit, test_limit: of the quick model that is trained where there is no run.
+    """
+
+    run: str = pretrained.DEFAULT
+    examples: int = 5
+    chosen: Sequence[int] = (0, 1, 2)
+    photo: str | None = None
+    photo_side: int = 96
+    seed: int = 0
+    data_dir: str = "auto"
+    download: bool = False
+    device: str = "auto"
+    epochs: int = QUICK["epochs"]
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field and report all problems at once."""
+        raise_problems(check_fields(self))
+
+    def draw(self, count: int) -> Tensor:
+        """Return the numbers of at most `examples` of `count` images, drawn by the seed."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.examples]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network to look at.
+
+    Attributes:
+        model: in evaluation mode.
+        classes: their names.
+        config: how and on what data it was trained.
+        snapshots: epoch -> level -> maps (K, h, w) of the images `snapshot_indices`; empty where none were kept.
+    """
+
+    model: ImageClassifier
+    classes: tuple[str, ...]
+    config: TrainConfig
+    snapshots: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def parameters(namespace: Mapping[str, Any]) -> LookConfig:
+    """Return the notebook's parameters, checked, from its `globals()`."""
+    return setup.parameters(namespace, LookConfig)
+
+
+def find_network(look: LookConfig) -> Network:
+    """Return the network that `run` names; for "auto" that of the newest run, or of a quick one trained now."""
+    if look.run in pretrained.list_pretrained():
+        facts = pretrained.pretrained_facts(look.run)
+        config = TrainConfig.from_dict({**facts["settings"], "dataset": facts["dataset"]})
+        loaded = pretrained.load_pretrained(look.run, look.device)
+        model = loaded.model if isinstance(loaded, Run) else loaded
+        print(f"weights that come with ltpa: {look.run}, {config.model}, trained on {facts['data']['description']}")
+        return Network(model, tuple(facts["classes"]), config)
+    run = _newest_run(look) if look.run == "auto" else _named_run(look)
+    return Network(run.model, run.classes, run.config, run.snapshots())
+
+
+def _named_run(look: LookConfig) -> Run:
+    if not Path(look.run).expanduser().is_dir():
+        known = closest(look.run, ["auto", *pretrained.list_pretrained()])
+        raise FileNotFoundError(f"run={look.run!r} is neither the folder of a run nor a known name: {known}")
+    return load_run(look.run, look.device)
+
+
+def _newest_run(look: LookConfig) -> Run:
+    def written(folder: Path) -> float:
+        weights = folder / "weights.safetensors"
+        return weights.stat().st_mtime if weights.is_file() else 0.0
+
+    for folder in sorted((path.parent for path in Path("runs").glob("*/config.json")), key=written, reverse=True):
+        try:
+            run = load_run(folder, look.device)
+        except (ValueError, FileNotFoundError) as error:
+            print(f"left out: {error}")
+            continue
+        print(f"the newest run, {folder}: {len(run.history)} epochs of {run.config.model} on {run.config.dataset}")
+        return run
+    print("there is no run under runs/ yet: training the quick model first, on pictures drawn by code")
+    limits = {"epochs": look.epochs, "train_limit": look.train_limit, "test_limit": look.test_limit}
+    return fit(TrainConfig(**{**QUICK, **limits, "snapshots": 8, "device": look.device}))
+
+
+def find_images(network: Network, look: LookConfig) -> Dataset:
+    """Return the network's data; where they would have to be downloaded and may not, `stand_ins`."""
+    config = network.config
+    if look.data_dir != "auto":
+        is_folder = Path(look.data_dir, "test").expanduser().is_dir()
+        config = replace(config, data_dir=look.data_dir, dataset="folder" if is_folder else config.dataset)
+    try:
+        data = data_for(config, look.download)
+    except FileNotFoundError:
+        if config.dataset in ("folder", "shapes"):
+            raise
+        print(
+            f"{config.dataset} is not in {config.data_dir}/, and may not be downloaded: pictures that scikit-image and "
+            "scikit-learn ship stand in. download = True gets its test images."
+        )
+        return stand_ins(network.classes, config.image_size)
+    setup.check_classes(data, network.classes)
+    return data
+
+
+def describe(network: Network, data: Dataset, logits: Tensor) -> tuple[list[str], Tensor]:
+    """Print how many test images are right; return a title for each, and the numbers (K,) of the wrong ones."""
+    labels = data.test.labels.to(logits.device)
+    titles = viz.captions(logits, network.classes, labels)
+    known = labels >= 0
+    wrong = ((logits.argmax(1) != labels) & known).nonzero().flatten().cpu()
+    count, name = int(known.sum()), network.config.model
+    if isinstance(data, Photographs):
+        titles = [f"{picture} | {title}" for picture, title in zip(data.names, titles, strict=True)]
+        print(
+            f"{name} on {len(titles)} photographs: {count - len(wrong)} of the {count} that show one of its classes "
+            f"are right; the other {len(titles) - count} show none, and it cannot say so"
+        )
+    else:
+        print(f"{name} on {data.name}: {1 - len(wrong) / count:.1%} of {count} test images are right")
+    return titles, wrong
+
+
+def show_maps(
+    data: Dataset, output: AttentionOutput, titles: list[str], picked: Sequence[int] | Tensor, alt: str
+) -> None:
+    """Show the test images whose numbers are picked, with their maps; `output` and `titles` are of all of them."""
+    picked = torch.as_tensor(picked)
+    if int(picked.max()) >= len(data.test):
+        raise ValueError(f"there is no test image {int(picked.max())}: there are {len(data.test)}, counted from 0")
+    sample = data.test[picked]
+    maps = {level: maps[picked] for level, maps in output.maps.items()}
+    figure = viz.attention_figure(sample.images, maps, titles=[titles[i] for i in picked], masks=sample.masks)
+    viz.display(figure, alt)
+
+
+def photos(look: LookConfig) -> list[Any]:
+    """Return the photo that the parameters name; without one a cat, an astronaut and a cup, from scikit-image."""
+    if look.photo is not None:
+        return [look.photo]
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("name a photo, or install scikit-image: pip install 'ltpa[notebooks]'") from error
+    return [data.chelsea(), data.astronaut(), data.coffee()]
+
+
+def entropy_table(maps: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Return the median of the maps' entropies and the range of 90 % of them, a row for each level."""
+    quantiles = torch.tensor([0.05, 0.5, 0.95])
+    rows = {level: entropy(level_maps).cpu().quantile(quantiles).tolist() for level, level_maps in maps.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["5 %", "median", "95 %"]).round(2)
+
+
+def snapshot_figures(network: Network, data: Dataset, look: LookConfig) -> dict[str, Figure]:
+    """Return a figure for each level: maps of the same images after every epoch. Print why, where there is none."""
+    if isinstance(data, Photographs) or not network.snapshots:
+        lack = "there are no test images here" if isinstance(data, Photographs) else "this run kept no snapshots"
+        print(f"{lack}: train with snapshots=8 to see how the maps change")
+        return {}
+    images = data.test.images[snapshot_indices(data, network.config.snapshots)[: look.examples]]
+    figures = {}
+    for level in network.snapshots[0]:
+        maps = {epoch: {level: kept[level][: look.examples]} for epoch, kept in network.snapshots.items()}
+        figures[level] = viz.snapshot_figure(images, maps, level)
+    return figures
+
+
+def caution(data: Dataset, text: str) -> None:
+    """Print what a section cannot show, where photographs stand in for test images."""
+    if isinstance(data, Photographs):
+        print(f"No test images here: {text}")
+
+
+def verdict(data: Dataset, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
+    """Return what the maps of all test images showed, or why a handful of pictures cannot tell.
+
+    Args:
+        data: see `find_images`.
+        maps: level -> weights (N, h, w), of all its test images.
+        wrong: numbers (K,) of the misclassified ones.
+    """
+    if isinstance(data, Photographs):
+        return (
+            "Not decidable: a handful of pictures, chosen by us, shows what maps look like, no more. download = True "
+            "takes the test images; what was measured on them is in the model card in ltpa/weights."
+        )
+    right = torch.ones(len(data.test), dtype=torch.bool)
+    right[wrong] = False
+    return summary.looked(maps, right, data.test.masks)
