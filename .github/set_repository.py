@@ -3,7 +3,8 @@
 The old address is the one in `[project.urls]` of pyproject.toml. What is replaced is that address in links to GitHub,
 Colab and GitHub Pages; further, whatever stands as a placeholder (an owner that begins with an underscore), in a
 Colab link to a notebook of this repository, in an instruction that installs this package, or in CITATION.cff. So a
-run that was broken off, or files merged from a fork, come right again. Links to other repositories stay.
+run that was broken off, or files merged from a fork, come right again. Links to other repositories stay. The sentence
+that the badges do not work yet goes.
 """
 
 import argparse
@@ -35,6 +36,9 @@ PAGES = re.compile(rf"(?P<before>(?<![\w.-])){OWNER}(?P<between>\.github\.io/){N
 # Text before and after a link that makes it one to this repository, whatever owner and name it has.
 INSTALLS = re.compile(r"\bltpa(?:\[[\w, -]*\])?\s*@\s*(?:git\+)?https://\Z")
 DECLARES = re.compile(r"(?:\brepository-code:\s*[\"']?|\bRepository\s*=\s*\")https://\Z")
+NOT_YET = re.compile(
+    r'^[ \t]*"?\*The badges? works? once this repository is published\.\*(?:\\n",)?\r?\n', re.MULTILINE
+)
 NOTEBOOK = re.compile(r"/blob/[^/\s]+/(notebooks/[\w.-]+\.ipynb)")
 
 
@@ -79,7 +83,7 @@ def rewrite(text: str, old: str, new: str) -> str:
 
     for pattern in (LINK, PAGES):
         text = pattern.sub(replace, text)
-    return text
+    return text if new_owner.startswith("_") else NOT_YET.sub("", text)
 
 
 def rewrite_files(old: str, new: str, *, dry_run: bool) -> list[str]:
