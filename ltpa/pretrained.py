@@ -45,7 +45,7 @@ def load_pretrained(name: str = DEFAULT, device: str = "auto") -> Run:
         FileNotFoundError: the file is missing.
     """
     facts, weights, path = _read(name)
-    config = TrainConfig.from_dict({**facts["settings"], "dataset": facts["dataset"]})
+    config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
     classes = tuple(facts["classes"])
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     model = model_of(config, classes, tensors, path, device)

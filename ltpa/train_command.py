@@ -7,17 +7,13 @@ under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
 """
 
 import argparse
-import inspect
-import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-from .config import TrainConfig, check_field, raise_problems, unknown_names
+from .config import TrainConfig
 from .distributed import launched
 from .training.report import report
 from .training.trainer import fit
@@ -31,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--file", action="append", default=[], metavar="FILE.yaml", help="parameters; options override them"
     )
-    helps, hints = _helps(), get_type_hints(TrainConfig)
+    hints, defaults, helps = get_type_hints(TrainConfig), TrainConfig.defaults(), TrainConfig.descriptions()
     for field in fields(TrainConfig):
         flag = {"nargs": "?", "const": "true"} if hints[field.name] is bool else {}
-        text = f"{helps[field.name]} (default: {field.default})".replace("%", "%%")
+        text = f"{helps[field.name]} (default: {defaults[field.name]})".replace("%", "%%")
         names = dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name])
         parser.add_argument(*names, default=argparse.SUPPRESS, metavar="VALUE", help=text, **flag)
 
@@ -78,20 +74,10 @@ def config_from(files: Sequence[str], options: dict[str, Any], unknown: Sequence
     values: dict[str, Any] = {}
     for file in files:
         values |= _read(file)
-    problems = unknown_names(values, _KNOWN)
-    hints = get_type_hints(TrainConfig)
-    values |= {name: _value(options[name], hints[name]) for name in _KNOWN if name in options}
-    previous = ""
     for text in unknown:
-        name = re.fullmatch("--?([a-zA-Z][^=]*)(=.*)?", text)
-        if name:
-            problems += unknown_names({name[1].replace("-", "_"): None}, _KNOWN)
-        elif not previous.startswith("-") or "=" in previous:
-            problems.append((ValueError, f"unexpected {text!r}: settings are given as --name value"))
-        previous = text
-    problems += [problem for name in _KNOWN if name in values and (problem := check_field(name, values[name]))]
-    raise_problems(problems)
-    return TrainConfig(**values)
+        if text.startswith("-"):
+            values[text.lstrip("-").partition("=")[0].replace("-", "_")] = ""
+    return TrainConfig.from_text(values | {name: options[name] for name in _KNOWN if name in options})
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -106,25 +92,3 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(values or {}, dict):
         raise TypeError(f"{file} must hold lines such as 'epochs: 10', not {str(values)[:40]!r}")
     return values or {}
-
-
-def _value(text: str, hint: Any) -> Any:
-    """What was typed for a field, as the type that the field has; what is none is left for `check_field`."""
-    kinds = get_args(hint) or (hint,)
-    if NoneType in kinds and text.lower() in ("none", "null"):
-        return None
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for number in (int, float) if {int, float} & set(kinds) else ():
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _helps() -> dict[str, str]:
-    """What the docstring of `TrainConfig` says of each field."""
-    block = inspect.getdoc(TrainConfig).partition("Attributes:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^(\w[\w, ]*): (.*(?:\n +.*)*)", textwrap.dedent(block), re.MULTILINE)
-    return {name: " ".join(text.split()).rstrip(".") for names, text in entries for name in names.split(", ")}

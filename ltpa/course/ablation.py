@@ -5,12 +5,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ..config import QUICK, TrainConfig, check_fields, raise_problems
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    DatasetName,
+    Device,
+    EachOnce,
+    FilePath,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    TrainConfig,
+    Variant,
+    Width,
+    settings,
+)
 from ..data.dataset import Dataset
 from ..errors import closest
 from ..inference import attend_batches
@@ -21,46 +38,37 @@ from ..training.trainer import TrainingDiverged, data_for, fit
 MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
 
 
-@dataclass(frozen=True)
-class AblationConfig:
-    """Parameters of the ablation; those that are not listed here have `TrainConfig`'s defaults.
+@settings
+class AblationConfig(SettingsBase):
+    """Parameters of the ablation; settings that are not among them have `TrainConfig`'s defaults."""
 
-    Attributes:
-        models: variants, a name of `ltpa.list_models()` and, where it is not softmax, the normalizer:
-            "vgg-att3-concat-pc sigmoid".
-        baseline: the variant that the others are compared with; one of `models`.
-        seeds: each variant is trained once with each.
-        budget: minutes after which no further run is begun, nor one that is not likely to end in time; 0 trains nothing
-            and collects what is there, None trains all.
-        dataset, data_dir, width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`;
-            the same for all variants.
-        data_name: what the files of effects call the data; "auto" is the name of the data set, or of the folder.
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        (*MODELS, "vgg"),
+        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
+    )
+    baseline: Variant = Field("vgg-late", description="the one of `models` that the others are compared with")
+    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
+    budget: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
+    )
+    dataset: DatasetName = Field(QUICK["dataset"], description="of all runs, as the settings below")
+    data_dir: FilePath = "data"
+    width: Width = QUICK["width"]
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    device: Device = "auto"
+    data_name: FilePath = Field("auto", description="what tables call the data; 'auto' is the data set or the folder")
 
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    models: Sequence[str] = (*MODELS, "vgg")
-    baseline: str = "vgg-late"
-    seeds: Sequence[int] = (0, 1, 2)
-    budget: float | None = None
-    dataset: str = QUICK["dataset"]
-    data_dir: str | Path = "data"
-    width: float = QUICK["width"]
-    train_limit: int | None = None
-    test_limit: int | None = None
-    epochs: int = QUICK["epochs"]
-    batch_size: int = QUICK["batch_size"]
-    learning_rate: float = QUICK["learning_rate"]
-    device: str = "auto"
-    data_name: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        problems = check_fields(self)
-        if not problems and self.baseline not in self.models:
-            problems = [(ValueError, f"baseline={self.baseline!r}: {closest(self.baseline, self.models)}")]
-        raise_problems(problems)
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
+        """Refuse a baseline that is not among the models."""
+        baseline, models = values.get("baseline"), values.get("models")
+        if baseline and models and baseline not in models:
+            return [f"baseline={baseline!r}: {closest(baseline, models)}"]
+        return []
 
     def grid(self) -> "list[Cell]":
         """Every run of the ablation, seed by seed, so that a grid that is half full compares all variants."""

@@ -3,15 +3,27 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic import Field
 from torch import Tensor
 
 from .. import pretrained, viz
-from ..config import QUICK, TrainConfig, check_fields, raise_problems
+from ..config import (
+    QUICK,
+    Count,
+    Device,
+    EachOnce,
+    FilePath,
+    Limit,
+    Seed,
+    SettingsBase,
+    TrainConfig,
+    settings,
+)
 from ..data.dataset import Dataset
 from ..data.samples import Photographs, stand_ins
 from ..errors import closest
@@ -23,40 +35,30 @@ from . import setup, summary
 from .setup import report as report
 
 
-@dataclass(frozen=True)
-class LookConfig:
-    """Parameters of notebook 02.
+@settings
+class LookConfig(SettingsBase):
+    """Parameters of a notebook that looks at a run."""
 
-    Attributes:
-        run: weights that come with ltpa, a run's folder, or "auto" (see `find_network`).
-        examples: pictures in a figure.
-        chosen: numbers of test images to show.
-        photo: a file of one's own; None takes pictures that scikit-image ships.
-        photo_side: pixels of a photo's shorter side for the network.
-        seed: of the random choice of images.
-        data_dir: where the run's data are; "auto" is where they were when it was trained. For weights that come with
-            ltpa it may also be a folder of images, `test/<class>/*` and `train/<class>/*`.
-        download: whether a data set that is missing may be downloaded; otherwise a handful of pictures stand in.
-        device: "auto", "cpu" or "cuda".
-        epochs, train_limit, test_limit: of the quick model that is trained where there is no run.
-    """
-
-    run: str = pretrained.DEFAULT
-    examples: int = 5
-    chosen: Sequence[int] = (0, 1, 2)
-    photo: str | None = None
-    photo_side: int = 96
-    seed: int = 0
-    data_dir: str = "auto"
-    download: bool = False
-    device: str = "auto"
-    epochs: int = QUICK["epochs"]
-    train_limit: int | None = None
-    test_limit: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check every field and report all problems at once."""
-        raise_problems(check_fields(self))
+    run: FilePath = Field(pretrained.DEFAULT, description="weights that come with ltpa, a run's folder, or 'auto'")
+    examples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="pictures a figure")
+    chosen: Annotated[Sequence[Annotated[int, Field(ge=0)]], EachOnce] = Field(
+        (0, 1, 2), description="numbers of test images to show"
+    )
+    photo: FilePath | None = Field(None, description="your own picture; None takes three that scikit-image ships")
+    photo_side: Annotated[int, Field(ge=32, le=1024)] = Field(
+        96, description="pixels of a photo's shorter side for the network"
+    )
+    seed: Seed = Field(0, description="of the random choice of images")
+    data_dir: FilePath = Field(
+        "auto",
+        description="where the run's data lie, 'auto' is where they were in training; for weights that come with ltpa "
+        "also a folder with test/<class>/* and train/<class>/*",
+    )
+    download: bool = Field(False, description="whether missing data may be downloaded; else a few pictures stand in")
+    device: Device = Field("auto", description="auto, cpu or cuda")
+    epochs: Count = Field(QUICK["epochs"], description="of the quick model that is trained where there is no run")
+    train_limit: Limit | None = Field(None, description="training images of that model")
+    test_limit: Limit | None = Field(None, description="test images of that model")
 
     def draw(self, count: int) -> Tensor:
         """Return the numbers of at most `examples` of `count` images, drawn by the seed."""

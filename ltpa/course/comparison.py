@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics.statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval, t_interval, verdict
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, Interval, bootstrap_interval, t_interval, verdict, widest
 from ..models.cost import gmac, parameters
 from .ablation import Grid, Result
 from .tables import write_rows
@@ -39,8 +38,7 @@ class Comparison:
     @property
     def interval(self) -> Interval:
         """The mean with the farther ends of both intervals (NaN where one has none): its verdict is that of both."""
-        ends = [(i.low, i.high) for i in (self.over_seeds, self.over_images)]
-        return Interval(self.over_seeds.mean, float(np.min(ends)), float(np.max(ends)))
+        return widest([self.over_seeds, self.over_images])
 
 
 def compare(grid: Grid, baseline: str | None = None) -> list[Comparison]:
@@ -109,7 +107,7 @@ def _paired(name: str, each: Mapping[int, Tensor], together: int) -> Comparison:
     differences = {seed: values.mean().item() for seed, values in each.items()}
     over_seeds = t_interval(list(differences.values()), together)
     over_images = bootstrap_interval(torch.stack(list(each.values())).mean(0).numpy(), together)
-    return Comparison(name, differences, over_seeds, over_images, verdict([over_seeds, over_images], MARGIN))
+    return Comparison(name, differences, over_seeds, over_images, verdict(widest([over_seeds, over_images]), MARGIN))
 
 
 def conclusion(by_baseline: Mapping[str, Sequence[Comparison]]) -> str:
@@ -142,8 +140,8 @@ def sorted_out(comparisons: Sequence[Comparison], baseline: str) -> str:
         return ", ".join(f"{c.variant} ({100 * c.over_seeds.mean:+.1f} points)" for c in chosen) or "none"
 
     better = [c for c in comparisons if c.verdict == SUPPORTED]
-    worse = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c.over_seeds.high < 0 and c.over_images.high < 0]
-    equal = [c for c in comparisons if c.verdict == NOT_SUPPORTED and c not in worse]
+    worse = [c for c in comparisons if c.verdict == CONTRADICTED and c.over_seeds.high < 0 and c.over_images.high < 0]
+    equal = [c for c in comparisons if c.verdict == CONTRADICTED and c not in worse]
     open_ = [c for c in comparisons if c not in better + worse + equal]
     return (
         f"better than {baseline}: {names(better)}; worse: {names(worse)}; "

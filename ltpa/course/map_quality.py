@@ -20,7 +20,7 @@ from ..maps import entropy, rank_agreement
 from ..metrics import statistics
 from ..metrics.faithfulness import deletion_insertion, layers_top_down, permuted_attention, randomization
 from ..metrics.overlap import MEASURES, controls, localization
-from ..metrics.statistics import NOT_SUPPORTED, SUPPORTED, Interval
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, Interval
 from ..models.networks import VGGGAP, ImageClassifier
 from ..progress import Progress
 from .tables import write_rows
@@ -85,7 +85,7 @@ class Claim:
     @property
     def verdict(self) -> str:
         """In words."""
-        return statistics.verdict([self.effect])
+        return statistics.verdict(self.effect)
 
 
 def compare(
@@ -344,7 +344,7 @@ def segmentation_verdict(found: Sequence[Claim]) -> str:
     parts = []
     for rival in _SEGMENT:
         of = [claim for claim in found if f"better than {rival}" in claim.text]
-        wins, losses = (sum(claim.verdict == word for claim in of) for word in (SUPPORTED, NOT_SUPPORTED))
+        wins, losses = (sum(claim.verdict == word for claim in of) for word in (SUPPORTED, CONTRADICTED))
         if of:
             parts.append(f"than {rival} in {wins} of {len(of)} models (worse in {losses})")
     return (
@@ -359,7 +359,7 @@ def verdict(found: Sequence[Claim]) -> str:
         return "There is no model with attention among these, so there is nothing to decide."
     truthful = [m for m in models if all(c.verdict == SUPPORTED for c in found if c.model == m and "center" in c.text)]
     others = [c for c in found if "center" not in c.text]
-    wins, losses = (sum(c.verdict == word for c in others) for word in (SUPPORTED, NOT_SUPPORTED))
+    wins, losses = (sum(c.verdict == word for c in others) for word in (SUPPORTED, CONTRADICTED))
     return (
         f"Of {len(models)} models with attention, {len(truthful)} have a level whose map finds the object and is what "
         f"the model goes by, both more than a spot in the center would"

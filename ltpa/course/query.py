@@ -15,7 +15,7 @@ from ..data.dataset import Split
 from ..inference import attend
 from ..maps import rank_agreement
 from ..metrics.overlap import localization
-from ..metrics.statistics import NOT_SUPPORTED, SUPPORTED, Interval, bootstrap_interval
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, Interval, bootstrap_interval
 from ..metrics.statistics import verdict as verdict_of
 from ..models.networks import ImageClassifier
 from .query_scenes import Questions
@@ -191,7 +191,7 @@ def conclusion(measured: Mapping[str, Steering]) -> str:
     if steered:
         outcome = f"{SUPPORTED} for {', '.join(steered)}"
     elif all(i.high < WORTHWHILE for i in follows.values()):
-        outcome = f"{NOT_SUPPORTED}: at none of {len(asked)} levels"
+        outcome = f"{CONTRADICTED}: at none of {len(asked)} levels"
     else:
         outcome = "not decidable with so few scenes"
     best = max(follows, key=lambda name: follows[name].mean)
@@ -242,6 +242,6 @@ def write_effects(measured: Mapping[str, Steering], budget: str, folder: str | P
             | {"baseline": "ignoring the query (50 %)", "measure": "follows the query", "data": "shapes, two objects"}
             | {"budget": budget, "n": effect.n, "effect": round(effect.mean, 4)}
             | {"low": round(effect.low, 4), "high": round(effect.high, 4)}
-            | {"verdict": verdict_of([effect], WORTHWHILE - 0.5)}
+            | {"verdict": verdict_of(effect, WORTHWHILE - 0.5)}
         )
     return write_rows(Path(folder) / "effects_05.csv", rows)

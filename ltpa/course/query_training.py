@@ -7,12 +7,28 @@ counts, and the logits are made of what the map gathers from the scene.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from ..config import QUICK, check_fields, raise_problems
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    EachOnce,
+    FilePath,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    Variant,
+    Width,
+    settings,
+)
 from ..data.dataset import Split
 from ..data.samples import photographs
 from ..inference import autocast, choose_precision, to_float
@@ -69,44 +85,29 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
     return model.eval()
 
 
-@dataclass(frozen=True)
-class AskConfig:
-    """Parameters of the notebook that asks the maps.
+@settings
+class AskConfig(SettingsBase):
+    """Parameters of the notebook that asks the maps."""
 
-    Attributes:
-        models: variants, see `AblationConfig`; each is trained on single objects, or found under `runs/`.
-        run: a run on real images to ask too; "auto" takes pictures that scikit-image ships.
-        data_dir: where that run's data lie; "auto" is where they were when it was trained.
-        scenes: how many scenes of two objects are asked.
-        steps: optimizer steps of the model that learns to be asked; 0 leaves that out.
-        examples: pictures a figure.
-        seed: of the queries; the models are trained with seed 0.
-        width, train_limit, test_limit, epochs, batch_size, learning_rate, device: see `TrainConfig`.
-
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    models: Sequence[str] = tuple(
-        f"vgg-att3-concat-{kind}{normalizer}" for kind in ("dp", "add", "pc") for normalizer in ("", " sigmoid")
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        tuple(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("dp", "add", "pc") for normalizer in ("", " sigmoid")),
+        description="variants as in notebook 03; each is trained on single objects, or found under `runs/`",
     )
-    run: str = "auto"
-    data_dir: str = "auto"
-    scenes: int = 500
-    steps: int = 300
-    examples: int = 3
-    seed: int = 0
-    width: float = QUICK["width"]
-    train_limit: int | None = None
-    test_limit: int | None = None
-    epochs: int = QUICK["epochs"]
-    batch_size: int = QUICK["batch_size"]
-    learning_rate: float = QUICK["learning_rate"]
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        raise_problems(check_fields(self))
+    run: FilePath = Field("auto", description="a run on real images to ask too; 'auto' takes pictures of scikit-image")
+    data_dir: FilePath = Field("auto", description="where that run's data lie; 'auto' is where they were in training")
+    scenes: Annotated[int, Field(ge=2, le=2000)] = Field(500, description="scenes of two objects that are asked")
+    steps: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        300, description="optimizer steps of the model that learns to be asked; 0 leaves that out"
+    )
+    examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
+    seed: Seed = Field(0, description="of the queries; the models are trained with seed 0")
+    width: Width = Field(QUICK["width"], description="of the models, as below")
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    device: Device = "auto"
 
     def grid(self) -> AblationConfig:
         """The runs on single objects, one a variant, as the grid that `ablation.train_missing` trains."""

@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ..config import check_fields, raise_problems
+from ..config import EachOnce, Variant, settings
 from ..data.dataset import Dataset, Split, stratified
 from ..errors import closest
 from ..inference import attend_batches, to_float
@@ -28,33 +30,32 @@ ATTACKS = ("FGSM", "PGD")
 _BATCH = 100
 
 
-@dataclass(frozen=True)
+Epsilon = Annotated[float, Field(gt=0, le=255)]
+
+
+@settings
 class AttackConfig(AblationConfig):
-    """Parameters of the test of robustness: those of the ablation whose runs are attacked, and these.
+    """Parameters of the test of robustness: those of the ablation whose runs are attacked, and the attacks'."""
 
-    Attributes:
-        images: how many of the test images are attacked, balanced over the classes.
-        epsilons: how far each channel of a pixel may change, in levels of 0 ... 255; the largest should be beyond all
-            that a network can withstand.
-        epsilon: the one of them at which the models are compared.
-        pgd_steps: steps of PGD.
+    models: Annotated[Sequence[Variant], EachOnce] = MODELS
+    images: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        200, description="test images that are attacked, balanced over the classes"
+    )
+    epsilons: Annotated[Sequence[Epsilon], EachOnce] = Field(
+        (0.5, 1, 2, 4, 128),
+        description="how far each channel of a pixel may change, in levels of 0 ... 255; the largest should be beyond "
+        "all that a network can withstand",
+    )
+    epsilon: Epsilon = Field(1, description="the one of them at which the models are compared")
+    pgd_steps: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="steps of PGD")
 
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    models: Sequence[str] = MODELS
-    images: int = 200
-    epsilons: Sequence[float] = (0.5, 1, 2, 4, 128)
-    epsilon: float = 1
-    pgd_steps: int = 10
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        super().__post_init__()
-        if self.epsilon not in self.epsilons:
-            problem = f"epsilon={self.epsilon!r} must be one of epsilons, {list(self.epsilons)!r}"
-            raise_problems([*check_fields(self), (ValueError, problem)])
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
+        """Refuse an epsilon that is not among the epsilons."""
+        lines, epsilon, epsilons = super().contradictions(values), values.get("epsilon"), values.get("epsilons")
+        if epsilon and epsilons and epsilon not in epsilons:
+            lines.append(f"epsilon={epsilon!r} must be one of epsilons, {list(epsilons)!r}")
+        return lines
 
     def sample(self, data: Dataset) -> Split:
         """The test images that are attacked."""

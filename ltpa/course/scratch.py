@@ -1,7 +1,6 @@
 """What notebook 00 needs around its equations: its parameters, its picture, and figures of features and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +9,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from pydantic import Field
 from torch import Tensor
 
-from ..config import check_fields, raise_problems
+from ..config import Seed, SettingsBase, settings
 from ..data.shapes import CLASSES, draw_shapes
 from .exercise_checks import numbers
 
@@ -20,28 +20,16 @@ _FONT = 13
 _MARKS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")
 
 
-@dataclass(frozen=True)
-class ScratchConfig:
-    """Parameters of the notebook that builds attention from scratch.
+@settings
+class ScratchConfig(SettingsBase):
+    """Parameters of the notebook that builds attention from scratch."""
 
-    Attributes:
-        seed: of the picture.
-        solutions: fill in the exercises that are not filled in.
-
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    seed: int = 3
-    solutions: bool = False
+    seed: Seed = Field(3, description="of the picture")
+    solutions: bool = Field(False, description="fill in the exercises that are not filled in")
 
     # No parameters: everything is small, and printed digits should be the same everywhere.
     device: ClassVar[str] = "cpu"
     precision: ClassVar[str] = "fp32"
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        raise_problems(check_fields(self))
 
 
 def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:

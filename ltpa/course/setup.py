@@ -3,11 +3,27 @@
 import ast
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from ..config import QUICK, TrainConfig, check_fields, check_values, raise_problems, unknown_names
+from pydantic import Field
+
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    EachOnce,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    TrainConfig,
+    Variant,
+    Width,
+    settings,
+)
 from ..data.dataset import Dataset, Split
 from ..models.networks import parse_variant
 from ..training.report import report as report
@@ -15,7 +31,7 @@ from ..training.run import Run
 from ..training.trainer import data_for
 from .drive import runs_on_drive
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=SettingsBase)
 
 
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
@@ -32,11 +48,12 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     """
     os.chdir(project_folder())
     known = [*(field.name for field in fields(kind)), "runs_on_drive"]
-    values = {name: namespace[name] for name in known if name in namespace}
-    problems = unknown_names(dict.fromkeys(_assigned_parameters(namespace.get("In", []), known)), known)
-    raise_problems(problems + check_values(values))
+    assigned = dict.fromkeys(_assigned_parameters(namespace.get("In", []), known))
+    values = assigned | {name: namespace[name] for name in known if name in namespace}
     on_drive = values.pop("runs_on_drive", False)
-    config = kind(**values)
+    config = kind.from_text(values)
+    if not isinstance(on_drive, bool):
+        raise ValueError(f"runs_on_drive must be True or False, not {on_drive!r}")
     if on_drive:
         print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
     return config
@@ -94,46 +111,34 @@ def check_classes(data: Dataset, classes: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class TruthConfig:
-    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`.
+@settings
+class TruthConfig(SettingsBase):
+    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`."""
 
-    Attributes:
-        models: names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax.
-        methods: of `ltpa.explain`, to compare attention with.
-        images: so many test images are measured.
-        held_out: so many others choose thresholds and levels.
-        costly_images: deletion, insertion and the sanity check take so many of `images`.
-        fill: what takes the place of deleted pixels, "blur" or "mean".
-        seed: of the runs, of the controls and of the bootstrap.
-        device: "auto", "cpu" or "cuda".
-        width, epochs, batch_size, learning_rate, train_limit, test_limit: of the runs, see `TrainConfig`.
-
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    models: Sequence[str] = (
-        *(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("pc", "dp", "add") for normalizer in ("", " sigmoid")),
-        "vgg-gap",
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        (
+            *(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("pc", "dp", "add") for normalizer in ("", " sigmoid")),
+            "vgg-gap",
+        ),
+        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
     )
-    methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam")
-    images: int = 200
-    held_out: int = 100
-    costly_images: int = 50
-    fill: str = "blur"
-    seed: int = 0
-    device: str = "auto"
-    width: float = QUICK["width"]
-    epochs: int = QUICK["epochs"]
-    batch_size: int = QUICK["batch_size"]
-    learning_rate: float = QUICK["learning_rate"]
-    train_limit: int | None = None
-    test_limit: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        raise_problems(check_fields(self))
+    methods: Annotated[
+        Sequence[Literal["gradcam", "saliency", "integrated_gradients", "occlusion", "cam"]], EachOnce
+    ] = Field(("gradcam", "saliency", "occlusion", "cam"), description="of `ltpa.explain`, to compare attention with")
+    images: Annotated[int, Field(ge=2, le=10**6)] = Field(200, description="test images that are measured")
+    held_out: Count = Field(100, description="other test images, which choose thresholds and levels")
+    costly_images: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        50, description="how many of `images` deletion, insertion and the sanity check take"
+    )
+    fill: Literal["blur", "mean"] = Field("blur", description="what replaces deleted pixels")
+    seed: Seed = Field(0, description="of the runs, of the controls and of the bootstrap")
+    device: Device = Field("auto", description="auto, cpu or cuda")
+    width: Width = Field(QUICK["width"], description="of the runs, as below")
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
 
     def runs(self) -> dict[str, TrainConfig]:
         """The settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""

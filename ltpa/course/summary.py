@@ -32,7 +32,7 @@ def trained(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[T
     above = Interval(accuracy.mean - guess, accuracy.low - guess, accuracy.high - guess, accuracy.n)
     lines = [
         f"{_percent(accuracy)} of {len(labels)} test images are right; always the most frequent class: {guess:.1%}.",
-        f"That the network has learnt to tell the classes apart is {verdict([above])}.",
+        f"That the network has learnt to tell the classes apart is {verdict(above)}.",
     ]
     told = [problem for problem in problems(labels, predictions, strongest) if problem.startswith("attention")]
     if not strongest:
@@ -70,7 +70,7 @@ def looked(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = Non
     for level, level_maps in maps.items():
         share = localization(level_maps, masks)["share"]
         more = bootstrap_interval(_finite(share - area), 3 * len(maps))
-        said = verdict([more])
+        said = verdict(more)
         on += [level] * (said == SUPPORTED)
         lines.append(f"  {level}: {_groups(share, right, 3 * len(maps), '.1%')}; more than the even share: {said}")
     others = ", ".join(level for level in maps if level not in on)

@@ -9,16 +9,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ..config import check_fields, raise_problems
+from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, channel_statistics, load_data, stratified
 from ..inference import attend, to_float
-from ..metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED, t_interval
-from ..models.networks import ImageClassifier, create_model, parse_variant
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, t_interval
+from ..models.networks import ImageClassifier, create_model
 from ..training.run import Run
 from . import comparison
 from .ablation import MODELS, AblationConfig, Grid
@@ -30,39 +31,36 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small 
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
 
 
-@dataclass(frozen=True)
+@settings
 class TransferConfig(AblationConfig):
-    """Parameters of the test of transfer: those of the ablation whose runs are read, and these.
+    """Parameters of the test of transfer: those of the ablation whose runs are read, and the target's."""
 
-    Attributes:
-        target: the other data set: "digits" (scikit-learn's, no download), "shapes", "cifar10", "cifar100", "svhn" or
-            "folder".
-        target_dir: folder of its download, or of one's own images.
-        target_train_limit, target_test_limit: use at most so many of its images.
-        per_class: numbers of labeled images a class; None is all. Which ones depends on the seed.
+    models: Annotated[Sequence[Variant], EachOnce] = MODELS
+    target: Literal["digits", "shapes", "cifar10", "cifar100", "svhn", "folder"] = Field(
+        "digits", description="the other data set; 'digits' is scikit-learn's, without a download"
+    )
+    target_dir: FilePath = Field("data", description="folder of its download, or of your own images")
+    target_train_limit: Annotated[int, Field(ge=20, le=10**9)] | None = Field(
+        None, description="use at most so many of its training images"
+    )
+    target_test_limit: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
+        None, description="use at most so many of its test images"
+    )
+    per_class: Annotated[Sequence[Annotated[int, Field(ge=2, le=10**9)] | None], EachOnce] = Field(
+        (5, 20, 100, None), description="numbers of labeled images a class; None is all. The seed chooses which"
+    )
 
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    models: Sequence[str] = MODELS
-    target: str = "digits"
-    target_dir: str | Path = "data"
-    target_train_limit: int | None = None
-    target_test_limit: int | None = None
-    per_class: Sequence[int | None] = (5, 20, 100, None)
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        super().__post_init__()
-        problems = check_fields(self)
-        same_folder = Path(self.target_dir).expanduser().absolute() == Path(self.data_dir).expanduser().absolute()
-        if self.target == self.dataset and (self.target != "folder" or same_folder):
-            problems.append((ValueError, f"target={self.target!r} is what the networks are trained on: choose another"))
-        for name in (self.baseline, *self.models):
-            if parse_variant(name)[0] == "vgg-gap":
-                problems.append((ValueError, "vgg-gap has neither g_s nor g: take it out of models and baseline"))
-        raise_problems(list(dict.fromkeys(problems)))
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
+        """Refuse a target that the networks are trained on, and models without features to transfer."""
+        lines = super().contradictions(values)
+        target, folders = values.get("target"), [values.get(name) for name in ("target_dir", "data_dir")]
+        same_folder = None not in folders and len({Path(str(f)).expanduser().absolute() for f in folders}) == 1
+        if target and target == values.get("dataset") and (target != "folder" or same_folder):
+            lines.append(f"target={target!r} is what the networks are trained on: choose another")
+        if "vgg-gap" in {values.get("baseline"), *values.get("models", ())}:
+            lines.append("vgg-gap has neither g_s nor g: take it out of models and baseline")
+        return lines
 
     def target_data(self) -> Dataset:
         """The data set that the features are tried on."""
@@ -289,8 +287,8 @@ def claim_verdict(found: Effects, count: int | None, name: str) -> str:
         for compared in of[count]
         if compared.variant == name
     ]
-    if NOT_SUPPORTED in verdicts:
-        return NOT_SUPPORTED
+    if CONTRADICTED in verdicts:
+        return CONTRADICTED
     return SUPPORTED if len(verdicts) == 3 and set(verdicts) == {SUPPORTED} else UNDECIDED
 
 
@@ -367,7 +365,7 @@ def conclusion(probes: Probes, found: Effects) -> str:
     for count in found.baseline:
         by_verdict = {
             verdict: [name for name in names if claim_verdict(found, count, name) == verdict]
-            for verdict in (SUPPORTED, NOT_SUPPORTED, UNDECIDED)
+            for verdict in (SUPPORTED, CONTRADICTED, UNDECIDED)
         }
         told = "; ".join(f"{verdict}: {', '.join(of) or 'none'}" for verdict, of in by_verdict.items())
         lines.append(f"With {count_words(count)}: {told}.")

@@ -1,13 +1,20 @@
-"""What a handful of seeds and a test set allow one to say: intervals, corrected for their number, and verdicts."""
+"""What a handful of seeds and a test set allow one to say: intervals, effects and their verdicts."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "not decidable at this budget"
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval says nothing
+TOO_FEW_SEEDS = f"Fewer than {LEAST_SEEDS} seeds: no interval over seeds can be given."
+COLUMNS = (
+    "claim", "model", "baseline", "measure", "data", "budget", "seeds", "n", "effect", "low", "high", "verdict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -15,56 +22,82 @@ class Interval:
     """A mean of n values with its confidence interval; the ends are NaN where the values allow none."""
 
     mean: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
     n: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether it has ends."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def text(self, digits: int = 1, scale: float = 1, sign: bool = False) -> str:
+        """Return "61.3 [58.0, 64.2]", or the mean alone where there are no ends.
+
+        Args:
+            digits: decimals.
+            scale: 100 writes shares as percent or points.
+            sign: write "+" too, as differences need it.
+        """
+        # "+ 0.0" because a rounded number may be minus zero.
+        mean, low, high = (
+            f"{round(scale * v, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+            for v in (self.mean, self.low, self.high)
+        )
+        return f"{mean} [{low}, {high}]" if self.known else mean
+
+    def minus(self, value: float) -> "Interval":
+        """Return the interval of the mean minus a constant."""
+        return replace(self, mean=self.mean - value, low=self.low - value, high=self.high - value)
 
     def __str__(self) -> str:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def t_interval(values: ArrayLike, comparisons: int = 1, confidence: float = 0.95) -> Interval:
-    """Student's t-interval of the mean, for few values such as the accuracies of a few seeds.
+def t_interval(
+    values: ArrayLike,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """Return Student's t-interval of the mean, for few values such as the accuracies of a few seeds.
 
     Args:
-        values: independent values, (n,); for a paired comparison the n differences.
-        comparisons: how many such intervals are looked at together: each gets the confidence that makes all of them
-            hold at once with the one that is asked for (Bonferroni).
+        values: independent values, (n,); fewer than three give no interval.
+        comparisons: how many intervals are looked at together; all hold at once with `confidence` (Bonferroni).
         confidence: in (0, 1).
-
-    Raises:
-        ValueError: no values, or a number out of range.
-        ImportError: scipy is missing.
+        bounds: where the quantity ends, such as (0, 1) for an accuracy; the interval ends there too.
     """
     x = _checked(values)
     mean = float(x.mean())
-    if len(x) < 2:
-        return Interval(mean, math.nan, math.nan, len(x))
+    if len(x) < LEAST_SEEDS:
+        return Interval(mean, n=len(x))
     try:
         from scipy.stats import t
     except ImportError as error:
         raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
     reach = float(t.ppf(1 - _tail(comparisons, confidence), len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Interval(mean, mean - reach, mean + reach, len(x))
+    return Interval(mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1]), len(x))
 
 
 def bootstrap_interval(
     values: ArrayLike, comparisons: int = 1, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap of the mean (Efron 1979), for many values such as one per test image.
+    """Return the percentile bootstrap of the mean (Efron 1979), for many values such as one per test image.
 
     Args:
-        values: (n,), one a test image; for a paired comparison the n differences.
-        comparisons, confidence: see `t_interval`.
+        values: (n,), one a test image; NaN is left out.
+        comparisons, confidence: as for `t_interval`.
         resamples: how often n values are drawn with replacement.
         seed: of the draws.
-
-    Raises:
-        ValueError: no values, or a number out of range.
     """
-    x = _checked(values)
+    x = np.asarray(values, dtype=np.float64)
+    x = x[~np.isnan(x)] if x.ndim == 1 else x
+    if x.ndim == 1 and not len(x):
+        return Interval(math.nan)
+    x = _checked(x)
     if len(x) < 2:
-        return Interval(float(x.mean()), math.nan, math.nan, len(x))
+        return Interval(float(x.mean()), n=len(x))
     tail = _tail(comparisons, confidence)
     # Right and wrong answers take few values: it is enough to draw how often each of them occurs.
     distinct, counts = np.unique(x, return_counts=True)
@@ -78,24 +111,71 @@ def bootstrap_interval(
     return Interval(float(x.mean()), float(low), float(high), len(x))
 
 
-def verdict(intervals: Sequence[Interval], margin: float = 0.0) -> str:
-    """What the intervals of one effect, from different sources of chance, say of the claim "the effect is above zero".
+def widest(intervals: Sequence[Interval]) -> Interval:
+    """Return the first interval's mean with the farthest ends of all: chance in seeds and chance in images together."""
+    ends = [(i.low, i.high) for i in intervals]
+    return replace(intervals[0], low=float(np.min(ends)), high=float(np.max(ends)))
 
-    Args:
-        intervals: of the same effect, for instance over seeds and over test images; all of them must agree.
-        margin: the smallest effect that would matter. Where every interval ends below it, the claim is not supported.
+
+def verdict(interval: Interval, margin: float = 0.0) -> str:
+    """Return what an interval says of the claim "the effect is larger than the margin".
 
     Returns:
-        "supported" if every interval lies above zero, "not supported" if every interval ends below the margin, or
-        below zero; else "not decidable at this budget".
+        "supported" if the whole interval lies above the margin, "contradicted" if it lies below, else "undecided",
+        also where there is no interval.
     """
-    if not intervals:
-        return UNDECIDED
-    if all(i.low > 0 for i in intervals):
+    if interval.low > margin:
         return SUPPORTED
-    if all(i.high < max(margin, 0.0) or i.high < 0 for i in intervals):
-        return NOT_SUPPORTED
-    return UNDECIDED
+    return CONTRADICTED if interval.high < margin else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One measured difference, with all that is needed to read it alone.
+
+    Attributes:
+        claim: what is put to the test, in words.
+        model, baseline: what is compared with what.
+        measure: of what the effect is a difference.
+        data, budget: what was measured on, and how the models were trained, in words.
+        seeds: how many trainings each side had; 0 where nothing was trained for it.
+        interval: of the effect; `interval.n` is the number of values, of images, scenes or seeds.
+        margin: the smallest effect that matters; the claim is that the effect is larger.
+        verdict: set from the interval and the margin if it is not given ("undecided" where an attack failed, say).
+    """
+
+    claim: str
+    model: str
+    baseline: str
+    measure: str
+    data: str
+    budget: str
+    seeds: int
+    interval: Interval
+    margin: float = 0.0
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        """Compute the verdict."""
+        if not self.verdict:
+            object.__setattr__(self, "verdict", verdict(self.interval, self.margin))
+
+
+def effects_frame(effects: Iterable[Effect]) -> pd.DataFrame:
+    """Return effects as a table with `COLUMNS`, numbers rounded to six decimals."""
+    rows = [
+        {name: getattr(e, name) for name in ("claim", "model", "baseline", "measure", "data", "budget", "seeds")}
+        | {"n": e.interval.n, "effect": e.interval.mean, "low": e.interval.low, "high": e.interval.high}
+        | {"verdict": e.verdict}
+        for e in effects
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).round({"effect": 6, "low": 6, "high": 6})
+
+
+def write_effects(effects: Iterable[Effect], path: str | Path) -> Path:
+    """Write effects as CSV, such as `runs/effects_03.csv`, and return the path."""
+    effects_frame(effects).to_csv(path, index=False, lineterminator="\n")
+    return Path(path)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:
@@ -106,7 +186,7 @@ def _checked(values: ArrayLike) -> np.ndarray:
 
 
 def _tail(comparisons: int, confidence: float) -> float:
-    """The part of the distribution beyond one end of the interval."""
+    """Return the part of the distribution beyond one end of the interval."""
     if not 0 < confidence < 1 or comparisons < 1:
         raise ValueError(f"confidence must be above 0 and below 1, not {confidence}; comparisons 1 or more")
     return (1 - confidence) / 2 / comparisons

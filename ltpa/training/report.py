@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,10 @@ def report(config: Any, device_name: str | None = None, own: Any = None) -> None
 
 
 def _print_fields(settings: Any) -> None:
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        same = (tuple(value) if isinstance(value, list) else value) == field.default
-        print(f"  {field.name} = {value!r}" + ("" if same else "  (changed)"))
+    for name, default in settings.defaults().items():
+        value = getattr(settings, name)
+        same = (tuple(value) if isinstance(value, list) else value) == default
+        print(f"  {name} = {value!r}" + ("" if same else "  (changed)"))
 
 
 def _origin() -> str:

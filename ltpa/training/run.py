@@ -203,7 +203,11 @@ def claim_folder(path: Path, config: TrainConfig, data: Dataset, resume: bool) -
             f"the folder {path} is not a run (it has no config.json) and not empty ({strangers[0]}, ...); "
             "choose another run_dir"
         )
-    settings |= {"data_dir": config.data_dir, "ltpa": __version__}  # to be found again, not to be compared
+    settings |= {
+        "data_dir": config.data_dir,
+        "snapshots": config.snapshots,
+        "ltpa": __version__,
+    }  # to be found again, not to be compared
     write(path / "config.json", json.dumps(settings, indent=2).encode())
 
 
@@ -252,6 +256,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _config_of(path: Path, settings: dict[str, Any]) -> TrainConfig:
     values = {name: value for name, value in settings.items() if name not in ("classes", "data", "ltpa")}
     try:
-        return TrainConfig.from_dict({**values, "run_dir": str(path)})
+        return TrainConfig(**{**values, "run_dir": str(path)})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path / 'config.json'} holds settings that this version cannot use: {error}") from error

@@ -21,7 +21,7 @@ from ltpa.course import ablation, comparison, scripts
 from ltpa.course import global_feature as flaw
 from ltpa.course.ablation import AblationConfig, Grid, Result
 from ltpa.course.ablation_plot import ablation_figure, cost_figure
-from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.models.cost import gmac
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
@@ -319,7 +319,7 @@ def test_the_conclusion_says_what_the_numbers_say():
         images=100_000,
     )
     found = comparison.compare(grid)
-    assert [c.verdict for c in found] == [SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED, UNDECIDED]
+    assert [c.verdict for c in found] == [SUPPORTED, CONTRADICTED, CONTRADICTED, UNDECIDED]
     text = " ".join(comparison.conclusion({"vgg-late": found}).split())
     assert "With 4 seeds, 4 comparisons" in text
     assert "better than vgg-late: vgg (+10.0 points); worse: vgg-gap (-10.0 points);" in text

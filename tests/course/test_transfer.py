@@ -14,7 +14,7 @@ from ltpa.course import ablation, comparison, transfer, transfer_plot
 from ltpa.course.ablation import Grid, Result
 from ltpa.course.tables import write_rows
 from ltpa.course.transfer import Probes, TransferConfig
-from ltpa.metrics.statistics import NOT_SUPPORTED, SUPPORTED, UNDECIDED
+from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 
@@ -288,9 +288,9 @@ ATT, LATE = "vgg-att3-concat-pc: g_s", "vgg-late: g"
     ("attention", "before", "pixels", "verdict"),
     [
         (0.9, 0.6, 0.5, SUPPORTED),
-        (0.9, 0.95, 0.5, NOT_SUPPORTED),  # the untrained network is better
-        (0.9, 0.6, 0.95, NOT_SUPPORTED),  # the pixels are
-        (0.6, 0.5, 0.5, NOT_SUPPORTED),  # no better than the baseline
+        (0.9, 0.95, 0.5, CONTRADICTED),  # the untrained network is better
+        (0.9, 0.6, 0.95, CONTRADICTED),  # the pixels are
+        (0.6, 0.5, 0.5, CONTRADICTED),  # no better than the baseline
     ],
 )
 def test_a_claim_needs_the_baseline_and_both_controls(attention, before, pixels, verdict):

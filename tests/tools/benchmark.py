@@ -12,12 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import Field
 from tqdm import tqdm
 
-from ltpa.config import PRECISIONS, TrainConfig, check_values, raise_problems
+from ltpa.config import (
+    BatchSize,
+    Count,
+    Device,
+    ModelName,
+    Precision,
+    SettingsBase,
+    TrainConfig,
+    Width,
+    settings,
+)
 from ltpa.course.tables import write_rows
 from ltpa.data.dataset import Split
 from ltpa.data.shapes import CLASSES, draw_shapes
@@ -33,43 +44,22 @@ COMPILED = "ours, with torch.compile"
 _DRAWN, _REPEATED = 2**24, 2**26  # bytes: of the pictures that are drawn, and of the set that they are repeated to
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is timed, and for how long.
+@settings
+class Settings(SettingsBase):
+    """What is timed, and for how long."""
 
-    Attributes:
-        model, width, batch_size, image_size, device, precision: see `ltpa.TrainConfig`.
-        seconds: that a variant is timed for when its turn comes; a step that has begun is finished.
-        steps: that it is timed for instead; None goes by the seconds.
-        repeats: turns of each variant.
-        compile: try torch.compile too.
-
-    Raises:
-        ValueError, TypeError: one message with all problems.
-    """
-
-    model: str = "vgg-att3-concat-pc"
-    width: float = 0.125
-    batch_size: int = 64
-    image_size: int = 32
-    device: str = "auto"
-    precision: str = "auto"
-    seconds: float = 2.0
-    steps: int | None = None
-    repeats: int = 3
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks every field and reports all problems at once."""
-        own = ("seconds", "steps", "repeats", "compile")
-        problems = check_values({name: value for name, value in vars(self).items() if name not in own})
-        if not 0 < self.seconds <= 3600:
-            problems.append((ValueError, f"seconds must be above 0 and at most 3600, not {self.seconds}"))
-        for name in ("steps", "repeats"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 10**6:
-                problems.append((ValueError, f"{name} must be at least 1 and at most 1000000, not {value}"))
-        raise_problems(problems)
+    model: ModelName = "vgg-att3-concat-pc"
+    width: Width = 0.125
+    batch_size: BatchSize = 64
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 32
+    device: Device = "auto"
+    precision: Precision = "auto"
+    seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        2.0, description="a variant is timed for when its turn comes"
+    )
+    steps: Count | None = Field(None, description="it is timed for instead; None goes by the seconds")
+    repeats: Count = Field(3, description="turns of each variant")
+    compile: bool = Field(False, description="try torch.compile too")
 
 
 @dataclass
@@ -391,7 +381,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     time.add_argument("--steps", type=int, help="of a turn, instead of seconds")
     parser.add_argument("--repeats", type=int, default=own.repeats, help=f"turns of each (default {own.repeats})")
     parser.add_argument("--device", default=own.device, help="auto, cpu, cuda, cuda:1 or mps (default auto)")
-    parser.add_argument("--precision", default=own.precision, help=f"{', '.join(PRECISIONS)} (default auto)")
+    parser.add_argument("--precision", default=own.precision, help=f"{', '.join(get_args(Precision))} (default auto)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile too, which takes a minute on a CPU")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows into a CSV file too")
 

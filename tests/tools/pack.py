@@ -7,6 +7,7 @@ The card and the table in docs/models.md are made from the facts in the file alo
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -404,7 +405,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_marks(arguments.write, BEGIN, END)
     run = load_run(arguments.run, arguments.device)
     if arguments.data_dir:
-        run.config = TrainConfig.from_dict({**vars(run.config), "data_dir": arguments.data_dir})
+        run.config = TrainConfig(**{**dataclasses.asdict(run.config), "data_dir": arguments.data_dir})
     began = time.monotonic()
     path = pack(
         run,

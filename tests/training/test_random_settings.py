@@ -148,7 +148,7 @@ def test_random_parameters_train_a_step_or_are_refused_by_name(examples, tmp_pat
         for path in tmp_path.iterdir():
             if path.name != "pictures":
                 shutil.rmtree(path)
-        config = told(lambda: TrainConfig.from_dict(values))
+        config = told(lambda: TrainConfig(**values))
         if isinstance(config, Exception):
             assert wrong or contradicts(values), config
             assert all((name if name in NAMES else repr(name)) in str(config) for name in wrong)
