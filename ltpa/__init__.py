@@ -8,7 +8,8 @@ from .data.dataset import Dataset, Split, hold_out, load_data
 from .inference import attend, evaluate
 from .maps import entropy
 from .metrics.overlap import localization
-from .models.networks import AttentionOutput, create_model, list_models
+from .models.classifier import AttentionOutput
+from .models.networks import create_model, list_models
 from .models.reference import load_reference
 from .pretrained import list_pretrained, load_pretrained
 from .training.run import Run, load_run, snapshot_indices

@@ -1,6 +1,6 @@
 """Weights that come with the package: `ltpa.load_pretrained("cifar10-small")`, for maps without any training.
 
-They lie in `ltpa/weights`: safetensors files, each with a model card, and `index.json` with their checksums;
+They are in `ltpa/weights`: safetensors files, each with a model card, and `index.json` with their checksums;
 `python -m tests.tools pack` makes them from runs.
 """
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from .config import TrainConfig
 from .errors import closest
+from .models.classifier import ImageClassifier
 from .training.checkpoint import load_tensors
-from .training.run import Run, model_of
+from .training.run import model_of
 
 DEFAULT = "cifar10-small"
 FOLDER = Path(__file__).parent / "weights"
@@ -20,53 +21,36 @@ _REMEDY = "install ltpa again; in a checkout: git checkout -- ltpa/weights"
 
 
 def list_pretrained() -> list[str]:
-    """Names of the weights that come with the package.
-
-    Raises:
-        FileNotFoundError, ValueError: their index is missing or damaged.
-    """
+    """Return the names of the weights that come with the package."""
     return sorted(read_index())
 
 
-def load_pretrained(name: str = DEFAULT, device: str = "auto") -> Run:
-    """A trained network that comes with the package, as `ltpa.load_run` gives those that you have trained.
+def load_pretrained(name: str = DEFAULT, device: str = "auto") -> ImageClassifier:
+    """Return a trained network that comes with the package, ready to use: in evaluation mode, with its `.classes`.
+
+    Kernels and matrices are stored in float16; the model is in float32. `pretrained_facts` says what it was trained on,
+    and how accurate it is.
 
     Args:
         name: one of `ltpa.list_pretrained()`.
         device: "auto", "cpu", "cuda" or "cuda:1".
-
-    Returns:
-        a complete run: the model in evaluation mode and float32 (kernels and matrices are stored in float16), classes,
-        history, `config` with the data set whose images belong to it (`ltpa.data_for(run.config)` reads or downloads
-        them), and in `notes` what it was trained on. `path` is the file; there are no snapshots.
-
-    Raises:
-        ValueError: an unknown name; a file that was altered or cut off; a device that is not there.
-        FileNotFoundError: the file is missing.
     """
     facts, weights, path = _read(name)
-    config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
-    classes = tuple(facts["classes"])
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    model = model_of(config, classes, tensors, path, device)
-    return Run(config, classes, model, path, facts["history"], [f"trained on {facts['data']['description']}"])
+    return model_of(TrainConfig(**facts["settings"]), tuple(facts["classes"]), tensors, path, device)
 
 
 def pretrained_facts(name: str = DEFAULT) -> dict[str, Any]:
-    """What is known of weights that come with the package: settings, classes, history, data and measured figures.
+    """Return what is known of weights that come with the package.
 
-    Raises:
-        ValueError, FileNotFoundError: see `load_pretrained`.
+    `settings` of `TrainConfig`, the `dataset` whose images belong to them, `classes`, `history` of the training, the
+    `data` that they were trained on, and measured `figures`.
     """
     return _read(name)[0]
 
 
 def read_index() -> dict[str, dict[str, Any]]:
-    """name -> {"sha256": of the file, "bytes": its length}.
-
-    Raises:
-        FileNotFoundError, ValueError: the index is missing or damaged.
-    """
+    """Return name -> {"sha256": of the file, "bytes": its length}."""
     path = FOLDER / "index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}, the index of the weights that come with ltpa, is missing; {_REMEDY}")
@@ -78,12 +62,12 @@ def read_index() -> dict[str, dict[str, Any]]:
 
 
 def digest(content: bytes) -> str:
-    """SHA-256, as hexadecimal digits."""
+    """Return the SHA-256, as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Facts, tensors, and the file that they are from, which was checked before anything in it was read."""
+    """Facts, tensors, and their file, whose checksum is compared before anything in it is used."""
     index = read_index()
     if name not in index:
         raise ValueError(f"unknown weights {name!r}: {closest(name, index)}")

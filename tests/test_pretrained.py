@@ -58,32 +58,29 @@ def test_the_shipped_weights_are_what_the_pages_say():
     assert not re.search(r"/(home|root|work|tmp)\b", text), "a path of some machine"
 
 
-def test_it_is_a_complete_run_in_float32_and_evaluation_mode():
-    run = ltpa.load_pretrained(NAME, "cpu")
-    assert isinstance(run, ltpa.Run)
-    assert run.complete
-    assert not run.model.training
-    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    assert " ".join(run.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
-    assert run.config.dataset == "cifar10"
-    assert run.config.data_dir == "data"
-    assert len(run.history) == run.config.epochs
-    assert run.snapshots() == {}
-    assert "JPEG" in run.notes[0]
+def test_it_is_a_model_in_float32_and_evaluation_mode_with_its_classes():
+    model, facts = ltpa.load_pretrained(NAME, "cpu"), pretrained.pretrained_facts(NAME)
+    assert model.name == facts["settings"]["model"]
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert " ".join(model.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
+    assert facts["dataset"] == "cifar10"
+    assert len(facts["history"]) == facts["settings"]["epochs"]
+    assert len(str(model).splitlines()) < 12
 
 
 def test_loading_is_deterministic_and_draws_no_random_number():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second = (ltpa.load_pretrained(device="cpu").model.state_dict() for _ in range(2))
+    first, second = (ltpa.load_pretrained(device="cpu").state_dict() for _ in range(2))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_attention_weights_sum_to_one():
-    run = ltpa.load_pretrained(device="cpu")
-    seen = ltpa.attend(run.model, stand_ins(run.classes).test.images, "fp32")
+    model = ltpa.load_pretrained(device="cpu")
+    seen = ltpa.attend(model, stand_ins(model.classes).test.images, "fp32")
     assert list(seen.maps) == ["conv7", "conv10", "conv13"]
     for maps in seen.maps.values():
         assert torch.allclose(maps.sum((1, 2)), torch.ones(len(maps)), atol=1e-5)
@@ -172,22 +169,21 @@ def test_show_uses_them_where_no_run_is_given():
 def test_packed_weights_are_those_of_the_run_but_for_rounding(trained, packed, monkeypatch):
     folder, facts, tensors = packed
     monkeypatch.setattr(pretrained, "FOLDER", folder)
-    run = ltpa.load_pretrained("tiny-shapes", "cpu")
+    model = ltpa.load_pretrained("tiny-shapes", "cpu")
     state = trained.model.state_dict()
     assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in state.items()}
     kernels = {key for key, value in tensors.items() if value.dtype == torch.float16}
     assert "trunk.conv1.0.weight" in kernels
     assert all(tensors[key].dtype == torch.float32 for key in tensors if "running" in key or tensors[key].ndim == 1)
-    images = ltpa.data_for(run.config).test.images
-    before, after = (ltpa.attend(one.model, images, "fp32") for one in (trained, run))
+    test = ltpa.data_for(trained.config).test
+    before, after = (ltpa.attend(one, test.images, "fp32") for one in (trained.model, model))
     assert (before.logits - after.logits).abs().max() < 0.02 * before.logits.std()
     for level, maps in before.maps.items():
         assert (maps - after.maps[level]).abs().max() < 0.02 * maps.max()
-    assert facts["figures"]["accuracy"]["mean"] == pytest.approx(
-        ltpa.evaluate(run.model, ltpa.data_for(run.config).test, "fp32")["accuracy"]
-    )
-    assert run.config.identity() == trained.config.identity()
-    assert run.history == trained.history
+    assert facts["figures"]["accuracy"]["mean"] == pytest.approx(ltpa.evaluate(model, test, "fp32")["accuracy"])
+    assert facts["settings"] == trained.config.identity()
+    assert facts["history"] == trained.history
+    assert model.classes == trained.classes == trained.model.classes
 
 
 def test_values_that_float16_cannot_hold_stay_float32():
@@ -278,8 +274,8 @@ def test_stand_ins_say_what_can_be_known():
 
 
 def test_explorer_on_pictures_with_partly_unknown_labels():
-    run = ltpa.load_pretrained(device="cpu")
-    panel = ltpa.explore(run, stand_ins(run.classes))
+    model = ltpa.load_pretrained(device="cpu")
+    panel = ltpa.explore(model, stand_ins(model.classes))
     rows = panel._rows()
     assert rows[0].title.startswith("a cat: ")
     assert rows[0].truth == "cat"

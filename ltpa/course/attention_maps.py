@@ -91,9 +91,8 @@ def find_network(look: LookConfig) -> Network:
     """Return the network that `run` names; for "auto" that of the newest run, or of a quick one trained now."""
     if look.run in pretrained.list_pretrained():
         facts = pretrained.pretrained_facts(look.run)
-        config = TrainConfig.from_dict({**facts["settings"], "dataset": facts["dataset"]})
-        loaded = pretrained.load_pretrained(look.run, look.device)
-        model = loaded.model if isinstance(loaded, Run) else loaded
+        config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
+        model = pretrained.load_pretrained(look.run, look.device)
         print(f"weights that come with ltpa: {look.run}, {config.model}, trained on {facts['data']['description']}")
         return Network(model, tuple(facts["classes"]), config)
     run = _newest_run(look) if look.run == "auto" else _named_run(look)

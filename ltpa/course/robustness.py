@@ -22,7 +22,7 @@ from ..data.dataset import Dataset, Split, stratified
 from ..errors import closest
 from ..inference import attend_batches, to_float
 from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval
-from ..models.networks import ImageClassifier
+from ..models.classifier import ImageClassifier, evaluation_mode
 from .ablation import MODELS, AblationConfig, Cell, Grid, Result
 from .comparison import MARGIN, Comparison, compare_scores, sorted_out
 
@@ -102,18 +102,15 @@ def perturb(
     how = {"epsilon": radius}
     if attack == "PGD":
         how = {"radius": radius, "step_size": 2.5 * radius / steps, "step_num": steps, "random_start": True}
-    device, was_training = model.mean.device, model.training
-    model.eval()
+    device = model.mean.device
     found = []
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the images are made to require a gradient
-            torch.manual_seed(seed)
-            for batch, of in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-                batch = to_float(batch.to(device)).float().contiguous(memory_format=torch.channels_last)
-                found.append(attacker.perturb(batch.detach().clone(), target=of.to(device), **how).detach().cpu())
-    finally:
-        model.train(was_training)
+    own_random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with evaluation_mode(model), own_random, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the images are made to require a gradient
+        torch.manual_seed(seed)
+        for batch, of in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+            batch = to_float(batch.to(device)).float().contiguous(memory_format=torch.channels_last)
+            found.append(attacker.perturb(batch.detach().clone(), target=of.to(device), **how).detach().cpu())
     return torch.cat(found).contiguous()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import QUICK, TrainConfig
 from ..data.dataset import Split
-from ..inference import choose_device, examine
+from ..inference import choose_device, evaluate_images
 from ..training.run import Run
 from . import setup, summary
 from .setup import report as report
@@ -36,5 +36,5 @@ def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
 
 def verdict(run: Run, test: Split) -> str:
     """Return whether the network has learned anything and whether its maps are healthy, from all test images."""
-    examined = examine(run.model, test, run.config.precision)
-    return summary.trained(test.labels, examined.predictions, examined.strongest)
+    evaluation = evaluate_images(run.model, test, run.config.precision)
+    return summary.trained(test.labels, evaluation.predictions, evaluation.strongest)

@@ -1,1 +1,1 @@
-"""The networks: the three equations of attention, the trunks, and `create_model`."""
+"""The networks: attention.py has the three equations, backbones.py what they read, networks.py `create_model`."""

@@ -24,7 +24,7 @@ NORMALIZERS = ("softmax", "sigmoid")
 
 
 class Attention(nn.Module):
-    """Reads one level of local features through an attention map.
+    """Read one level of local features through an attention map.
 
     Scores and weights are computed in at least float32, whatever the precision of the features (only the map W_l of
     `add` has that of the features). The module's own weights stay float32 or float64: mixed precision is autocast's.
@@ -34,9 +34,6 @@ class Attention(nn.Module):
         global_channels: C, the width of the global feature and of the descriptor.
         compatibility: "dp", "pc" or "add" (see the module's text).
         normalizer: "softmax" (weights sum to 1) or "sigmoid" (a gate in (0, 1) per position).
-
-    Raises:
-        ValueError: for an unknown compatibility or normalizer.
     """
 
     def __init__(
@@ -62,18 +59,12 @@ class Attention(nn.Module):
         return not (self.compatibility == "pc" and self.normalizer == "softmax")
 
     def forward(self, local: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Applies the three equations.
+        """Apply the three equations: return descriptor (N, C), weights (N, h, w) and scores (N, h, w).
 
         Args:
             local: local features `l`, (N, C_l, h, w).
             g: global features, (N, C), or (1, C): one for all. May be None where `uses_global_feature` is False; the
                 scores then lack the constant <u, g>.
-
-        Returns:
-            descriptor (N, C), weights (N, h, w) and scores (N, h, w).
-
-        Raises:
-            ValueError: `g` is None although the map depends on it.
         """
         if g is None and self.uses_global_feature:
             raise ValueError(f"{self.compatibility} with {self.normalizer} needs the global feature, but g is None")
@@ -83,28 +74,34 @@ class Attention(nn.Module):
         with torch.autocast(local.device.type, enabled=False):
             positions = features.to(exact)
             g = None if g is None else g.to(exact)
-            scores = (
-                self._additive(features, g) if self.compatibility == "add" else self._linear(positions, g)
-            )  # (N, n)
+            # 1. compatibility scores c, (N, n)
+            if self.compatibility == "pc":
+                scores = self._parametrized(positions, g)
+            else:
+                assert g is not None
+                scores = self._dot_product(positions, g) if self.compatibility == "dp" else self._additive(features, g)
+            # 2. attention weights a, (N, n)
             weights = scores.softmax(dim=1) if self.normalizer == "softmax" else scores.sigmoid()
-            descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)  # (N, C_l)
+            # 3. descriptor g_s, (N, C_l), mapped to (N, C) by W
+            descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)
             if self.normalizer == "sigmoid":
                 descriptor = descriptor / weights.shape[1]
             if self.W is not None:
-                descriptor = self.W(descriptor)  # (N, C)
+                descriptor = self.W(descriptor)
         return descriptor, weights.unflatten(1, size), scores.unflatten(1, size)
 
-    def _linear(self, positions: Tensor, g: Tensor | None) -> Tensor:
-        """`dp` and `pc` as <v, l_i> + constant, where v = W^T g or W^T u."""
-        v = g if self.compatibility == "dp" else self.u  # (N, C) or (C,)
-        if self.W is not None:
-            v = v @ self.W.weight
-        if self.compatibility == "dp":
-            return (positions @ v.unsqueeze(2)).squeeze(2)
+    def _dot_product(self, positions: Tensor, g: Tensor) -> Tensor:
+        """<W l_i, g> as <l_i, W^T g>."""
+        v = g if self.W is None else g @ self.W.weight  # (N, C_l)
+        return (positions @ v.unsqueeze(2)).squeeze(2)
+
+    def _parametrized(self, positions: Tensor, g: Tensor | None) -> Tensor:
+        """<u, W l_i + g> as <W^T u, l_i> + <u, g>."""
+        v = self.u if self.W is None else self.u @ self.W.weight  # (C_l,)
         scores = positions @ v
         return scores if g is None else scores + (g @ self.u).unsqueeze(1)
 
     def _additive(self, features: Tensor, g: Tensor) -> Tensor:
-        """`add`: W_l l_i in the precision of the features, like the convolutions before it; the rest in float32."""
+        """<u, tanh(W_l l_i + W_g g)>: W_l in the precision of the features, as convolutions; the rest in float32."""
         mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
         return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u

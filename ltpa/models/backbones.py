@@ -11,7 +11,7 @@ from torch import Tensor, nn
 VGG_LEVELS = ("conv7", "conv10", "conv13")
 BN_EPS = 1e-3
 
-# name, channels, dropout after the layer
+# name, channels, rate of the dropout after the layer
 _TRUNK = [
     ("conv1", 64, 0.3), ("conv2", 64, 0.0),
     ("conv3", 128, 0.4), ("conv4", 128, 0.0),
@@ -19,17 +19,17 @@ _TRUNK = [
     ("conv8", 512, 0.4), ("conv9", 512, 0.4), ("conv10", 512, 0.0),
     ("conv11", 512, 0.4), ("conv12", 512, 0.4), ("conv13", 512, 0.0),
 ]  # fmt: skip
-LATE_POOLS = ("conv8", "conv11")  # a max-pool stands before these: conv7 keeps the full resolution
+LATE_POOLS = ("conv8", "conv11")  # a max-pool comes before these: conv7 keeps the full resolution
 VGG16_POOLS = ("conv3", "conv5", "conv8", "conv11")
 
 
 def scaled(channels: int, width: float) -> int:
-    """A channel count times `width`, at least 1."""
+    """Return a channel count times `width`, at least 1."""
     return max(1, round(channels * width))
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: float = BN_EPS) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU and, where asked for, dropout; He-normal with fan-out, bias zero."""
+    """Return 3x3 convolution, batch norm, ReLU and dropout if its rate is not 0; He-normal with fan-out, bias zero."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(conv.bias)
@@ -37,13 +37,23 @@ def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: floa
     return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
 
 
-class VGGTrunk(nn.Module):
+class Trunk(nn.Module):
+    """Base of what attention reads from: normalized images (N, 3, H, W) -> {layer: local features (N, C, h, w)}.
+
+    Attributes:
+        channels: layer -> its number of channels, in the network's order, at least of the layers that it returns.
+    """
+
+    channels: dict[str, int]
+
+
+class VGGTrunk(Trunk):
     """conv1 to conv13 of VGG-16.
 
     Args:
         width: factor on every channel count.
         dropout: whether to use the authors' dropout rates.
-        pools: the layers that a max-pool stands before; `LATE_POOLS` is the trunk of the attention models.
+        pools: the layers that a max-pool comes before; `LATE_POOLS` is the trunk of the attention models.
         bn_eps: epsilon of every batch norm.
     """
 
@@ -52,14 +62,14 @@ class VGGTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.pools = pools
-        self.channels: dict[str, int] = {}
+        self.channels = {}
         channels = 3
         for name, out, rate in _TRUNK:
             self.add_module(name, conv_block(channels, scaled(out, width), rate if dropout else 0.0, bn_eps))
             self.channels[name] = channels = scaled(out, width)
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """Images, normalized -> local features of the three levels: {"conv7": (N, C, h, w), "conv10": ..., ...}."""
+        """Return the local features of the three levels, {"conv7": (N, 256, H, W), "conv10": ..., "conv13": ...}."""
         local = OrderedDict()
         for name in self.channels:
             x = self.layer(name, x)
@@ -68,7 +78,7 @@ class VGGTrunk(nn.Module):
         return local
 
     def layer(self, name: str, x: Tensor) -> Tensor:
-        """One layer, with the max-pool before it where there is one."""
+        """Apply one layer, with the max-pool before it where there is one."""
         if name in self.pools:
             x = nn.functional.max_pool2d(x, 2)
         return getattr(self, name)(x)  # torch 2.5 cannot export get_submodule
@@ -139,18 +149,14 @@ def _plain_conv(in_channels: int, out_channels: int, size: int, stride: int = 1)
     return conv
 
 
-class ResNet164(nn.Module):
-    """The three stages of the pre-activation ResNet-164 for CIFAR: 9n + 2 layers with n = 18.
-
-    Args:
-        width: factor on every channel count.
-    """
+class ResNet164(Trunk):
+    """The three stages of the pre-activation ResNet-164 for CIFAR (He et al. 2016b): 9n + 2 layers with n = 18."""
 
     def __init__(self, width: float) -> None:
         super().__init__()
         channels = scaled(16, width)
         self.conv1 = _plain_conv(3, channels, 3)
-        self.channels: dict[str, int] = {}
+        self.channels = {}
         for stage, inner in ((1, 16), (2, 32), (3, 64)):
             out = scaled(4 * inner, width)
             blocks = []
@@ -163,7 +169,7 @@ class ResNet164(nn.Module):
                 self.channels[f"stage{stage}"] = out
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """Images, normalized -> ends of the stages: {"stage2": (N, 128, H/2, W/2), "stage3": (N, 256, H/4, W/4)}."""
+        """Return the ends of the stages: {"stage2": (N, 128, H/2, W/2), "stage3": (N, 256, H/4, W/4)}."""
         second = self.stage2(self.stage1(self.conv1(x)))
         return OrderedDict(stage2=second, stage3=self.stage3(second))
 
@@ -183,24 +189,3 @@ class ResNetGlobalBranch(nn.Module):
         """(N, C, h, w) with h, w >= 8 -> g, (N, C)."""
         x = self.conv(nn.functional.max_pool2d(self.norm(x).relu(), 2))
         return self.fc(self.dropout(nn.functional.max_pool2d(x, 4).mean((2, 3))))
-
-
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Refuses what no network here can read.
-
-    Args:
-        images: what is to be (N, 3, H, W).
-        name: what the message calls them.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: not (N, 3, H, W) with H and W from 32 up.
-    """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}")
-    if min(images.shape[-2:]) < 32:
-        height, width = images.shape[-2:]
-        raise ValueError(f"{name} must be at least 32x32 pixels, not {height}x{width}; scale them up")

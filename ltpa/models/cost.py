@@ -4,25 +4,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .networks import ImageClassifier
+from .classifier import ImageClassifier, evaluation_mode
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of learnable parameters."""
+    """Return the number of learnable parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def gmac(model: ImageClassifier, image_size: int = 32) -> float:
-    """Multiply-accumulate operations of one image's forward pass in 1e9, counted by `torch.utils.flop_counter`.
+    """Return the multiply-accumulate operations of one image's forward pass in 1e9, as torch counts them.
 
-    Counted are convolutions and matrix products, as one operation for a product and a sum; what the counter leaves out
-    (norms, and a matrix times a vector, as in the scores of `pc`) is a thousandth of it.
+    Norms and a matrix times a vector (the scores of `pc`) are not counted; they are a thousandth of it.
     """
-    was_training = model.training
     image = torch.zeros(1, 3, image_size, image_size, dtype=model.mean.dtype, device=model.mean.device)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(image)
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluation_mode(model), FlopCounterMode(display=False) as counter:
+        model(image)
     return counter.get_total_flops() / 2e9

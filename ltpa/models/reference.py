@@ -1,7 +1,7 @@
 """Weights of the best-known PyTorch version (SaoYan/LearnToPayAttention) and of the 2021 notebook, into our models.
 
-There: attention before pooling, batch norm with epsilon 1e-5, no norm before the classifier, `g` from a convolution
-over the whole of the last map, level 1 mapped to 512 channels by the "projector".
+Its networks: attention before pooling, batch norm with epsilon 1e-5, no norm before the classifier, `g` from a
+convolution over the whole of the last map, level 1 mapped to 512 channels by the "projector".
 """
 
 import re
@@ -16,10 +16,11 @@ from torch import Tensor
 from ..errors import closest
 from .attention import NORMALIZERS
 from .backbones import VGG_LEVELS, GlobalBranch, VGGTrunk
-from .networks import AttentionNetwork, ImageClassifier, VGGLate
+from .classifier import ImageClassifier
+from .networks import AttentionNetwork, VGGLate
 
 _EPS = 1e-5
-_LAYERS = {  # block: our layers; convolution and batch norm stand at 0, 1, 3, 4, 6, 7, in block 6 at 0, 1, 4, 5
+_LAYERS = {  # block: our layers; its convolutions and norms are numbered 0, 1, 3, 4, 6, 7, in block 6 0, 1, 4, 5
     1: ("conv1", "conv2"),
     2: ("conv3", "conv4"),
     3: ("conv5", "conv6", "conv7"),
@@ -36,10 +37,10 @@ def load_reference(
     normalize: tuple[Iterable[float], Iterable[float]],
     normalizer: str = "softmax",
 ) -> ImageClassifier:
-    """Makes a model from weights of the best-known PyTorch version: attention before pooling, or no attention.
+    """Make a model from weights of the best-known PyTorch version: attention before pooling, or no attention.
 
     Keys: `conv_block1..6.op.*` (or `cv1..6.op.*`, as in the 2021 notebook), `dense.*`, `projector.op.weight`,
-    `attn1..3.op.weight`, `classify.*`; "module." may stand in front of each.
+    `attn1..3.op.weight`, `classify.*`; each may begin with "module.". Missing and extra keys are named in the error.
 
     Args:
         state_dict_or_path: the state dict, or a file of it: safetensors, or torch.save's format, read without running
@@ -48,12 +49,7 @@ def load_reference(
         normalizer: what they were trained with, "softmax" or "sigmoid".
 
     Returns:
-        The model in evaluation mode. With attention the global branch is kept (`faithful`).
-
-    Raises:
-        ValueError: keys that are missing or extra, all named; a shape that does not fit; a file that holds anything but
-            tensors; an unknown normalizer; a bad mean or standard deviation.
-        FileNotFoundError: no such file.
+        the model in evaluation mode. With attention the global branch is kept (`faithful`).
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
@@ -61,17 +57,8 @@ def load_reference(
         mean, std = normalize
     except (TypeError, ValueError) as error:
         raise ValueError(f"normalize must be (mean, std), three numbers each, not {normalize!r}") from error
-    if isinstance(state_dict_or_path, Mapping):
-        found = _tensors(state_dict_or_path)
-    else:
-        found = _read(Path(state_dict_or_path))
-    state: dict[str, Tensor] = {}
-    for key, value in found.items():
-        name = re.sub(r"^cv(\d)\.", r"conv_block\1.", key.removeprefix("module."))
-        if name in state:
-            raise ValueError(f"{name} is there twice, once as {key}")
-        state[name] = value
-
+    is_state = isinstance(state_dict_or_path, Mapping)
+    state = _renamed(_tensors(state_dict_or_path) if is_state else _read(Path(state_dict_or_path)))
     has_attention = any(key.startswith(("attn", "projector")) for key in state)
     names = _names(has_attention)
     counters = {key for key in names if key.endswith("num_batches_tracked")}  # old files lack them
@@ -81,19 +68,11 @@ def load_reference(
             "these are not weights of the reference version: "
             f"missing {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
         )
-
-    with torch.device("meta"):  # the shapes alone: nothing is made before they are known to fit
+    with torch.device("meta"):  # the shapes alone: no memory is taken before they are known to fit
         model = _model(state, has_attention, normalizer)
-    ours = model.state_dict()
-    channels = len(state["conv_block1.op.0.weight"])
-    for theirs, value in state.items():
-        shape = _their_shape(theirs, ours[names[theirs]].shape)
-        if value.shape != shape:
-            raise ValueError(
-                f"{theirs} has the shape {tuple(value.shape)}; with {channels} channels in the first layer it must be "
-                f"{shape}"
-            )
+    _check_shapes(state, names, model)
     model.to_empty(device="cpu")
+    model.name = "vgg-att3-concat-pc" if has_attention else "vgg-late"
     model.set_normalization(mean, std)
     ours = model.state_dict()
     for theirs, name in names.items():
@@ -102,8 +81,36 @@ def load_reference(
     return model.eval()
 
 
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without "module." and with "conv_block" for "cv"."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = re.sub(r"^cv(\d)\.", r"conv_block\1.", key.removeprefix("module."))
+        if name in renamed:
+            raise ValueError(f"{name} is there twice, once as {key}")
+        renamed[name] = value
+    return renamed
+
+
+def _check_shapes(state: Mapping[str, Tensor], names: Mapping[str, str], model: ImageClassifier) -> None:
+    """Compare every shape with ours; 1x1 convolutions there are linear maps and vectors here."""
+    ours = model.state_dict()
+    channels = len(state["conv_block1.op.0.weight"])
+    for theirs, value in state.items():
+        shape = tuple(ours[names[theirs]].shape)
+        if theirs.startswith("attn"):
+            shape = (1, *shape, 1, 1)
+        elif theirs in ("dense.weight", "projector.op.weight") and len(shape) == 2:
+            shape = (*shape, 1, 1)
+        if value.shape != shape:
+            raise ValueError(
+                f"{theirs} has the shape {tuple(value.shape)}; with {channels} channels in the first layer it must be "
+                f"{shape}"
+            )
+
+
 def _model(state: dict[str, Tensor], has_attention: bool, normalizer: str) -> ImageClassifier:
-    """The model of this width, with this many classes and this size of the layer that makes `g`."""
+    """Return the model whose width, classes and size of the layer that makes `g` are those of the weights."""
     for key, ndim in (("conv_block1.op.0.weight", 4), ("dense.weight", 4), ("classify.bias", 1)):
         if state[key].ndim != ndim or not state[key].numel():
             raise ValueError(
@@ -119,22 +126,10 @@ def _model(state: dict[str, Tensor], has_attention: bool, normalizer: str) -> Im
         VGGTrunk(width, dropout=False, bn_eps=_EPS),
         partial(GlobalBranch, width, dropout=False, kernel=kernel, bn_eps=_EPS),
         VGG_LEVELS,
-        "concat",
-        "pc",
-        normalizer,
-        dropout=False,
+        normalizer=normalizer,
         head_norm=False,
         faithful=True,
     )
-
-
-def _their_shape(theirs: str, ours: torch.Size) -> tuple[int, ...]:
-    """1x1 convolutions there are linear maps and vectors here."""
-    if theirs.startswith("attn"):
-        return (1, *ours, 1, 1)
-    if theirs in ("dense.weight", "projector.op.weight") and len(ours) == 2:
-        return (*ours, 1, 1)
-    return tuple(ours)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -145,7 +140,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         return _tensors(state.get("state_dict", state))
-    except Exception as error:  # torch and pickle raise what they like on other files
+    except Exception as error:  # torch and pickle raise errors of many kinds on other files
         raise ValueError(
             f"{path} cannot be read as weights: it is damaged or holds more than tensors (none of its code was run)"
         ) from error

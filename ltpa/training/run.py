@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..data.dataset import Dataset, stratified
 from ..data.files import ImageFiles
 from ..inference import attend, choose_device
-from ..models.networks import ImageClassifier
+from ..models.classifier import ImageClassifier
 from .checkpoint import load_tensors, save_tensors, write
 
 try:
@@ -103,6 +103,7 @@ def model_of(
     with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
         model = config.create_model(len(classes))
     fill(model, weights, source)
+    model.classes = classes
     return model.to(choose_device(device), memory_format=torch.channels_last).eval()
 
 

@@ -27,9 +27,8 @@ from ..config import TrainConfig
 from ..data.augment import choose_augmentation
 from ..data.dataset import Dataset, Split, hold_out, load_data
 from ..distributed import ALONE, Processes, joined
-from ..inference import choose_device, choose_precision, examine, to_float
-from ..models.backbones import check_images
-from ..models.networks import ImageClassifier
+from ..inference import choose_device, choose_precision, evaluate_images, to_float
+from ..models.classifier import ImageClassifier, check_images
 from ..progress import Progress
 from .checkpoint import remove_checkpoints, remove_parts
 from .health import problems
@@ -104,6 +103,7 @@ def fit(
             processes.together(lambda: _enter_folder(stack, config, data, resume, say) if processes.first else None)
             _seed(config.seed, device)
             model = config.create_model(len(data.classes), mean=data.mean, std=data.std)
+            model.classes = data.classes
             model.to(device, memory_format=torch.channels_last)
             run = Run(config, data.classes, model.eval(), config.path, notes=list(data.notes))
 
@@ -274,7 +274,7 @@ def _train(
                 state.seconds += time.monotonic() - tick
                 continue
             before = time.monotonic()
-            examined = examine(run.model, data.test, config.precision, processes=processes)
+            examined = evaluate_images(run.model, data.test, config.precision, processes=processes)
             scores = dict(examined.scores)
             loss, correct, seen = processes.total(state.sums).tolist()
             seconds = time.monotonic() - before, state.seconds + time.monotonic() - tick
@@ -330,7 +330,7 @@ def _test_seconds(run: Run, split: Split, processes: Processes) -> float:
     few = split[: max(1, min(64, len(split) // 10))]
     for _ in range(2):
         started = time.monotonic()
-        examine(run.model, few, run.config.precision)
+        evaluate_images(run.model, few, run.config.precision)
     return (time.monotonic() - started) * len(split) / len(few) / processes.count
 
 

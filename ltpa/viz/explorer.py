@@ -99,9 +99,8 @@ class Explorer:
             self._images: Sequence[Tensor] | ImageFiles = images
         else:
             self._images = [] if images is None else read_pictures(images)
-        if isinstance(model, Run):
-            classes = classes or model.classes
-        self._name = f"{model.config.model}" if isinstance(model, Run) else type(model).__name__
+        classes = classes or getattr(model, "classes", None)
+        self._name = self.models[""].name or type(self.models[""]).__name__
         self._photo: Tensor | None = None
         self._photo_name = ""
         self._predictions: Tensor | None = None

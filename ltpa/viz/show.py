@@ -32,7 +32,7 @@ def show(
 
     Args:
         images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
-        model: whose maps are drawn; a run knows the names of its classes. Without one (and without `maps`) it is
+        model: whose maps are drawn, with the names in its `.classes`. Without one (and without `maps`) it is
             `ltpa.load_pretrained()`, which knows the ten classes of CIFAR-10 and nothing else.
         maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
         side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
@@ -55,7 +55,8 @@ def show(
     if maps is None and model is None:
         model = load_pretrained()
     if maps is None:
-        network, names = (model.model, classes or model.classes) if isinstance(model, Run) else (model, classes)
+        network = model.model if isinstance(model, Run) else model
+        names = classes or getattr(model, "classes", None)
         if not isinstance(network, ImageClassifier):
             raise TypeError(f"a run or a model of ltpa is needed, not {type(network).__name__}; else give maps={{...}}")
         seen = [attend(network, _entered(picture, side)[None]) for picture in pictures]

@@ -26,7 +26,7 @@ from ltpa.config import TrainConfig
 from ltpa.data.dataset import Dataset, stratified
 from ltpa.inference import attend, attend_batches, choose_precision
 from ltpa.metrics.statistics import bootstrap_interval
-from ltpa.models.networks import ImageClassifier
+from ltpa.models.classifier import ImageClassifier
 from ltpa.training.checkpoint import load_tensors, save_tensors, write
 from ltpa.training.run import Run, fingerprint, load_run, model_of
 from ltpa.training.trainer import data_for
@@ -235,12 +235,13 @@ def card(facts: Mapping[str, Any]) -> str:
         f"for images of {size}x{size} pixels in {len(facts['classes'])} classes: {', '.join(facts['classes'])}. "
         f"Test accuracy **{_percent(figures['accuracy'])}** ({figures['images']:,} images; 95 % over images, "
         "bootstrap). Made by `python -m tests.tools pack`; every number here is in the file's metadata as well.",
-        f'```python\nimport ltpa\n\nrun = ltpa.load_pretrained("{facts["name"]}")\nltpa.show("photo.jpg", run)\n```',
+        f"```python\nimport ltpa\n\n"
+        f'model = ltpa.load_pretrained("{facts["name"]}")\nltpa.show("photo.jpg", model)\n```',
         "## Data and recipe",
         f"Trained on {facts['data']['description']}: {facts['data']['train']:,} images, tested on "
         f"{facts['data']['test']:,} (CRC-32 of all: {facts['data']['crc32']}). "
-        f"`run.config` names the data set `{facts['dataset']}`, "
-        "whose images and classes belong to it. Loss, accuracy, rate and time of every epoch are in `run.history`.",
+        f"The images of `{facts['dataset']}` belong to it. Loss, accuracy, rate and time of every epoch are in "
+        f'`ltpa.pretrained.pretrained_facts("{facts["name"]}")["history"]`.',
         f"{len(history)} epochs, seed {settings['seed']}, ltpa {facts['ltpa']}. Settings that differ from the defaults "
         "of `TrainConfig`: "
         + (", ".join(f"`{key} = {value!r}`" for key, value in changed(settings).items()) or "none")

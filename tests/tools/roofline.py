@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ltpa.models.networks import ImageClassifier
+from ltpa.models.classifier import ImageClassifier, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,10 @@ def convolutions(model: ImageClassifier, image_size: int) -> list[Convolution]:
         found.append(Convolution(shape, weight, *settings, first=not found))
 
     hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    was_training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size, dtype=model.mean.dtype, device=model.mean.device))
+        with torch.no_grad(), evaluation_mode(model):
+            model(torch.zeros(1, 3, image_size, image_size, dtype=model.mean.dtype, device=model.mean.device))
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return found

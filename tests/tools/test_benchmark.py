@@ -335,7 +335,7 @@ import re, torch
 from pathlib import Path
 from ltpa import attend, create_model
 from ltpa.data.dataset import Split
-from ltpa.inference import examine
+from ltpa.inference import evaluate_images
 
 torch.set_num_threads(1)
 model = create_model("vgg-att3-concat-pc", 10, width=1 / 32)
@@ -347,7 +347,7 @@ def peak():  # MiB, of the process so far; ru_maxrss would be that of pytest, if
     return int(re.search("VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 def test(count):
-    return examine(model, Split(images(count), torch.zeros(count, dtype=torch.int64)), "fp32", 250)
+    return evaluate_images(model, Split(images(count), torch.zeros(count, dtype=torch.int64)), "fp32", 250)
 
 test(500), test(500)
 before = peak()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltpa import Split, create_model, evaluate, fit
-from ltpa.inference import attend, examine
+from ltpa.inference import attend, evaluate_images
 from ltpa.training import trainer as train
 from ltpa.training.health import COLLAPSED, UNIFORM, problems
 from tests.tools.crash import tiny_config, tiny_data
@@ -48,7 +48,7 @@ def test_the_strongest_position_is_found_by_looking_at_every_one():
     torch.manual_seed(0)
     model = create_model("vgg-att2-concat-dp", 10, width=1 / 32).eval()
     split = tiny_data().test
-    found = examine(model, split, "fp32", batch_size=7)
+    found = evaluate_images(model, split, "fp32", batch_size=7)
     assert found.scores == evaluate(model, split, "fp32", batch_size=7)
     seen = attend(model, split.images, "fp32", batch_size=7)
     assert found.predictions.tolist() == [max(range(10), key=row.__getitem__) for row in seen.logits.tolist()]
@@ -64,7 +64,7 @@ def test_the_strongest_position_is_found_by_looking_at_every_one():
 @pytest.mark.parametrize(("factor", "word"), [(0.0, "uniform"), (1e9, "collapsed")])
 def test_a_training_tells_once_a_level(tmp_path, monkeypatch, factor, word):
     models = []
-    plain = train.examine
+    plain = train.evaluate_images
 
     def examine_spoilt(model, *args, **processes):
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_training_tells_once_a_level(tmp_path, monkeypatch, factor, word):
                 model.attention[name].u.mul_(factor).nan_to_num_(0.0)
         return plain(model, *args, **processes)
 
-    monkeypatch.setattr(train, "examine", examine_spoilt)
+    monkeypatch.setattr(train, "evaluate_images", examine_spoilt)
     config = tiny_config(tmp_path / "run", epochs=4)
     run = fit(config, tiny_data(), progress=False, on_epoch=lambda run: models.append(run.model))
     about_maps = [words for words in run.notes if "attention at" in words]
@@ -100,7 +100,7 @@ def test_the_maps_of_an_even_network_are_uniform_and_only_those():
     split = tiny_data().test
     with torch.no_grad():
         model.attention["conv13"].u.zero_()
-    shares, positions = examine(model, split, "fp32").strongest["conv13"]
+    shares, positions = evaluate_images(model, split, "fp32").strongest["conv13"]
     assert torch.allclose(shares * positions, torch.ones(len(split)))
     assert 1 < UNIFORM < 1.5
     assert 0.5 < COLLAPSED < 1
@@ -109,5 +109,5 @@ def test_the_maps_of_an_even_network_are_uniform_and_only_those():
 def test_one_test_image_is_no_evidence(tmp_path):
     data = tiny_data()
     one = Split(data.test.images[:1], data.test.labels[:1])
-    examined = examine(create_model("vgg", 10, width=1 / 32).eval(), one, "fp32")
+    examined = evaluate_images(create_model("vgg", 10, width=1 / 32).eval(), one, "fp32")
     assert problems(one.labels, examined.predictions, examined.strongest) == []

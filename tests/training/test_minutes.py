@@ -22,7 +22,7 @@ class Machine:
 
     def __init__(self, monkeypatch, step, test):
         self.now, self.rates, self.tests = 1000.0, [], 0
-        plain_step, plain_examine = train._step, train.examine
+        plain_step, plain_examine = train._step, train.evaluate_images
 
         def slow_step(model, state, batch, labels, rate, *rest):
             self.now += step
@@ -35,7 +35,7 @@ class Machine:
             return plain_examine(model, split, *rest, **processes)
 
         monkeypatch.setattr(train, "_step", slow_step)
-        monkeypatch.setattr(train, "examine", slow_examine)
+        monkeypatch.setattr(train, "evaluate_images", slow_examine)
         monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
 
 

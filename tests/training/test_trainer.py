@@ -590,7 +590,7 @@ def test_sigterm_saves_and_ends_the_process(undisturbed, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_an_interrupt_while_testing_takes_effect_after_the_epoch(undisturbed, tmp_path, monkeypatch, epoch):
     config = tiny_config(tmp_path / "run")
-    disturb(monkeypatch, "examine", kill_self(signal.SIGINT, [epoch]))
+    disturb(monkeypatch, "evaluate_images", kill_self(signal.SIGINT, [epoch]))
     with pytest.raises(KeyboardInterrupt):
         quiet(config, tiny_data())
     assert len(load_run(config.path, "cpu").history) == epoch

@@ -1,0 +1,200 @@
+"""What every network here has in common: images in [0, 1] go in, logits and attention maps come out."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import BN_EPS
+
+
+@dataclass
+class AttentionOutput:
+    """What `model.attend(images)` returns. Levels are in the network's order.
+
+    Attributes:
+        logits: (N, num_classes).
+        maps: level -> attention weights `a` (N, h, w): softmax weights sum to 1 over the positions, sigmoid weights are
+            gates in (0, 1). Empty for models without attention.
+        scores: level -> compatibility scores `c` (N, h, w), before the normalization.
+        global_feature: `g` (N, C), of the query where one was given; None where no map can depend on it, so that it was
+            not computed.
+        descriptors: level -> `g_s` (N, C), the weighted sums that the classifier reads.
+    """
+
+    logits: Tensor
+    maps: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+    scores: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+    global_feature: Tensor | None = None
+    descriptors: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+
+
+class ImageClassifier(nn.Module):
+    """Base of all models: normalization inside, `model(images)` and `model.attend(images)`.
+
+    `print(model)` is a summary of a few lines; `print(model.trunk)` and `torch.nn.Module.__repr__(model)` list layers.
+
+    Attributes:
+        mean, std: buffers (1, 3, 1, 1), of images in [0, 1]; `ltpa.fit` sets them from the training data.
+        uses_global_feature: False exactly where no map can depend on `g`; True for models without attention.
+        name: the name that `create_model` knows it by.
+        classes: the names of the classes, or None; set by `ltpa.fit`, `ltpa.load_run` and `ltpa.load_pretrained`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    uses_global_feature = True
+    name: str = ""
+    classes: tuple[str, ...] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
+
+    def set_normalization(self, mean: Iterable[float], std: Iterable[float]) -> None:
+        """Set mean and standard deviation per channel (red, green, blue), for images in [0, 1]."""
+        for name, values in (("mean", mean), ("std", std)):
+            try:
+                triple = [float(value) for value in values]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} must be three numbers, not {values!r}") from error
+            if len(triple) != 3 or not all(map(math.isfinite, triple)) or (name == "std" and min(triple) <= 0):
+                above = " above 0" if name == "std" else ""
+                raise ValueError(f"{name} must be three finite numbers{above} (red, green, blue), not {values!r}")
+            buffer = getattr(self, name)
+            buffer.copy_(torch.tensor(triple, dtype=buffer.dtype).view(1, 3, 1, 1))
+
+    def normalize(self, images: Tensor, name: str = "images") -> Tensor:
+        """Check the images (N, 3, H, W) and bring them to zero mean and unit variance per channel."""
+        check_images(images, name)
+        return ((images - self.mean) / self.std).to(self.mean.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1], H and W from 32 up -> logits (N, num_classes)."""
+        return self.attend(images).logits
+
+    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+        """Classify images (N, 3, H, W) in [0, 1] and return the attention maps with the logits.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            query: other images whose global feature replaces the images' own, see `AttentionNetwork.attend`. Models
+                without a map that a query could steer refuse it.
+        """
+        raise NotImplementedError
+
+    def _refuse_query(self, query: Tensor | None, hint: str = "") -> None:
+        if query is not None:
+            raise ValueError(
+                f"a query steers attention maps, and {type(self).__name__} has none that it could steer{hint}; "
+                "models that take a query are list_models('*-dp') and list_models('*-add')"
+            )
+
+    def __repr__(self) -> str:
+        trunk: Any = getattr(self, "trunk", None)
+        head, levels = getattr(self, "head", None), getattr(self, "attention", {})
+        if trunk is None or head is None:
+            return super().__repr__()
+        count = sum(parameter.numel() for parameter in self.parameters())
+        lines = [
+            f"{self.name or type(self).__name__}: {count:,} parameters, {head.classifiers[0].out_features} classes"
+        ]
+        if self.classes:
+            shown = self.classes if len(self.classes) <= 12 else (*self.classes[:10], "...", self.classes[-1])
+            lines.append(f"  classes: {', '.join(shown)}")
+        lines.append(f"  trunk: {type(trunk).__name__} with {list(trunk.channels.values())[-1]} channels at its end")
+        for level, attention in levels.items():
+            lines.append(
+                f"  attention at {level}: {trunk.channels[level]} channels, {attention.compatibility} scores, "
+                f"{attention.normalizer}{'' if attention.uses_global_feature else ', no map depends on g'}"
+            )
+        mean, std = (", ".join(f"{value:.3f}" for value in buffer.flatten()) for buffer in (self.mean, self.std))
+        return "\n".join([*lines, f"  images in [0, 1], from 32x32 pixels up; mean {mean}; std {std}"])
+
+
+class Head(nn.Module):
+    """Descriptors to logits, in at least float32: normalize each, then one linear layer or the mean of several.
+
+    Args:
+        channels: width of each descriptor.
+        num_classes: number of classes.
+        dropout: whether to drop (rate 0.5) after each norm.
+        combine: "concat", one classifier on all descriptors, or "indep", one for each, whose logits are averaged.
+        norm: batch norm, ReLU and dropout on every descriptor.
+    """
+
+    def __init__(
+        self, channels: list[int], num_classes: int, dropout: bool, combine: str = "concat", norm: bool = True
+    ) -> None:
+        super().__init__()
+        rate = 0.5 if dropout else 0.0
+        self.norms = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm1d(c, eps=BN_EPS), nn.ReLU(), nn.Dropout(rate)) if norm else nn.Identity()
+            for c in channels
+        )
+        inputs = [sum(channels)] if combine == "concat" else channels
+        self.combine = combine
+        self.classifiers = nn.ModuleList(nn.Linear(c, num_classes) for c in inputs)
+
+    def forward(self, descriptors: list[Tensor]) -> Tensor:
+        """[(N, C_1), (N, C_2), ...] -> logits (N, num_classes)."""
+        with torch.autocast(descriptors[0].device.type, enabled=False):
+            exact = torch.promote_types(descriptors[0].dtype, torch.float32)
+            normed = [norm(d.to(exact)) for norm, d in zip(self.norms, descriptors, strict=True)]
+            if self.combine == "concat":
+                normed = [torch.cat(normed, dim=1)]
+            logits = [classifier(d) for classifier, d in zip(self.classifiers, normed, strict=True)]
+            return torch.stack(logits).mean(0)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; afterwards every module is back in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Refuse whatever is not a float tensor (N, 3, H, W) with H and W from 32 up; the message calls it `name`."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}")
+    if min(images.shape[-2:]) < 32:
+        height, width = images.shape[-2:]
+        raise ValueError(f"{name} must be at least 32x32 pixels, not {height}x{width}; scale them up")
+
+
+def chosen_classes(target: Tensor | int, logits: Tensor) -> Tensor:
+    """Return `target` as a tensor of classes, () or (N,), that `logits` (N, num_classes) has."""
+    message = f"target must be a class from 0 to {logits.shape[1] - 1}, or one for each of {len(logits)} images"
+    try:
+        classes = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{message}, not {target!r}") from error
+    whole = classes.dtype in (torch.int64, torch.int32, torch.uint8)
+    fits = classes.shape in ((), (len(logits),))
+    if not whole or not fits or classes.min() < 0 or classes.max() >= logits.shape[1]:
+        raise ValueError(f"{message}, not {target!r}")
+    return classes.long()
+
+
+def pairs(images: int, queries: int) -> int:
+    """Return the number of pairs of images and queries: equally many of both, or one of either for all others."""
+    if (queries != images and 1 not in (images, queries)) or not queries:
+        raise ValueError(
+            f"{images} images and {queries} queries: give one query for each image, one for all, or one image for all"
+        )
+    return max(images, queries) if images else 0
