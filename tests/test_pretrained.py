@@ -228,7 +228,7 @@ def test_the_command_packs_and_writes_the_table(trained, tmp_path, capsys):
     options = ["--images", "4", "--folder", str(tmp_path), "--write", str(page), "--precision", "fp32"]
     assert main(["pack", str(trained.path), "tiny", *options]) == 0
     assert "# tiny" in capsys.readouterr().out
-    assert "| [`tiny`](ltpa/weights/tiny.md) | `vgg-att3-concat-pc`, width 0.0625 |" in page.read_text()
+    assert "| [`tiny`](../ltpa/weights/tiny.md) | `vgg-att3-concat-pc`, width 0.0625 |" in page.read_text()
 
 
 def test_what_is_not_packed(trained, tmp_path, capsys):

@@ -13,7 +13,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +330,8 @@ def limits(facts: Mapping[str, Any]) -> list[str]:
 
 def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that differ from the defaults, in the order of `TrainConfig`."""
-    return {f.name: settings[f.name] for f in fields(TrainConfig) if settings.get(f.name, f.default) != f.default}
+    defaults = TrainConfig.defaults()
+    return {name: settings[name] for name in defaults if settings.get(name, defaults[name]) != defaults[name]}
 
 
 def commands(facts: Mapping[str, Any]) -> str:
