@@ -1,8 +1,7 @@
-"""What is wrong with an answer to an exercise of notebook 00: a function an exercise, which raises `Wrong` to say it.
+"""What is wrong with an answer to an exercise of notebook 00: one check for each exercise, which raises `Wrong`.
 
-A check tests what the question asks for, on inputs of its own and against slow loops over numbers, so that every right
-answer passes however it is written. It knows no solution: a solution passes in the same way as a student's answer.
-Each also raises `Blank` where the student has written nothing.
+A check tests what the question asks for, on inputs of its own and against loops over plain numbers, so that every
+right answer passes, however it is written. It knows no solution: a solution has to pass like a student's answer.
 """
 
 import math
@@ -13,23 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LARGEST_IS_1 = (
+    "The strongest position always gets 1 from you, so an almost uniform map looks as lively as a collapsed one. "
+    "Divide by the even share 1/n, not by the largest weight."
+)
+
 
 class Wrong(Exception):
-    """What is wrong with an answer, for the student."""
+    """What is wrong with an answer, in words for the student."""
 
 
 class Blank(Exception):
-    """The student has written nothing."""
+    """The student has written nothing yet; the text says what is missing."""
 
 
 def check_shift(answer: Any) -> None:
-    """(factor, reason): the factor of every weight when 5 is added to every score, and why, "a", "b" or "c"."""
+    """Check (factor, reason): by what adding 5 to every score multiplies the weights, and why ("a", "b" or "c")."""
+    for name, part in zip(("factor", "reason"), answer, strict=True):
+        if part is None:
+            raise Blank(f": {name} is None.")
     factor, reason = answer
-    if factor is None or reason is None:
-        raise Blank(f": {'factor' if factor is None else 'reason'} is None.")
     value = numbers(factor, "factor")
-    if _off(value, torch.ones_like(value), 1e-3):
-        first = value.flatten()[0].item()
+    first = value.flatten()[0].item()
+    if _differs(value, torch.ones_like(value), 1e-3):
         if abs(first - math.exp(5)) < 1:
             raise Wrong("e to the 5 is the factor of every numerator. What happens to the sum that it is divided by?")
         if first == 0:
@@ -38,39 +43,35 @@ def check_shift(answer: Any) -> None:
             raise Wrong(f"Not {first:g}: the 5 is added to the scores; the weights come after exp and division.")
         raise Wrong(f"Not {first:g}: compute softmax(scores + 5) and divide it by softmax(scores).")
     letter = str(reason).strip(" ().").lower()
-    wrong = {
-        "b": "The factor is right, the reason is not: try 500 instead of 5. Is the map another one?",
+    hints = {
+        "b": "The factor is right, the reason is not: try 500 instead of 5. Does the map change?",
         "c": "The factor is right, the reason is not: change any one score, and all weights change.",
     }
     if letter != "a":
-        raise Wrong(wrong.get(letter, f"The factor is right; reason should be 'a', 'b' or 'c', not {reason!r}."))
+        raise Wrong(hints.get(letter, f"The factor is right; reason should be 'a', 'b' or 'c', not {reason!r}."))
 
 
 def check_relative(answer: Any) -> None:
-    """A function: weights (h, w) -> multiples of the even share (h, w)."""
+    """Check a function from weights (h, w) to multiples of the even share (h, w)."""
     for height, width in ((3, 5), (4, 4)):
         n = height * width
         even = _map(_call(answer, "relative", torch.full((height, width), 1 / n)), (height, width))
-        if _off(even, torch.ones_like(even)):
+        if _differs(even, torch.ones_like(even)):
             raise Wrong(f"The uniform map of {n} positions should be 1 everywhere; you give {even[0, 0]:.3g}.")
         weights = _softmax(_random(height, width, seed=n)).float()
         given = _map(_call(answer, "relative", weights), (height, width))
-        wanted = torch.tensor([n * a for a in weights.flatten().tolist()]).double().view(height, width)
-        if not _off(given, wanted):
-            continue
-        if abs(given.max() - 1) < 1e-4:
+        wanted = n * weights.double()
+        if _differs(given, wanted):
+            if abs(given.max() - 1) < 1e-4:
+                raise Wrong(_LARGEST_IS_1)
             raise Wrong(
-                "The strongest position always gets 1 from you, so an almost uniform map looks as lively as a "
-                "collapsed one. Divide by the even share 1/n, not by the largest weight."
+                f"One of {n} positions has {weights.max():.3f}, which is {wanted.max():.2f} times the even share; "
+                f"you give {given.flatten()[weights.argmax()]:.2f}."
             )
-        raise Wrong(
-            f"A position of {n} has {weights.max():.3f}, which is {wanted.max():.2f} times the even share; you give "
-            f"{given.flatten()[weights.argmax()]:.2f}."
-        )
 
 
 def check_positions(answer: Any) -> None:
-    """A function: weights (h, w) -> the effective number of positions, by any measure that is k for k equal weights."""
+    """Check a function from weights (h, w) to the effective number of positions; any measure of it will do."""
 
     def count(*weights: float) -> float:
         return _number(_call(answer, "positions", torch.tensor(weights).view(2, -1)))
@@ -78,23 +79,23 @@ def check_positions(answer: Any) -> None:
     for equal, n in ((2, 8), (1, 4), (4, 4), (3, 6), (8, 8)):
         given = count(*[1 / equal] * equal, *[0.0] * (n - equal))
         if abs(given - equal) > 1e-3:
-            known = {
-                math.log(equal): "That is the entropy itself: the number of positions is e to it.",
-                math.log(equal) / math.log(n): "That is the entropy as a fraction of that of the uniform map.",
-                1 / equal: "That is one over it.",
+            near = {
+                "That is the entropy itself: the number of positions is e to it.": math.log(equal),
+                "That is the entropy as a fraction of that of the uniform map.": math.log(equal) / math.log(n),
+                "That is one over it.": 1 / equal,
             }
-            why = next((text for value, text in known.items() if abs(given - value) < 1e-3), "")
+            why = next((text for text, value in near.items() if abs(given - value) < 1e-3), "")
             raise Wrong(f"{equal} equal weights among {n} should count as {equal}; you give {given:.3g}. {why}".strip())
     steps = [count(p, 1 - p, 0, 0) for p in (0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.99)]
     if any(later > earlier - 1e-4 for earlier, later in pairwise(steps)):
         raise Wrong(
             "While one of two positions takes over, from 50 % to 99 %, the number should fall all the way from 2 to 1; "
-            f"yours goes {', '.join(f'{step:.3g}' for step in steps)}. Counting those above a threshold does not do."
+            f"yours goes {', '.join(f'{step:.3g}' for step in steps)}. Counting those above a threshold is not enough."
         )
 
 
 def check_border(answer: Any) -> None:
-    """A function: scores (h, w) -> weights (h, w), softmax over the positions that are not at the border."""
+    """Check a function from scores (h, w) to weights (h, w), the softmax over positions that are not at the border."""
     for seed, (height, width) in enumerate(((5, 5), (4, 7))):
         scores = _random(height, width, seed=seed, scale=2)
         given = _map(_call(answer, "border_free", scores), (height, width))
@@ -107,10 +108,9 @@ def check_border(answer: Any) -> None:
         if abs(given.sum() - 1) > 1e-4:
             raise Wrong(
                 f"The border is empty, but the weights sum to {given.sum():.3f}, not 1. "
-                "(Was the border set to 0 after softmax? What it had is then missing.)"
+                "(If you set the border to 0 after softmax, its share is now missing.)"
             )
-        inside = _softmax(scores[1:-1, 1:-1])
-        if _off(given[1:-1, 1:-1], inside):
+        if _differs(given[1:-1, 1:-1], _softmax(scores[1:-1, 1:-1])):
             raise Wrong(
                 "The border is empty and the sum is 1, but the inside is not the softmax of its scores: where a score "
                 "is higher by 1, the weight should be 2.72 times as large."
@@ -118,33 +118,32 @@ def check_border(answer: Any) -> None:
 
 
 def check_steer(answer: Any, local: Tensor, on_other: Tensor) -> None:
-    """A g (C,) whose map, by dp and softmax, has 80 % on the other object.
+    """Check a g (C,) whose map, by dp and softmax, has 80 % on the other object.
 
     Args:
         answer: the student's.
-        local: the picture's local features (C, h, w).
+        local: the picture's local features, (C, h, w).
         on_other: the positions of the other object, bool (h, w).
     """
-    channels = len(local)
     g = numbers(answer, "g_mine").flatten()
-    if len(g) != channels:
-        raise Wrong(f"g_mine needs a number per channel, {channels} of them, and has {len(g)}.")
+    if len(g) != len(local):
+        raise Wrong(f"g_mine needs one number for each of the {len(local)} channels; yours has {len(g)}.")
     weights = _softmax(_scores(local, lambda l_i: _dot(l_i, g.tolist())))
-    share, area = weights[on_other.bool()].sum().item(), on_other.float().mean().item()
+    share, area = weights[on_other].sum().item(), on_other.float().mean().item()
     if share >= 0.8:
         return
     if not g.any():
         raise Wrong(f"With g = 0 all scores are 0: the map is uniform, and its share there is the area, {area:.1%}.")
     advice = (
         "g points the right way: a longer one makes the map sharper."
-        if weights.flatten()[on_other.flatten().bool()].max() == weights.max()
-        else "The strongest position lies elsewhere: which channels has the other object, and nothing else?"
+        if weights[on_other].max() == weights.max()
+        else "The strongest position lies elsewhere: which channels does the other object have, and nothing else?"
     )
-    raise Wrong(f"{share:.1%} of the attention lies on the other object (80 % are asked for). {advice}")
+    raise Wrong(f"{share:.1%} of the attention lies on the other object; it should be 80 %. {advice}")
 
 
 def check_moved(answer: Any) -> None:
-    """A function: score function, local (C, h, w), g (C,), other g (C,) -> how much the map changes, by any measure."""
+    """Check a function of a score function, local (C, h, w) and two g (C,) that says how much the map changes."""
 
     def dp(local: Tensor, g: Tensor) -> Tensor:
         return torch.einsum("chw,c->hw", local, g)
@@ -164,10 +163,10 @@ def check_moved(answer: Any) -> None:
             if score is pc and value > 1e-5:
                 raise Wrong(
                     f"For pc you measure {value:.3g}, but no weight changes by more than {change:.0e}. Do you compare "
-                    "scores instead of the weights after softmax, or leave `score` aside?"
+                    "scores instead of the weights after softmax, or do you not use `score`?"
                 )
             if second is first and value > 1e-5:
-                raise Wrong(f"For twice the same g you measure {value:.3g}; it should be 0.")
+                raise Wrong(f"For the same g twice you measure {value:.3g}; it should be 0.")
             if change > 0.01 and value < 1e-5:
                 raise Wrong(
                     f"For dp and another g you measure {value:.2g}, but a weight changes by {change:.1%}. (Differences "
@@ -176,118 +175,98 @@ def check_moved(answer: Any) -> None:
 
 
 def check_add(answer: Any) -> None:
-    """A function: local (C, h, w), g (C,), W_l (C, C), W_g (C, C), u (C,) -> additive scores (h, w)."""
+    """Check a function from local (C, h, w), g (C,), W_l (C, C), W_g (C, C), u (C,) to additive scores (h, w)."""
     for seed, (channels, height, width) in enumerate(((4, 3, 5), (3, 4, 4))):
         local, g, u = (_random(*shape, seed=seed) for shape in ((channels, height, width), (channels,), (channels,)))
         W_l, W_g = _random(channels, channels, seed=7), _random(channels, channels, seed=8)
         given = _map(_call(answer, "add", local, g, W_l, W_g, u), (height, width))
         wanted = _additive(local, g, W_l, W_g, u)
-        if not _off(given, wanted):
+        if not _differs(given, wanted):
             continue
-        linear = _additive(local, g, W_l, W_g, u, squash=float)
-        columns = "is transposed: a row of it belongs to a number of the result"
+        linear, eye = _additive(local, g, W_l, W_g, u, squash=float), torch.eye(channels)
+        columns = "is transposed: each of its rows makes one number of the result"
         near = {
-            "That is without tanh: then g adds the same at every position, as in pc.": linear,
+            "This is without tanh: then g adds the same at every position, as in pc.": linear,
             "tanh belongs around the vector W_l l_i + W_g g, before the product with u.": linear.tanh(),
             f"W_l {columns}.": _additive(local, g, W_l.T, W_g, u),
             f"W_g {columns}.": _additive(local, g, W_l, W_g.T, u),
-            "g is missing in that.": _additive(local, 0 * g, W_l, W_g, u),
-            "W_g is missing in that: g is added as it is.": _additive(local, g, W_l, torch.eye(channels), u),
-            "W_l is missing in that.": _additive(local, g, torch.eye(channels), W_g, u),
-            "The two matrices are exchanged in that: W_l is for the local features.": _additive(local, g, W_g, W_l, u),
+            "g is missing.": _additive(local, 0 * g, W_l, W_g, u),
+            "W_g is missing: g is added as it is.": _additive(local, g, W_l, eye, u),
+            "W_l is missing.": _additive(local, g, eye, W_g, u),
+            "The two matrices are exchanged: W_l is for the local features.": _additive(local, g, W_g, W_l, u),
         }
-        why = next((text for text, wrong in near.items() if not _off(given, wrong)), "")
+        why = next((text for text, wrong in near.items() if not _differs(given, wrong)), "")
         worst = int((given - wanted).abs().argmax())
         here, there = wanted.flatten()[worst], given.flatten()[worst]
         raise Wrong(f"A score of a random picture should be {here:.3f}, and you give {there:.3f}. {why}".strip())
 
 
-def _additive(
-    local: Tensor, g: Tensor, W_l: Tensor, W_g: Tensor, u: Tensor, squash: Callable[[float], float] = math.tanh
-) -> Tensor:
-    """Additive compatibility number by number: <u, tanh(W_l l_i + W_g g)>."""
-    asked = [_dot(row, g.tolist()) for row in W_g.tolist()]
-
-    def score(l_i: list[float]) -> float:
-        mapped = [_dot(row, l_i) for row in W_l.tolist()]
-        return _dot(u.tolist(), [squash(a + b) for a, b in zip(mapped, asked, strict=True)])
-
-    return _scores(local, score)
-
-
 def check_gates(answer: Any) -> None:
-    """A function: local (C, h, w), scores (h, w) -> sigmoid gates (h, w) and descriptor (C,)."""
+    """Check a function from local (C, h, w) and scores (h, w) to sigmoid gates (h, w) and the descriptor (C,)."""
     for seed, (channels, height, width) in enumerate(((3, 4, 4), (5, 3, 6))):
         local, scores = _random(channels, height, width, seed=seed), _random(height, width, seed=seed + 5, scale=2)
         given, n = _call(answer, "gated", local, scores), height * width
         if not isinstance(given, list | tuple) or len(given) != 2:
             raise Wrong(f"Return two things, the gates and the descriptor, not {_kind(given)}.")
         gates = _map(given[0], (height, width), "The first thing that you return")
-        open_by = [1 / (1 + math.exp(-c)) for c in scores.flatten().tolist()]
-        wanted = torch.tensor(open_by).double().view(height, width)
-        if _off(gates, wanted):
-            if not _off(gates, _softmax(scores)):
+        gate_list = [1 / (1 + math.exp(-c)) for c in scores.flatten().tolist()]
+        wanted = torch.tensor(gate_list).double().view(height, width)
+        if _differs(gates, wanted):
+            if not _differs(gates, _softmax(scores)):
                 raise Wrong("That is softmax: its weights sum to 1. A gate knows only its own score: 1/(1 + e^-c).")
-            if not _off(gates, wanted / wanted.sum()):
+            if not _differs(gates, wanted / wanted.sum()):
                 raise Wrong("Your gates are divided by their sum; leave each as it is, between 0 and 1.")
-            place = f"A score of {scores[0, 0]:.2f} should give the gate 1/(1 + e^-c) ="
-            raise Wrong(f"{place} {wanted[0, 0]:.3f}; you give {gates[0, 0]:.3f}.")
+            right = f"A score of {scores[0, 0]:.2f} should give the gate 1/(1 + e^-c) = {wanted[0, 0]:.3f}"
+            raise Wrong(f"{right}; you give {gates[0, 0]:.3f}.")
         descriptor = numbers(given[1], "The descriptor").squeeze()
-        if tuple(descriptor.shape) != (channels,):
-            shape = tuple(descriptor.shape)
-            raise Wrong(f"The descriptor should have a number per channel, {channels}, and has the shape {shape}.")
-        total = torch.tensor([_dot(channel, open_by) for channel in local.flatten(1).tolist()]).double()
-        if _off(descriptor, total / n):
+        if descriptor.shape != (channels,):
+            raise Wrong(
+                f"The descriptor should have one number for each channel, {channels} in all; yours has the shape "
+                f"{tuple(descriptor.shape)}."
+            )
+        total = torch.tensor([_dot(channel, gate_list) for channel in local.flatten(1).tolist()]).double()
+        if _differs(descriptor, total / n):
             why = f"its first number should be {total[0] / n:.3f}, not {descriptor[0]:.3f}."
-            if not _off(descriptor, total):
-                why = (
-                    f"it is the sum over the {n} positions; with gates it is the mean. (Else a larger picture gives a "
-                    "longer descriptor.)"
-                )
-            elif not _off(descriptor, total / wanted.sum()):
-                why = (
-                    "you divide by the sum of the gates; divide by n. (Else gates that are nearly closed everywhere "
-                    "count as much as open ones.)"
-                )
+            if not _differs(descriptor, total):
+                why = f"it is the sum over the {n} positions; with gates it is the mean, else larger pictures get more."
+            elif not _differs(descriptor, total / wanted.sum()):
+                why = "you divide by the sum of the gates; divide by n, else nearly closed gates count like open ones."
             raise Wrong(f"The gates are right, the descriptor is not: {why}")
 
 
 def numbers(value: Any, what: str = "What you return") -> Tensor:
-    """An answer of whatever kind (tensor, array, nested list, number) as a float64 tensor, detached.
+    """Return an answer of any kind (tensor, array, nested list, number) as a float64 tensor, detached.
 
     Args:
-        value: the answer.
-        what: what it is called in the message.
-
-    Raises:
-        Wrong: it is no numbers, or none, or not finite.
+        value: the answer; `Wrong` is raised where it holds no numbers, or some that are not finite.
+        what: the name of the answer in the message.
     """
     try:
         if isinstance(value, list | tuple):
             return torch.stack([numbers(one, what) for one in value])
-        found = torch.as_tensor(value).detach().cpu()
-        found = found if found.is_complex() else found.double()
+        tensor = torch.as_tensor(value).detach().cpu()
+        tensor = tensor if tensor.is_complex() else tensor.double()
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"{what} should be numbers, and is {_kind(value)}.") from None
-    if not found.numel() or found.is_complex():
-        raise Wrong(f"{what} is {'complex' if found.numel() else 'empty'}.")
-    if not found.isfinite().all():
-        raise Wrong(f"{what} has a nan or an infinity in it. (Was something divided by 0, or log of 0 taken?)")
-    return found
+        raise Wrong(f"{what} should be numbers, not {_kind(value)}.") from None
+    if not tensor.numel() or tensor.is_complex():
+        raise Wrong(f"{what} is {'complex' if tensor.numel() else 'empty'}.")
+    if not tensor.isfinite().all():
+        raise Wrong(f"{what} contains a nan or an infinity. (Did you divide by 0, or take the log of 0?)")
+    return tensor
 
 
 # What several checks need
 
 
 def _random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers; the seeds of the notebook stay as they are."""
+    """Return normal numbers without touching the notebook's own random state."""
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _call(function: Any, variable: str, *inputs: Any) -> Any:
-    """What the student's function gives for copies of the inputs; whatever goes wrong in it is told in a line."""
+    """Return what the student's function gives for copies of the inputs; an error in it becomes one line."""
     if not callable(function):
-        raise Wrong(f"{variable} has to be a function, and is {_kind(function)}; give its name without brackets.")
+        raise Wrong(f"{variable} has to be a function, not {_kind(function)}; give its name without brackets.")
     try:
         given = function(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
     except Exception as error:
@@ -299,7 +278,7 @@ def _call(function: Any, variable: str, *inputs: Any) -> Any:
 
 
 def _line(error: Exception, function: Any) -> str:
-    """Where in the student's function an error came up."""
+    """Return in which line of the student's function an error came up, in words."""
     code, trace, line = getattr(function, "__code__", None), error.__traceback__, None
     while code is not None and trace is not None:
         if trace.tb_frame.f_code is code:
@@ -309,24 +288,23 @@ def _line(error: Exception, function: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    """One number."""
-    found = numbers(value)
-    if found.numel() != 1:
-        raise Wrong(f"What you return should be one number, and has the shape {tuple(found.shape)}.")
+    tensor = numbers(value)
+    if tensor.numel() != 1:
+        raise Wrong(f"What you return should be one number; yours has the shape {tuple(tensor.shape)}.")
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise Wrong(f"You return {bool(value)}; return a number that says how much.")
-    return found.item()
+    return tensor.item()
 
 
 def _map(value: Any, shape: tuple[int, int], what: str = "What you return") -> Tensor:
-    """A number per position, as (h, w); a row of n, or dimensions of length 1, are as good."""
-    found = numbers(value, what)
-    slim = tuple(found.squeeze().shape)
+    """Return one number for each position as (h, w); a row of n numbers, or extra dimensions of length 1, will do."""
+    tensor = numbers(value, what)
+    slim = tuple(tensor.squeeze().shape)
     if slim == shape[::-1] != shape:
         raise Wrong(f"{what} is transposed: {slim} for scores of {shape}.")
     if slim not in (shape, (math.prod(shape),)):
-        raise Wrong(f"{what} should hold a number per position, {shape}, and has the shape {tuple(found.shape)}.")
-    return found.reshape(shape)
+        raise Wrong(f"{what} should have a number for each position, {shape}, not the shape {tuple(tensor.shape)}.")
+    return tensor.reshape(shape)
 
 
 def _kind(value: Any) -> str:
@@ -336,23 +314,34 @@ def _kind(value: Any) -> str:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over all positions of (h, w), number by number."""
+    """Return the softmax over all positions of (h, w), number by number."""
     values = scores.double().flatten().tolist()
     powers = [math.exp(value - max(values)) for value in values]
-    total = sum(powers)
-    return torch.tensor([power / total for power in powers], dtype=torch.float64).view(scores.shape)
+    return torch.tensor([power / sum(powers) for power in powers], dtype=torch.float64).view(scores.shape)
 
 
 def _scores(local: Tensor, score: Callable[[list[float]], float]) -> Tensor:
-    """A score for the local feature at every position: (C, h, w) -> (h, w)."""
-    _, height, width = local.shape
-    rows = [[score(local[:, y, x].tolist()) for x in range(width)] for y in range(height)]
+    """Return the score of the local feature at every position: (C, h, w) -> (h, w)."""
+    rows = [[score(l_i) for l_i in row] for row in local.permute(1, 2, 0).tolist()]
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def _additive(
+    local: Tensor, g: Tensor, W_l: Tensor, W_g: Tensor, u: Tensor, squash: Callable[[float], float] = math.tanh
+) -> Tensor:
+    """Return additive compatibility, number by number: <u, tanh(W_l l_i + W_g g)>."""
+    of_g = [_dot(row, g.tolist()) for row in W_g.tolist()]
+
+    def score(l_i: list[float]) -> float:
+        of_l = [_dot(row, l_i) for row in W_l.tolist()]
+        return _dot(u.tolist(), [squash(a + b) for a, b in zip(of_l, of_g, strict=True)])
+
+    return _scores(local, score)
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def _off(given: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> bool:
+def _differs(given: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> bool:
     return bool((given - wanted).abs().max() > tolerance * max(1.0, float(wanted.abs().max())))

@@ -1,6 +1,6 @@
-"""The exercises of notebook 00: hints, solutions, and the object that checks answers and fills in solutions.
+"""The exercises of notebook 00: hints, solutions, and `Checks`, which checks answers and fills in solutions.
 
-Each solution stands here once: `folded` makes the notebook's folded texts from it, and a test compares them.
+Each solution exists once, here: `folded` makes the notebook's folded texts from it, and a test compares them.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ UNFILLED = "not filled in yet"
 
 
 class Checks:
-    """Checks answers, one after the other, and remembers how they were.
+    """Check answers, one after the other, and remember the outcome in `results`: name -> what is wrong, "" if nothing.
 
     Args:
         solutions: fill in the solution where the student has written nothing, for teachers.
@@ -29,33 +29,31 @@ class Checks:
         self.results = dict.fromkeys(EXERCISES, UNFILLED)
 
     def __call__(self, name: str, answer: Any, **context: Any) -> Any:
-        """Says in a line or two whether an answer is right, and what is wrong; no answer makes it raise.
+        """Print in one line whether an answer is right and what is wrong with it; no answer raises an error.
 
         Args:
             name: a name of `EXERCISES`.
-            answer: the student's: a function or a value; None, or a function that returns None, is not filled in.
+            answer: the student's function or value; None, or a function that returns None, is not filled in.
             context: what the exercise needs from the notebook.
 
         Returns:
-            the answer if it is right (the solution, where that was filled in), else None.
+            the answer if it is right (the solution, if that was filled in), else None.
         """
-        exercise = EXERCISES[name]
-        result = _verdict(exercise, answer, context)
-        by = ""
+        exercise, by = EXERCISES[name], ""
+        result = exercise.outcome(answer, context)
         if result.startswith(UNFILLED) and self.solutions:
             answer, by = solve(name, **context), " (the solution)"
-            result = _verdict(exercise, answer, context)
+            result = exercise.outcome(answer, context)
         self.results[name] = result
-        number = list(EXERCISES).index(name) + 1
-        print(f"Exercise {number}{by}: {result or 'right. ' + exercise.point}")
+        print(f"Exercise {list(EXERCISES).index(name) + 1}{by}: {result or 'right. ' + exercise.point}")
         return None if result else answer
 
     def summary(self) -> str:
-        """One line: how many are right, which are not, which are not filled in."""
-        numbers = {name: str(i) for i, name in enumerate(EXERCISES, start=1)}
-        blank = [numbers[name] for name, result in self.results.items() if result.startswith(UNFILLED)]
-        wrong = [numbers[name] for name, result in self.results.items() if result and numbers[name] not in blank]
-        parts = [f"{len(numbers) - len(blank) - len(wrong)} of {len(numbers)} exercises are right"]
+        """Return one line: how many exercises are right, which are not, and which are not filled in."""
+        blank = [str(i) for i, result in enumerate(self.results.values(), 1) if result.startswith(UNFILLED)]
+        wrong = [str(i) for i, result in enumerate(self.results.values(), 1) if result and str(i) not in blank]
+        right = len(self.results) - len(blank) - len(wrong)
+        parts = [f"{right} of {len(self.results)} exercises are right"]
         parts += [f"not yet right: {', '.join(wrong)}"] if wrong else []
         parts += [f"not filled in: {', '.join(blank)}"] if blank else []
         return "; ".join(parts)
@@ -68,7 +66,7 @@ class Exercise:
     Attributes:
         variable: what the student assigns or defines, and what the code of the solution defines.
         hint: markdown.
-        solution: code, with `torch` and the context at hand.
+        solution: code, which may use `torch` and the context.
         point: what a right answer shows, in a sentence.
         check: raises `Wrong` for a wrong answer and `Blank` for none.
     """
@@ -79,43 +77,34 @@ class Exercise:
     point: str
     check: Callable[..., None]
 
+    def outcome(self, answer: Any, context: dict[str, Any]) -> str:
+        """Return what is wrong with an answer, or that there is none; "" for a right one."""
+        if answer is None:
+            return f"{UNFILLED}. Hint and solution are folded under the question."
+        try:
+            self.check(answer, **context)
+        except Blank as blank:
+            return f"{UNFILLED}{blank}"
+        except Wrong as wrong:
+            return f"not yet. {wrong}"
+        return ""
+
 
 def solve(name: str, **context: Any) -> Any:
-    """Runs the solution's code.
-
-    Args:
-        name: a name of `EXERCISES`.
-        context: see `Checks`.
-
-    Returns:
-        what it defines.
-    """
+    """Run the code of a solution and return what it defines; `context` as for `Checks`."""
     namespace = {"torch": torch, **context}
     exec(EXERCISES[name].solution, namespace)
     return namespace[EXERCISES[name].variable]
 
 
 def folded(name: str) -> str:
-    """Hint and solution as markdown that a notebook shows when it is unfolded."""
+    """Return hint and solution as markdown that a notebook shows when it is unfolded."""
     exercise = EXERCISES[name]
     solution = f"```python\n{exercise.solution.strip()}\n```\n\n{exercise.point}"
-    parts = {"Hint": exercise.hint.strip(), "Solution": solution}
     return "\n\n".join(
-        f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in parts.items()
+        f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
+        for title, text in (("Hint", exercise.hint), ("Solution", solution))
     )
-
-
-def _verdict(exercise: Exercise, answer: Any, context: dict[str, Any]) -> str:
-    """What is wrong with an answer, or that there is none; nothing for a right one."""
-    if answer is None:
-        return f"{UNFILLED}. Hint and solution are folded under the question."
-    try:
-        exercise.check(answer, **context)
-    except Blank as blank:
-        return f"{UNFILLED}{blank}"
-    except Wrong as wrong:
-        return f"not yet. {wrong}"
-    return ""
 
 
 EXERCISES = {
@@ -133,19 +122,19 @@ answer = (factor, reason)
     ),
     "relative": Exercise(
         variable="relative",
-        hint="A map without preference gives each of the n positions the same. How much is that?",
+        hint="A map without preference gives each of the n positions the same weight. How much is that?",
         solution="""
 def relative(weights):
     return weights * weights.numel()  # a_i / (1/n)
 """,
-        point="A weight of 0.004 can be much or little: it depends on n. Relative to 1/n one sees which.",
+        point="Whether a weight of 0.004 is much depends on n; relative to 1/n one sees it.",
         check=exercise_checks.check_relative,
     ),
     "positions": Exercise(
         variable="positions",
         hint="""The entropy $H = -\\sum_i a_i \\log a_i$ of k equal weights is $\\log k$. Which function undoes the
-logarithm? And what does a weight of exactly 0 do to the sum? (`torch.special.entr` knows.) There is also a way
-without logarithms: what is $\\sum_i a_i^2$ for k equal weights?""",
+logarithm? And what does a weight of exactly 0 do to the sum? (See `torch.special.entr`.) There is also a way without
+logarithms: what is $\\sum_i a_i^2$ for k equal weights?""",
         solution="""
 def positions(weights):
     return torch.special.entr(weights).sum().exp()  # or 1 / (weights**2).sum()
@@ -155,28 +144,28 @@ def positions(weights):
     ),
     "border": Exercise(
         variable="border_free",
-        hint="""Which score gives a weight of 0? Change the scores, and leave the rest to softmax: then the sum is
-right by itself.""",
+        hint="""Which score gives a weight of 0? Change the scores and leave the rest to softmax: then the
+weights sum to 1 by themselves.""",
         solution="""
 def border_free(scores):
     masked = torch.full_like(scores, -torch.inf)
     masked[1:-1, 1:-1] = scores[1:-1, 1:-1]
     return masked.flatten().softmax(0).view_as(scores)
 """,
-        point="A score of minus infinity takes a position out; the others share its weight in their proportions.",
+        point="A score of minus infinity removes a position; the others share its weight in their proportions.",
         check=exercise_checks.check_border,
     ),
     "steer": Exercise(
         variable="g_mine",
-        hint="""The mean local feature of the other object is a good beginning. What else in the picture gets a high
-score from it, and which channels tell the two apart? A number of `g` may be negative. And what does a `g` that is three
-times as long do to the differences between scores?""",
+        hint="""Start with the mean local feature of the other object. What else in the picture gets a high score
+from it, and which channels tell the two objects apart? Numbers in `g` may be negative. And what does a `g` three times
+as long do to the differences between scores?""",
         solution="""
 # Least squares: the g whose score comes closest to 1 on the object and 0 elsewhere; a long g makes the map sharp.
 wanted = on_other.flatten().float()
 g_mine = 40 * torch.linalg.lstsq(local.flatten(1).T, wanted[:, None]).solution[:, 0]
 """,
-        point="With dp the global feature is a question to every position, and another question gets another map.",
+        point="With dp the global feature is a question to every position: ask another question, and the map changes.",
         check=exercise_checks.check_steer,
     ),
     "moved": Exercise(
@@ -189,30 +178,30 @@ def moved(score, local, g, other):
     b = score(local, other).flatten().softmax(0)
     return (a - b).abs().max()
 """,
-        point="In pc, g adds one number, the product of u and g, to every score: exercise 1 says what comes of it.",
+        point="In pc, g adds the same number to every score, the product of u and g; exercise 1 says what follows.",
         check=exercise_checks.check_moved,
     ),
     "add": Exercise(
         variable="add",
         hint="""`torch.einsum("dc,chw->dhw", W_l, local)` maps the feature of every position. `W_g @ g` is one vector;
-with `[:, None, None]` it can be added at every position. Then tanh, then the product with `u` as in pc.""",
+`[:, None, None]` lets you add it at every position. Then take tanh, then the product with `u` as in pc.""",
         solution="""
 def add(local, g, W_l, W_g, u):
     mapped = torch.einsum("dc,chw->dhw", W_l, local)
     return torch.einsum("dhw,d->hw", (mapped + (W_g @ g)[:, None, None]).tanh(), u)
 """,
-        point="Behind tanh, what g adds depends on the position: g is heard again.",
+        point="After tanh, what g adds depends on the position: now the map depends on g.",
         check=exercise_checks.check_add,
     ),
     "gates": Exercise(
         variable="gated",
-        hint="`scores.sigmoid()` are the gates. Then the same sum as with softmax, divided by the number of positions.",
+        hint="The gates are `scores.sigmoid()`. The sum is that of softmax, divided by the number of positions.",
         solution="""
 def gated(local, scores):
     gates = scores.sigmoid()
     return gates, torch.einsum("hw,chw->c", gates, local) / gates.numel()
 """,
-        point="Gates need not share: all can be open or all closed, and adding 5 to every score opens nearly all.",
+        point="Gates do not compete: all can be open or all closed, and adding 5 to every score opens nearly all.",
         check=exercise_checks.check_gates,
     ),
 }

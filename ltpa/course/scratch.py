@@ -1,4 +1,4 @@
-"""What notebook 00 needs around its equations: its parameters, its picture, and figures of features and scores."""
+"""Notebook 00: attention from scratch. Its parameters, its picture, and figures of features and scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,10 +14,13 @@ from torch import Tensor
 
 from ..config import Seed, SettingsBase, settings
 from ..data.shapes import CLASSES, draw_shapes
-from .exercise_checks import numbers
+from . import setup
+from .exercises import Checks as Checks
+from .exercises import numbers as numbers
+from .setup import report as report
 
 _FONT = 13
-_MARKS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")
+_COLORS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")
 
 
 @settings
@@ -32,15 +35,16 @@ class ScratchConfig(SettingsBase):
     precision: ClassVar[str] = "fp32"
 
 
-def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:
-    """A picture of two objects: of 32 that are drawn, the one whose objects differ most in hue.
+def parameters(namespace: Mapping[str, Any]) -> ScratchConfig:
+    """Return the notebook's parameters, checked, from its `globals()`."""
+    return setup.parameters(namespace, ScratchConfig)
 
-    Args:
-        seed: of the drawing.
-        image_size: S, side in pixels.
+
+def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:
+    """Draw 32 pictures of two objects, and return the one whose objects differ most in hue.
 
     Returns:
-        picture, float (3, S, S) in [0, 1]; masks of the two objects, bool (2, S, S); the names of their classes.
+        the picture, float (3, S, S) in [0, 1]; the masks of its objects, bool (2, S, S); the names of their classes.
     """
     images, labels, masks = draw_shapes(32, image_size, seed, objects=2)
     colors = torch.einsum("nchw,nohw->noc", images.double() / 255, masks.double()) / masks.sum((2, 3)).unsqueeze(2)
@@ -51,18 +55,18 @@ def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[
 
 
 def grid(values: Any, side: int = 16) -> Tensor:
-    """An exercise's map, of whatever kind and shape it was accepted in, as a float tensor (side, side)."""
+    """Return an exercise's map, of whatever kind and shape it was accepted in, as a float tensor (side, side)."""
     return numbers(values).float().reshape(side, side)
 
 
 def values_figure(
     values: Mapping[str, Tensor], label: str, *, picture: Tensor | None = None, top: float | None = None
 ) -> Figure:
-    """Draws numbers per position on one linear color scale: channels of local features, scores, weights.
+    """Draw a number per position on one linear color scale: channels of local features, scores, weights.
 
     Args:
         values: title -> (h, w).
-        label: what the color bar stands for.
+        label: of the color bar.
         picture: (3, H, W), drawn first.
         top: upper end of the scale, which then begins at 0; without it the scale spans the values.
     """
@@ -73,7 +77,7 @@ def values_figure(
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for panel in axes[panels:]:
         panel.axis("off")
-    everything = torch.cat([one.flatten() for one in values.values()])
+    everything = torch.stack(list(values.values()))
     norm = Normalize(0 if top else float(everything.min()), top or float(everything.max()))
     if picture is not None:
         _picture(axes[0], picture)
@@ -95,20 +99,19 @@ def vectors_figure(
     places: Mapping[str, tuple[int, int]] | None = None,
     positions: int = 16,
 ) -> Figure:
-    """Draws vectors side by side as bars on one axis, and where in the picture they are from.
+    """Draw vectors side by side as bars on one axis, and frame where in the picture they come from.
 
     Args:
         vectors: title -> (C,).
         channels: the names of the C numbers.
         picture: (3, H, W), drawn first, with the grid of positions.
-        places: title -> row and column, to be framed in the picture in the color of the vector's bars.
+        places: title -> row and column of the frame, which has the color of the vector's bars.
         positions: of a row of the grid.
     """
     across = len(vectors) + (picture is not None)
     figure = Figure((1.2 + 2.7 * across, 3.3), dpi=100, layout="constrained")
-    # The picture is square, and the names of the channels stand between it and the bars.
     axes = list(figure.subplots(1, across, squeeze=False).flat)
-    colors = dict(zip(vectors, _MARKS * len(vectors), strict=False))
+    colors = dict(zip(vectors, _COLORS * len(vectors), strict=False))
     if picture is not None:
         _picture(axes[0], picture)
         step = picture.shape[2] / positions
