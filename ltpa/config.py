@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from .errors import closest
+from .errors import check_path, closest
 from .models.networks import ImageClassifier, create_model, list_models, parse_variant
 
 Normalizer = Literal["softmax", "sigmoid"]
@@ -70,18 +70,6 @@ def _device(value: str) -> str:
     return value
 
 
-def _path(value: Any) -> str:
-    if not isinstance(value, str | Path):
-        raise ValueError(f"must be a path, not {value!r}")
-    if not str(value).strip():
-        raise ValueError("must not be empty; '.' is the current folder")
-    try:
-        Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"={str(value)!r}: there is no such user; a folder of that name is './{value}'") from error
-    return str(value)
-
-
 def _each_once(values: Sequence[Item]) -> Sequence[Item]:
     if isinstance(values, str) or not values or len(set(values)) < len(values):
         raise ValueError(f"must be a list of one or more different values, not {values!r}")
@@ -91,7 +79,7 @@ def _each_once(values: Sequence[Item]) -> Sequence[Item]:
 ModelName = Annotated[str, AfterValidator(_known_model)]
 Variant = Annotated[str, AfterValidator(_known_variant)]  # a model and its normalizer: "vgg-att3-concat-pc sigmoid"
 Device = Annotated[str, AfterValidator(_device)]
-FilePath = Annotated[str, BeforeValidator(_path)]
+FilePath = Annotated[str, BeforeValidator(check_path)]
 EachOnce = AfterValidator(_each_once)  # Annotated[Sequence[Variant], EachOnce]
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def closest(name: object, allowed: Iterable[str]) -> str:
@@ -9,3 +10,24 @@ def closest(name: object, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     match = difflib.get_close_matches(str(name).lower(), allowed, n=1, cutoff=0.5)
     return (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(allowed)}"
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Refuse what is no whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be at least {least} and at most {most}, not {value}")
+
+
+def check_path(value: object) -> str:
+    """Return a path as text; a ValueError, whose message goes on after a setting's name, if it is none."""
+    if not isinstance(value, str | Path):
+        raise ValueError(f"must be a path, not {value!r}")
+    if not str(value).strip():
+        raise ValueError("must not be empty; '.' is the current folder")
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"={str(value)!r}: there is no such user; a folder of that name is './{value}'") from error
+    return str(value)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .data.dataset import Split
-from .data.files import ImageFiles
 from .distributed import ALONE, Processes, launched
 from .errors import closest
 from .maps import entropy
@@ -94,7 +93,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def images_at_once(images: Tensor | ImageFiles, batch_size: int | None = None) -> int:
+def images_at_once(images: Tensor | Split, batch_size: int | None = None) -> int:
     """Return the batch size; for None one that takes as much memory for large images as for small ones."""
     if batch_size is None:
         return max(1, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))
@@ -106,7 +105,7 @@ def images_at_once(images: Tensor | ImageFiles, batch_size: int | None = None) -
 @torch.inference_mode()
 def attend_batches(
     model: ImageClassifier,
-    images: Tensor | ImageFiles,
+    images: Tensor | Split,
     precision: str = "auto",
     batch_size: int | None = None,
     *,
@@ -116,7 +115,7 @@ def attend_batches(
 
     Args:
         model: any model of `ltpa.create_model`.
-        images: uint8, or float in [0, 1], (N, 3, H, W), on any device or in files.
+        images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split, whose images may be in files.
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images at once; memory does not grow with N. None is 500 of 32x32 pixels, fewer of larger ones.
         query: None, or images like `images`, see `AttentionNetwork.attend`: one for each, or one of either for all.
@@ -125,21 +124,19 @@ def attend_batches(
         which images (or queries, if they are more), and the model's output for them.
     """
     for name, value in {"images": images, **({} if query is None else {"query": query})}.items():
-        if not isinstance(value, Tensor | ImageFiles):
+        if not isinstance(value, Tensor | Split):
             raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(value).__name__}")
-        check_images(to_float(value[:1] if value.ndim else value), name)
+        first = value if value.shape == () else value[:1]
+        check_images(to_float(first.images if isinstance(first, Split) else first), name)
     batch_size = images_at_once(images, batch_size)
     device = model.mean.device
     dtype = choose_precision(precision, device)
     count = len(images) if query is None else pairs(len(images), len(query))
     parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
-    def batches(values: Tensor | ImageFiles) -> Iterator[Tensor]:
-        if isinstance(values, ImageFiles):
-            read = values.batches([torch.arange(len(values))[part if len(values) > 1 else slice(1)] for part in parts])
-        else:
-            read = (values if len(values) == 1 else values[part] for part in parts)
-        for batch in read:
+    def batches(values: Tensor | Split) -> Iterator[Tensor]:
+        split = values if isinstance(values, Split) else Split(values, torch.empty(0))
+        for batch in split.batches(parts if len(values) > 1 else [slice(None)] * len(parts)):
             yield to_float(batch.to(device)).to(model.mean.dtype, memory_format=torch.channels_last)
 
     queries: Iterator[Tensor | None] = repeat(None, len(parts)) if query is None else batches(query)
@@ -152,7 +149,7 @@ def attend_batches(
 
 def attend(
     model: ImageClassifier,
-    images: Tensor | ImageFiles,
+    images: Tensor | Split,
     precision: str = "auto",
     batch_size: int | None = None,
     *,
@@ -257,7 +254,7 @@ def evaluate_images(
 def _evaluated_batches(
     model: ImageClassifier, split: Split, precision: str, batch_size: int | None
 ) -> Iterator[Evaluation]:
-    for part, output in attend_batches(model, split.images, precision, batch_size):
+    for part, output in attend_batches(model, split, precision, batch_size):
         labels, logits = split.labels[part], output.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")

@@ -253,5 +253,5 @@ def _found(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
 
 
 def _correct(run: Run, data: Dataset) -> Tensor:
-    batches = attend_batches(run.model, data.test.images, run.config.precision)
+    batches = attend_batches(run.model, data.test, run.config.precision)
     return torch.cat([seen.logits.argmax(1).cpu() for _, seen in batches]) == data.test.labels

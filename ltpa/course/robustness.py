@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import EachOnce, Variant, settings
-from ..data.dataset import Dataset, Split, stratified
+from ..data.dataset import Dataset
+from ..data.split import Split, stratified
 from ..errors import closest
 from ..inference import attend_batches, to_float
 from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import EachOnce, FilePath, Variant, settings
-from ..data.dataset import Dataset, Split, channel_statistics, load_data, stratified
+from ..data.dataset import Dataset, load_data
+from ..data.split import Split, channel_statistics, stratified
 from ..inference import attend, to_float
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, t_interval
 from ..models.networks import ImageClassifier, create_model

@@ -1,109 +1,83 @@
-"""Image files: decoded, cut square and scaled; all at once into memory, or again and again where they do not fit."""
+"""Images in files: decoded by threads all at once, or by worker processes again and again where memory is short."""
 
 import os
 import signal
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
-MAX_PIXELS = 50_000_000  # of one image file; a few kilobytes can unpack to gigabytes
+from .images import crop_square, open_image
+from .split import Channels, Index, Split, count_levels, crc32, level_statistics
+
 THREADS = 8
 PORTION = 256  # files that are decoded at once
-LOADER_BYTES = 256 * 2**20  # what the workers of a loader have read and nobody has taken yet: about so much at most
-_HEIC = (
-    b"heic",
-    b"heix",
-    b"hevc",
-    b"heim",
-    b"heis",
-    b"hevm",
-    b"mif1",
-    b"msf1",
-    b"avif",
-    b"avis",
-)  # kinds of ftyp boxes
-_UPRIGHT = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+LOADER_BYTES = 256 * 2**20  # that the workers of a loader may have read ahead, about
 
 
-class ImageFiles(torch.utils.data.Dataset):
-    """Images that stay in their files: stands for a tensor uint8 (N, 3, S, S) of which only parts are ever in memory.
+class FileSplit(Split):
+    """Images that stay in their files, with labels: only parts of them are ever in memory.
 
     Args:
-        files: their paths.
+        files: N paths.
+        labels: int64 (N,).
         size: S, the side in pixels to which the middle squares are scaled.
     """
 
-    dtype, ndim = torch.uint8, 4
+    in_files = True
+    dtype = torch.uint8
+    files: list[Path]
+    size: int
+    _scans: dict[int, tuple[int, Tensor]]
 
-    def __init__(self, files: Sequence[Path], size: int) -> None:
-        self.files, self.size = list(files), size
-        self._checksums: dict[int, int] = {}
-        self._levels: Tensor | None = None
+    def __init__(self, files: Sequence[Path], labels: Tensor, size: int) -> None:
+        vars(self).update(files=list(files), labels=labels, masks=None, size=size, _scans={})
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def __getitem__(self, index: Index) -> Split:
+        """Return the chosen images, decoded."""
+        numbers = torch.arange(len(self))[index]
+        images, _ = read_images([self.files[i] for i in numbers.flatten().tolist()], self.size)
+        return Split(images.unflatten(0, numbers.shape) if numbers.ndim else images[0], self.labels[index])
+
+    @property
+    def images(self) -> Tensor:
+        """All images, decoded anew, uint8 (N, 3, S, S)."""
+        return self[:].images
+
     @property
     def shape(self) -> torch.Size:
-        """(N, 3, S, S)."""
+        """The images' shape (N, 3, S, S)."""
         return torch.Size((len(self), 3, self.size, self.size))
 
-    def __getitem__(self, index: Any) -> Tensor:
-        """Decodes images: one (3, S, S) for a number, (n, 3, S, S) for a slice or a tensor of numbers or of truths."""
-        if isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0):
-            return torch.from_numpy(read_image(self.files[int(index)], self.size)[0])
-        return torch.cat([torch.empty(0, *self.shape[1:], dtype=self.dtype), *self.portions(index)])
+    def part(self, index: slice | Tensor) -> "FileSplit":
+        """Return the chosen images, none of which is read."""
+        numbers = torch.arange(len(self))[index].tolist()
+        return FileSplit([self.files[i] for i in numbers], self.labels[index], self.size)
 
-    def part(self, index: Any) -> "ImageFiles":
-        """The images that a slice or a tensor of numbers selects, none of which is read."""
-        return ImageFiles([self.files[i] for i in torch.arange(len(self))[index].tolist()], self.size)
+    def batches(self, parts: Sequence[slice | Tensor]) -> Iterator[Tensor]:
+        """Yield the images of each part, decoded ahead of their use in worker processes.
 
-    def portions(self, index: Any = slice(None)) -> Iterator[Tensor]:
-        """Decodes images in portions (n, 3, S, S), by threads."""
-        for images, _ in _read_portions(self.part(index).files, self.size):
-            yield images
-
-    def batches(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Decodes batches ahead of their use, in worker processes.
-
-        Args:
-            parts: the numbers of the images of each batch, in the order in which they are wanted.
-
-        Yields:
-            uint8 (n, 3, S, S). So many are read ahead that they take about `LOADER_BYTES`, but at least one a worker.
+        About `LOADER_BYTES` are read ahead, but at least one batch a worker. Closing the iterator ends the workers.
         """
-        batch = max((len(part) for part in parts), default=1) * 3 * self.size**2
-        ahead = max(1, LOADER_BYTES // batch)
+        numbers = [torch.arange(len(self))[part].tolist() for part in parts]
+        ahead = max(1, LOADER_BYTES // (max(map(len, numbers), default=1) * 3 * self.size**2))
         workers = min(loader_workers(), ahead)
         loader = torch.utils.data.DataLoader(
-            self,
-            batch_sampler=[part.tolist() for part in parts],
+            _Decoded(self.files, self.size),
+            batch_sampler=numbers,
             num_workers=workers,
             prefetch_factor=max(1, min(4, ahead // workers)),
-            collate_fn=_stacked,
+            collate_fn=np.stack,  # an array goes through a pipe; tensors need shared memory, which containers lack
             worker_init_fn=_follow_parent,
             generator=torch.Generator(),  # of the workers' seeds, which nothing uses: the global one stays as it is
         )
@@ -111,55 +85,55 @@ class ImageFiles(torch.utils.data.Dataset):
             yield torch.from_numpy(images)
 
     def scan(self, start: int = 0) -> list[bytes]:
-        """Decodes every file once, and keeps what is asked of all pixels: `levels` and `checksum(start)`.
-
-        Returns:
-            the digests of the files' contents.
+        """Decode every file once and keep `checksum(start)` and `statistics`; return the digests of the files.
 
         Raises:
             ValueError: a file that is no image, named.
         """
-        digests, value, levels = [], start, torch.zeros(3, 256, dtype=torch.int64)
-        for images, found in _read_portions(self.files, self.size):
-            value = zlib.crc32(images.numpy(), value)
-            levels += count_levels(images)
-            digests += found
-        self._checksums[start], self._levels = value, levels
+        digests: list[bytes] = []
+        value, levels = start, torch.zeros(3, 256, dtype=torch.int64)
+        for images, portion_digests in _read_portions(self.files, self.size):
+            value, levels = crc32(images, value), levels + count_levels(images)
+            digests += portion_digests
+        self._scans[start] = crc32(self.labels, value), levels
         return digests
 
     def checksum(self, start: int = 0) -> int:
-        """CRC-32 of the pixels, continued from `start`: that of the tensor that these images would be."""
-        if start not in self._checksums:
+        """Return the CRC-32 of pixels and labels, continued from `start`: that of the same split in memory."""
+        if start not in self._scans:
             self.scan(start)
-        return self._checksums[start]
+        return self._scans[start][0]
 
-    def levels(self) -> Tensor:
-        """How many pixels of each channel have each value, int64 (3, 256)."""
-        if self._levels is None:
+    def statistics(self) -> tuple[Channels, Channels]:
+        """Return mean and standard deviation per channel, see `channel_statistics`."""
+        if not self._scans:
             self.scan()
-        return self._levels
+        return level_statistics(next(iter(self._scans.values()))[1])
 
 
-def count_levels(images: Tensor) -> Tensor:
-    """How many pixels of uint8 images (N, 3, H, W) have each value, int64 (3, 256)."""
-    return torch.stack([torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(3)])
+class _Decoded(torch.utils.data.Dataset):
+    """What the workers of a loader read."""
+
+    def __init__(self, files: list[Path], size: int) -> None:
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(self.files[index], self.size)[0]
 
 
 def loader_workers() -> int:
-    """Worker processes of a loader: as many as this process may use cores, 8 at most."""
+    """Return the number of worker processes: as many as this process may use cores, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
-def _stacked(images: list[Tensor]) -> np.ndarray:
-    """As an array it goes through a pipe: tensors need shared memory, of which containers have little."""
-    return torch.stack(images).numpy()
-
-
 def _follow_parent(_: int) -> None:
-    """Signals are the parent's business, which Ctrl-C reaches too; but no worker outlives it, not even a killed one.
+    """Leave signals to the parent, but end with it, even if it is killed.
 
-    Else a worker that waits to hand over a batch would wait for ever, and hold the run's lock, which it inherited.
+    Else a worker that waits to hand over a batch would wait for ever and hold the run's lock, which it inherited.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -175,15 +149,16 @@ def _follow_parent(_: int) -> None:
 
 
 def read_images(files: Sequence[Path], size: int) -> tuple[Tensor, list[bytes]]:
-    """Decodes image files into memory, uint8 (N, 3, size, size), and the digests of the files' contents.
+    """Decode image files into memory, uint8 (N, 3, size, size), and return the digests of the files' contents, too.
 
     Raises:
         ValueError: a file that is no image, named.
     """
-    images, digests = torch.empty(len(files), 3, size, size, dtype=torch.uint8), []
-    for portion, found in _read_portions(files, size):
-        images[len(digests) : len(digests) + len(found)] = portion
-        digests += found
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    digests: list[bytes] = []
+    for portion, portion_digests in _read_portions(files, size):
+        images[len(digests) : len(digests) + len(portion)] = portion
+        digests += portion_digests
     return images, digests
 
 
@@ -198,7 +173,7 @@ def _read_portions(files: Sequence[Path], size: int) -> Iterator[tuple[Tensor, l
 
 
 def read_image(file: Path, size: int) -> tuple[np.ndarray, bytes]:
-    """Decodes one file: uint8 (3, size, size), and the digest of its content.
+    """Decode one file: uint8 (3, size, size), and the digest of its content.
 
     Raises:
         ValueError: it is no image, or cannot be read.
@@ -210,58 +185,3 @@ def read_image(file: Path, size: int) -> tuple[np.ndarray, bytes]:
         raise ValueError(f"{file}: {error}; replace or delete it") from error
     pixels = np.asarray(crop_square(image, size)).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels), blake2b(content, digest_size=16).digest()
-
-
-def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an image file and brings it to RGB.
-
-    EXIF rotation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the
-    first frame is taken; gray, palette and CMYK images are converted.
-
-    Raises:
-        ValueError: not an image that Pillow can read, or one of more than `max_pixels`.
-    """
-    if not content:
-        raise ValueError("the file is empty")
-    if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
-        raise ValueError("a HEIC or AVIF photo, which cannot be read here: save it as JPEG or PNG first")
-    problem = f"more than {max_pixels:,} pixels: scale it down first"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns about is refused below, or nobody needs to know
-            image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
-            if image.width * image.height <= max_pixels:
-                return to_rgb(image)
-    except Image.DecompressionBombError:
-        pass
-    except UnidentifiedImageError:
-        problem = f"not an image of a known format ({', '.join(IMAGE_FORMATS)})"
-    except Exception as error:  # Pillow's decoders raise what they like on broken files
-        raise ValueError(f"not a readable image ({type(error).__name__}: {error}); is it cut off?") from error
-    raise ValueError(problem)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Brings a Pillow image to RGB and upright, see `open_image`."""
-    image.load()
-    with suppress(Exception):  # no orientation, or EXIF data so broken that they say nothing
-        image = image.transpose(_UPRIGHT[image.getexif()[0x0112]])
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, save it with 8 bits")
-    if image.mode.startswith("I"):  # 16 bits, or 32 with unknown limits
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode != "I" or values.max() > 255:
-            values = values / 257
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def crop_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of an image, scaled to `size` pixels."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.BILINEAR)

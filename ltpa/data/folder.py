@@ -1,50 +1,88 @@
-"""Folders of one's own images: which files they hold, and of which classes."""
+"""A folder of your own images: which files it holds, of which classes, and the data set they make."""
 
 import os
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .files import IMAGE_SUFFIXES
+from .files import FileSplit, read_images
+from .images import IMAGE_SUFFIXES
+from .split import Split, at_most, part_off
+
+TEST_FRACTION = 0.2  # of a folder without train/ and test/
+
+Listing = tuple[list[Path], Tensor]  # files and their labels
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The image files of some classes.
+def read_folder(
+    root: Path, size: int, limits: tuple[int | None, int | None], seed: int, memory: int
+) -> tuple[tuple[str, ...], Split, Split, list[str]]:
+    """Read `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` and set a part aside for the test.
 
-    Attributes:
-        files: N paths.
-        labels: int64 (N,), indices into the classes.
+    Args:
+        root: the folder.
+        size: side in pixels.
+        limits: the most images of the two splits; 0 training images are not read at all.
+        seed: of the part set aside and of the limits.
+        memory: bytes that the images may take; splits that take more stay in their files.
+
+    Returns:
+        classes, training images, test images, and notes for the user.
     """
+    classes, train, test, notes = list_folder(root)
+    if test is None:
+        count = len(train[0])
+        kept, chosen = part_off(train[1], max(1, round(count * TEST_FRACTION)), seed)
+        train, test = _chosen(train, kept), _chosen(train, chosen)
+        notes.append(
+            f"{root} has no train/ and test/: {len(chosen)} of {count} images were set aside for the test, "
+            f"stratified, seed {seed}"
+        )
+        if len(train[1].unique()) < len(classes):
+            raise ValueError(f"{root} has too few images to set some aside for the test; give each class at least two")
+    if absent := [name for label, name in enumerate(classes) if not (test[1] == label).any()]:
+        notes.append(f"no test images of: {', '.join(absent)}")
+    train, test = (
+        _chosen(part, at_most(part[1], limit, seed)) for part, limit in zip((train, test), limits, strict=True)
+    )
+    train_bytes, test_bytes = (len(files) * 3 * size**2 for files, _ in (train, test))
+    too_much = train_bytes + test_bytes > memory
+    stream_train, stream_test = too_much and train_bytes > 0, too_much and test_bytes > memory / 2
+    for name, needed, streamed in (("training", train_bytes, stream_train), ("test", test_bytes, stream_test)):
+        if streamed:
+            notes.append(
+                f"the {name} images take {needed / 1e9:.2g} GB as tensors, and images may take {memory / 1e9:.2g} GB "
+                "here (memory_gb changes it): they stay in their files and are read when they are used"
+            )
+    train_split, train_digests = _read(train, size, stream_train, 0)
+    # A run's checksum of the test images goes on where that of the training images ends.
+    start = train_split.checksum() if stream_test else 0
+    test_split, test_digests = _read(test, size, stream_test, start)
+    counts = Counter(test_digests)
+    if copies := sum(counts[digest] for digest in set(train_digests)):
+        notes.append(f"{copies} test images are exact copies of training images: the test accuracy flatters")
+    return classes, train_split, test_split, notes
 
-    files: list[Path]
-    labels: Tensor
 
-    def __getitem__(self, index: Tensor) -> "Listing":
-        """The files that a tensor of numbers selects."""
-        return Listing([self.files[i] for i in index.tolist()], self.labels[index])
+def _chosen(listing: Listing, index: slice | Tensor) -> Listing:
+    files, labels = listing
+    return [files[i] for i in torch.arange(len(files))[index].tolist()], labels[index]
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """What a folder holds.
-
-    Attributes:
-        classes: names of the sub-folders, sorted.
-        train, test: the files; `test` is None where the folder has no train/ and test/.
-        notes: what a user should know about it.
-    """
-
-    classes: tuple[str, ...]
-    train: Listing
-    test: Listing | None
-    notes: tuple[str, ...] = ()
+def _read(listing: Listing, size: int, streamed: bool, start: int) -> tuple[Split, list[bytes]]:
+    """Return the images, each file of which was read once to see whether it can be, and the files' digests."""
+    files, labels = listing
+    if streamed:
+        split = FileSplit(files, labels, size)
+        return split, split.scan(start)
+    images, digests = read_images(files, size)
+    return Split(images, labels), digests
 
 
-def list_folder(root: Path) -> ImageFolder:
-    """Lists `root/train/<class>/*` and `root/test/<class>/*`, or only `root/<class>/*`; no image is read.
+def list_folder(root: Path) -> tuple[tuple[str, ...], Listing, Listing | None, list[str]]:
+    """List a folder without reading an image: classes, training files, test files (None if not apart), and notes.
 
     Raises:
         FileNotFoundError: the folder is missing.
@@ -63,18 +101,16 @@ def list_folder(root: Path) -> ImageFolder:
         raise ValueError(f"{root} holds {present}/ but no {missing}/; give both, or only one folder per class")
     if not parts:
         classes = _class_names(root)
-        return ImageFolder(tuple(classes), _list_classes(root, classes, classes), None)
+        return tuple(classes), _list_classes(root, classes, classes), None, []
     classes, test_classes = _class_names(parts["train"]), _class_names(parts["test"], least=1)
     if strangers := sorted(set(test_classes) - set(classes)):
         raise ValueError(
             f"{parts['test']} has classes that train/ lacks: {', '.join(strangers)}; known: {', '.join(classes)}"
         )
-    train, test = (
-        _list_classes(parts[name], names, classes) for name, names in (("train", classes), ("test", test_classes))
-    )
+    train, test = _list_classes(parts["train"], classes, classes), _list_classes(parts["test"], test_classes, classes)
     others = [part.name for part in folders if part not in parts.values()]
     notes = [f"beside train/ and test/, these folders of {root} are not read: {', '.join(others)}"] if others else []
-    return ImageFolder(tuple(classes), train, test, tuple(notes))
+    return tuple(classes), train, test, notes
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -93,6 +129,16 @@ def _class_names(folder: Path, least: int = 2) -> list[str]:
     return names
 
 
+def _list_classes(folder: Path, names: list[str], classes: list[str]) -> Listing:
+    files: list[Path] = []
+    labels: list[int] = []
+    for name in names:
+        of_class = _image_files(folder / name)
+        files += of_class
+        labels += [classes.index(name)] * len(of_class)
+    return files, torch.tensor(labels)
+
+
 def _image_files(folder: Path) -> list[Path]:
     files = sorted(
         file
@@ -104,12 +150,3 @@ def _image_files(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{folder} holds no images that may be read ({', '.join(IMAGE_SUFFIXES)})")
     return files
-
-
-def _list_classes(folder: Path, names: list[str], classes: list[str]) -> Listing:
-    files, labels = [], []
-    for name in names:
-        of_class = _image_files(folder / name)
-        files += of_class
-        labels += [classes.index(name)] * len(of_class)
-    return Listing(files, torch.tensor(labels))

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .dataset import Dataset, Split, channel_statistics
-from .files import crop_square
+from .dataset import Dataset
+from .images import crop_square
+from .split import Split, channel_statistics
 
 PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # what, scikit-image's name
 UNKNOWN = -1  # the label of a picture that shows none of the classes
@@ -66,7 +67,7 @@ def stand_ins(classes: Sequence[str], size: int = 32) -> Photographs:
         if source not in cache:
             cache[source] = _picture(source)
         squares.append(cache[source].resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3.0))
-        labels.append(list(classes).index(kind) if kind in classes else UNKNOWN)
+        labels.append(list(classes).index(kind) if kind is not None and kind in classes else UNKNOWN)
     split = Split(_batch(squares), torch.tensor(labels))
     return Photographs(
         "photographs", tuple(classes), split[:0], split, *channel_statistics(split.images),

@@ -123,7 +123,7 @@ def _upsample(cells: int, size: int) -> Array:
 
 def _grid(size: int) -> tuple[Array, Array]:
     """Pixel centers: y (S, 1) and x (1, S)."""
-    centers = np.arange(size) + 0.5
+    centers: Array = np.arange(size, dtype=np.float64) + 0.5
     return centers[:, None], centers[None, :]
 
 

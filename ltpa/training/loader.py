@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.augment import augmented_batch
 from ..data.dataset import Split
-from ..data.files import ImageFiles, loader_workers
+from ..data.files import loader_workers
 
 
 class Feed:
@@ -27,14 +27,12 @@ class Feed:
     def __init__(
         self, train: Split, device: torch.device, mode: str, seed: int, note: Callable[[str], None] = print
     ) -> None:
-        self.images, self.device, self.mode, self.seed = train.images, device, mode, seed
+        self.train, self.device, self.mode, self.seed = train, device, mode, seed
         self.labels = train.labels.to(device)
-        self._resident = not isinstance(self.images, ImageFiles) and _fits(self.images, device)
-        if isinstance(self.images, ImageFiles):
+        self._resident = train.images.to(device) if not train.in_files and _fits(train.images, device) else None
+        if train.in_files:
             note(f"training images are read from their files by {loader_workers()} worker processes")
-        elif self._resident:
-            self.images = self.images.to(device)
-        else:
+        elif self._resident is None:
             note("the training images do not fit on the GPU: they stay in the computer's memory")
 
     def batches(self, epoch: int, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -42,15 +40,12 @@ class Feed:
 
         Closing the iterator ends its worker processes.
         """
-        if isinstance(self.images, ImageFiles):
-            picked = self.images.batches(parts)
-        else:
-            picked = (self.images[part] for part in parts)
+        picked = self.train.batches(parts)
         # All numbers at once: each transfer would make a GPU wait.
         indices = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).to(self.device).split([*map(len, parts)])
         for index in indices:
-            images, at = self.images, None
-            if not self._resident:
+            images, at = self._resident, None
+            if images is None:
                 images, at = next(picked).to(self.device), torch.arange(len(index), device=self.device)
             yield augmented_batch(images, index, self.mode, self.seed, epoch, at), self.labels[index]
 

@@ -202,7 +202,7 @@ def _train(
         spent = sum(row["seconds"] for row in run.history) + state.seconds
         schedule = Clock(60 * config.minutes, spent)
         schedule.tested(*processes.largest(_test_seconds(run, data.test, processes)))
-    watched = data.test.images[snapshot_indices(data, config.snapshots)] if config.snapshots else None
+    watched = data.test[snapshot_indices(data, config.snapshots)].images if config.snapshots else None
 
     def failed(save: Callable[..., Any], *args: Any) -> OSError | None:
         """Saves; where that cannot be, the error: it is noted, and what was saved before is still there."""
@@ -419,9 +419,9 @@ def _check(data: Dataset, config: TrainConfig, processes: Processes) -> None:
         outside = int(((split.labels < 0) | (split.labels >= len(data.classes))).sum())
         if outside:
             raise ValueError(f"{outside} {name} labels lie outside 0 ... {len(data.classes) - 1}, the known classes")
-        if split.images.dtype not in (torch.uint8, torch.float32):
-            raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.images.dtype}")
-        check_images(to_float(split.images[:1]))
+        if split.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.dtype}")
+        check_images(to_float(split[:1].images))
     count, size = processes.count, config.batch_size
     if size % count or size < 2 * count:
         nearest = max(2, round(size / count)) * count

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..attribution import METHODS, explain
 from ..data.dataset import Dataset, Split
-from ..data.files import ImageFiles
 from ..data.images import LEAST, READ, Picture, at_resolution, read_pictures
 from ..data.samples import Photographs
 from ..inference import attend, attend_batches
@@ -94,24 +93,29 @@ class Explorer:
             classes, images = classes or images.classes, images.test
         if isinstance(images, Split):
             self._labels = images.labels if images.labels.ndim == 1 else None
+        elif isinstance(images, Tensor) and images.ndim == 4:
+            images = Split(images, torch.zeros(len(images), dtype=torch.int64))
+        if isinstance(images, Split) and images.dtype != torch.uint8:
             images = images.images
-        if isinstance(images, Tensor | ImageFiles) and images.ndim == 4 and images.dtype == torch.uint8:
-            self._images: Sequence[Tensor] | ImageFiles = images
-        else:
-            self._images = [] if images is None else read_pictures(images)
+        self._split = images if isinstance(images, Split) else None
+        self._pictures = [] if images is None or isinstance(images, Split) else read_pictures(images)
+        self._count = len(self._pictures if self._split is None else self._split)
         classes = classes or getattr(model, "classes", None)
         self._name = self.models[""].name or type(self.models[""]).__name__
         self._photo: Tensor | None = None
         self._photo_name = ""
         self._predictions: Tensor | None = None
         self._seen: dict[Any, Any] = {}
-        count = self._look(_entered(self._images[0]), "", "probe").logits.shape[1] if len(self._images) else None
+        count = self._look(_entered(self._image(0)), "", "probe").logits.shape[1] if self._count else None
         self._classes = tuple(classes) if classes else tuple(map(str, range(count or 0)))
         if count is not None and len(self._classes) != count:
             raise ValueError(f"the model knows {count} classes, but {len(self._classes)} names were given")
-        self.chosen = list(range(len(self._images)))
+        self.chosen = list(range(self._count))
         self._build()
         self._update()
+
+    def _image(self, number: int) -> Tensor:
+        return self._pictures[number] if self._split is None else self._split[number].images
 
     # --- the widgets
 
@@ -121,7 +125,7 @@ class Explorer:
         ways = [IN_ORDER, UNCERTAIN]
         if self._labels is not None:
             ways += [WRONG, *(f"class: {name}" for name in self._classes)]
-        some = bool(len(self._images))
+        some = self._count > 0
         self.which = w.Dropdown(options=ways, description="images", style=label, layout=narrow, disabled=not some)
         self.position = w.IntSlider(
             min=0, max=max(0, len(self.chosen) - 1), description="number", style=label, layout=narrow, disabled=not some
@@ -195,7 +199,7 @@ class Explorer:
     def _choose(self) -> None:
         way = self.which.value
         if way == IN_ORDER:
-            chosen = list(range(len(self._images)))
+            chosen = list(range(self._count))
         elif way.startswith("class: "):
             label = self._classes.index(way.removeprefix("class: "))
             chosen = (self._labels == label).nonzero().flatten().tolist()
@@ -265,14 +269,14 @@ class Explorer:
             entered = self._kept((key,), lambda: at_resolution(self._photo, self.resolution.value))
         elif self.chosen:
             index = self.chosen[min(self.position.value, len(self.chosen) - 1)]
-            key, picture = index, self._images[index]
+            key, picture = index, self._image(index)
             title = self._names[index] if self._names else f"image {index}"
             shown = self._kept((index, "shown"), lambda: fit_for_display(picture))
             entered = _entered(picture)
             label = -1 if self._labels is None else int(self._labels[index])
             truth = self._classes[label] if label >= 0 else None
         else:
-            title = f"there is no image: {self.which.value}" if len(self._images) else "upload a photo"
+            title = f"there is no image: {self.which.value}" if self._count else "upload a photo"
             return [Row(title, torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
         rows = [self._row(f"{title}: {self._name}", shown, entered, "", key, truth)]
         other = self.compare.value
@@ -313,10 +317,10 @@ class Explorer:
         """Of all images, (N, classes); computed when first asked for."""
         if self._predictions is None:
             model = self.models[""]
-            if isinstance(self._images, Tensor | ImageFiles):
-                parts = [seen.logits.float().cpu() for _, seen in attend_batches(model, self._images)]
+            if self._split is not None:
+                parts = [seen.logits.float().cpu() for _, seen in attend_batches(model, self._split)]
             else:
-                parts = [self._look(_entered(image), "", number).logits for number, image in enumerate(self._images)]
+                parts = [self._look(_entered(image), "", number).logits for number, image in enumerate(self._pictures)]
             self._predictions = torch.cat(parts).softmax(1)
         return self._predictions
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 import ltpa
 from ltpa.data import files
-from ltpa.data.dataset import channel_statistics
-from ltpa.data.files import ImageFiles, read_images
+from ltpa.data.files import FileSplit, read_images
 from ltpa.data.memory import free_memory, memory_for_images
 from ltpa.training.loader import Feed
 from ltpa.training.run import fingerprint
@@ -51,26 +50,31 @@ def config(folder, path, **changes):
     return ltpa.TrainConfig(**{**settings, "learning_rate": 0.05, "precision": "fp32", "run_dir": path, **changes})
 
 
-def test_files_stand_for_the_tensor(both):
-    memory, streamed = (data.train.images for data in both)
-    assert isinstance(streamed, ImageFiles)
-    assert streamed.shape == memory.shape
-    assert (len(streamed), streamed.ndim, streamed.dtype) == (len(memory), memory.ndim, memory.dtype)
+def test_both_answer_alike(both):
+    memory, streamed = (data.train for data in both)
+    assert (memory.in_files, streamed.in_files) == (False, True)
+    assert (len(streamed), streamed.shape, streamed.dtype) == (len(memory), memory.shape, memory.dtype)
+    assert torch.equal(streamed.images, memory.images)
     mask = torch.arange(len(memory)) % 3 == 1
     for index in (3, torch.tensor(2), slice(2, 7), slice(0), torch.tensor([5, 1, 1]), mask, slice(None)):
-        assert torch.equal(streamed[index], memory[index])
-    assert torch.equal(streamed.part(slice(4, 9))[torch.tensor([2, 0])], memory[[6, 4]])
-    assert torch.equal(torch.cat(list(streamed.portions())), memory)
+        assert torch.equal(streamed[index].images, memory[index].images)
+        assert torch.equal(streamed[index].labels, memory[index].labels)
+        assert not streamed[index].in_files
+    part = streamed.part(slice(4, 9))
+    assert part.in_files
+    assert torch.equal(part[torch.tensor([2, 0])].images, memory.images[[6, 4]])
+    assert torch.equal(part.labels, memory.labels[4:9])
 
 
 def test_the_data_set_is_the_same(both):
     memory, streamed = both
     assert (memory.mean, memory.std, memory.classes) == (streamed.mean, streamed.std, streamed.classes)
     assert fingerprint(memory) == fingerprint(streamed)
-    fresh = ImageFiles(streamed.train.images.files, 32)
-    assert channel_statistics(fresh) == channel_statistics(memory.train.images)
+    fresh = FileSplit(streamed.train.files, streamed.train.labels, 32)
+    assert fresh.statistics() == memory.train.statistics()
+    assert fresh.checksum(7) == memory.train.checksum(7)
     held = [ltpa.hold_out(data, 0.25) for data in both]
-    assert isinstance(held[1].train.images, ImageFiles)
+    assert held[1].train.in_files
     assert fingerprint(held[0]) == fingerprint(held[1])
     assert held[0].mean == held[1].mean
 
@@ -80,16 +84,15 @@ def test_the_choice_is_automatic_and_said(folder, both, monkeypatch):
     assert sum("stay in their files" in note for note in both[1].notes) == 2
     # 19 training images take 58 kB, five for the test 15 kB: with 60 kB only the training images are left out.
     between = ltpa.load_data("folder", folder, memory_gb=60e-6)
-    assert isinstance(between.train.images, ImageFiles)
-    assert isinstance(between.test.images, torch.Tensor)
+    assert (between.train.in_files, between.test.in_files) == (True, False)
     (note,) = (note for note in between.notes if "stay" in note)
     assert note.startswith("the training images take 5.8e-05 GB as tensors, and images may take 6e-05 GB here")
     limited = ltpa.load_data("folder", folder, memory_gb=60e-6, train_limit=6)
-    assert isinstance(limited.train.images, torch.Tensor)
+    assert not limited.train.in_files
     monkeypatch.setattr("ltpa.data.memory.free_memory", lambda: 100_000)
-    assert isinstance(ltpa.load_data("folder", folder).train.images, ImageFiles)
+    assert ltpa.load_data("folder", folder).train.in_files
     monkeypatch.setattr("ltpa.data.memory.free_memory", lambda: 200_000)
-    assert isinstance(ltpa.load_data("folder", folder).train.images, torch.Tensor)
+    assert not ltpa.load_data("folder", folder).train.in_files
 
 
 def test_what_is_not_in_files_is_refused_if_it_does_not_fit():
@@ -98,13 +101,14 @@ def test_what_is_not_in_files_is_refused_if_it_does_not_fit():
 
 
 def test_batches_come_in_the_order_that_is_asked_for(both):
-    memory, streamed = (data.train.images for data in both)
+    memory, streamed = (data.train for data in both)
     parts = list(torch.randperm(len(memory), generator=torch.Generator().manual_seed(1)).split(4))
     state = torch.get_rng_state()
-    found = list(streamed.batches(parts))
+    batches = list(streamed.batches([*parts, slice(3)]))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [len(batch) for batch in found] == [len(part) for part in parts]
-    assert all(torch.equal(batch, memory[part]) for batch, part in zip(found, parts, strict=True))
+    assert all(map(torch.equal, batches, memory.batches([*parts, slice(3)])))
+    assert torch.equal(batches[0], memory.images[parts[0]])
+    assert len(batches) == len(parts) + 1
 
 
 @pytest.mark.parametrize("mode", ["none", "flip+shift"])
@@ -147,11 +151,12 @@ def test_a_run_is_the_same_bit_by_bit_and_goes_on_in_either_way(folder, tmp_path
 def test_models_look_at_files_as_at_tensors(both):
     torch.manual_seed(0)
     model = ltpa.create_model("vgg-att3-concat-dp", 2, width=1 / 32)
-    memory, streamed = (data.train.images for data in both)
-    seen = [ltpa.attend(model, images, "fp32", 4) for images in (memory, streamed)]
+    memory, streamed = (data.train for data in both)
+    seen = [ltpa.attend(model, images, "fp32", 4) for images in (memory.images, memory, streamed)]
+    assert torch.equal(seen[0].logits, seen[2].logits)
     assert torch.equal(seen[0].logits, seen[1].logits)
     assert torch.equal(seen[0].maps["conv7"], seen[1].maps["conv7"])
-    asked = [ltpa.attend(model, images, "fp32", 4, query=images[:1]).logits for images in (memory, streamed)]
+    asked = [ltpa.attend(model, images, "fp32", 4, query=images[:1].images).logits for images in (memory, streamed)]
     assert torch.equal(*asked)
     assert ltpa.evaluate(model, both[0].test, "fp32") == ltpa.evaluate(model, both[1].test, "fp32")
 
@@ -163,17 +168,9 @@ def test_the_explorer_takes_files(both):
     assert panel.chosen
 
 
-def test_a_file_that_is_no_image_stops_it_at_the_start(tmp_path):
-    root = write_images(tmp_path / "images", count=4)
-    (root / "bee" / "002.png").write_bytes(b"no picture")
-    for limit in (None, LITTLE):
-        with pytest.raises(ValueError, match=r"002\.png: .*replace or delete it"):
-            ltpa.load_data("folder", root, memory_gb=limit)
-
-
 def test_no_thread_and_no_process_is_left(both):
     before = threading.active_count()
-    batches = both[1].train.images.batches(list(torch.arange(16).split(2)))
+    batches = both[1].train.batches(list(torch.arange(16).split(2)))
     next(batches)
     batches.close()
     children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
@@ -187,8 +184,8 @@ def test_the_workers_of_a_killed_process_end_too(tmp_path):
         pytest.skip("processes are counted in /proc")
     Image.fromarray(np.full((512, 512, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
     code = (
-        "import sys, time, torch; from pathlib import Path; from ltpa.data.files import ImageFiles\n"
-        "images = ImageFiles([Path(sys.argv[1])] * 400, 512)\n"
+        "import sys, time, torch; from pathlib import Path; from ltpa.data.files import FileSplit\n"
+        "images = FileSplit([Path(sys.argv[1])] * 400, torch.zeros(400), 512)\n"
         "batches = images.batches(list(torch.arange(400).split(16))); next(batches); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
@@ -243,16 +240,15 @@ def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
 MEASURE = r"""
 import re, sys, torch
 from pathlib import Path
-from ltpa.data.dataset import Split
 from ltpa.training.loader import Feed
-from ltpa.data.files import ImageFiles
+from ltpa.data.files import FileSplit
 file, count = Path(sys.argv[1]), int(sys.argv[2])
-images = ImageFiles([file] * count, 224)
+images = FileSplit([file] * count, torch.zeros(count, dtype=torch.int64), 224)
 images.scan()
 def peak():  # MiB, of this process alone
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 torch.zeros(1)
-feed = Feed(Split(images, torch.zeros(count, dtype=torch.int64)), torch.device("cpu"), "flip+shift", 0)
+feed = Feed(images, torch.device("cpu"), "flip+shift", 0)
 seen = sum(len(batch) for batch, _ in feed.batches(0, list(torch.randperm(count).split(64))))
 assert seen == count
 print(peak())
@@ -282,7 +278,7 @@ def test_what_is_read_ahead_is_bounded(monkeypatch, both):
             super().__init__(*args, **options)
 
     monkeypatch.setattr(torch.utils.data, "DataLoader", Loader)
-    images = both[1].train.images
+    images = both[1].train
     batch = 6 * 3 * 32 * 32
     for bound in (1, batch * 3, batch * 1000):
         monkeypatch.setattr(files, "LOADER_BYTES", bound)
@@ -292,6 +288,6 @@ def test_what_is_read_ahead_is_bounded(monkeypatch, both):
 
 
 def test_reading_into_memory_keeps_the_order(both):
-    images, digests = read_images(both[1].train.images.files, 32)
+    images, digests = read_images(both[1].train.files, 32)
     assert torch.equal(images, both[0].train.images)
     assert len(digests) == len(images) == len(set(digests))

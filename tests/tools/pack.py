@@ -22,7 +22,8 @@ from torch import Tensor
 from ltpa import metrics, pretrained
 from ltpa._version import __version__
 from ltpa.config import TrainConfig
-from ltpa.data.dataset import Dataset, stratified
+from ltpa.data.dataset import Dataset
+from ltpa.data.split import stratified
 from ltpa.inference import attend, attend_batches, choose_precision
 from ltpa.metrics.statistics import bootstrap_interval
 from ltpa.models.classifier import ImageClassifier

@@ -1,0 +1,180 @@
+"""Downloads from mirrors in turn: a file is believed only when its hash is right."""
+
+import errno
+import os
+import queue
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import filelock
+import pooch
+from tqdm import tqdm
+
+from ..progress import bar_file
+
+WINDOW = 7.0  # seconds; a mirror that sends less than MIN_SPEED over one, the first included, is left for the next
+MIN_SPEED = 100_000.0  # bytes per second; lower it on a slow line
+GIVE_UP = 1800.0  # seconds after which a download ends, whatever the mirrors do
+PROGRESS_AFTER = 2.0  # seconds that a download must last to show a progress bar
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to download.
+
+    Attributes:
+        name: its name in the data folder.
+        urls: mirrors that hold the very same bytes, the best first.
+        hash: "md5:..." or "sha256:...".
+        size: in bytes.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    hash: str
+    size: int
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the folder holds the file with the right content."""
+        path, (kind, digest) = folder / self.name, self.hash.split(":")
+        return os.path.isfile(path) and pooch.file_hash(str(path), alg=kind) == digest
+
+
+class DownloadError(OSError):
+    """Data could not be fetched, stored or unpacked; the message says why and what to do."""
+
+
+class _MirrorError(Exception):
+    """One mirror failed: go on to the next."""
+
+
+def fetch(file: RemoteFile, folder: Path, check: Callable[[str], None] | None = None) -> Path:
+    """Return the path of a file with the right hash in `folder`; download it where it is not there.
+
+    The environment variable LTPA_MIRROR names the address of a folder that is tried first. Call it within
+    `only_process`. A dead mirror costs `WINDOW` seconds, all of them together `GIVE_UP` at most.
+
+    Args:
+        file: what to fetch.
+        folder: where it goes.
+        check: called with a mirror's address before it is used; what it raises counts as that mirror's failure.
+
+    Raises:
+        DownloadError: no mirror delivered; the message says how each failed and what to do.
+    """
+    path = folder / file.name
+    if file.is_in(folder):
+        return path
+    if shutil.disk_usage(folder).free < file.size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    pooch.get_logger().setLevel("WARNING")
+    mirror = os.environ.get("LTPA_MIRROR")
+    urls = ((f"{mirror.rstrip('/')}/{file.name}",) if mirror else ()) + file.urls
+    failures, until = [], time.monotonic() + GIVE_UP
+    for url in urls:
+        download = partial(_download, size=file.size, until=until, check=check)
+        try:
+            pooch.retrieve(url, file.hash, fname=file.name, path=folder, downloader=download)
+            return path
+        except _MirrorError as error:
+            failures.append(f"  {url}: {error}")
+        except ValueError:  # from pooch
+            failures.append(f"  {url}: sent other content (its {file.hash.split(':')[0].upper()} is wrong)")
+    wrong = f" ({path} is there, but its content is wrong)" if path.exists() else ""
+    raise DownloadError(
+        f"{file.name} could not be downloaded{wrong}. Tried:\n" + "\n".join(failures) + "\nWays out: try again later; "
+        f"or put the file ({file.hash}) into {folder} by hand; or set the environment variable LTPA_MIRROR to the "
+        'address of a folder that has it; or use dataset="shapes", which needs no network.'
+    )
+
+
+@contextmanager
+def only_process(folder: Path, name: str) -> Iterator[None]:
+    """Make the folder, let one process at a time work on `name` in it, and explain what the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f".{name}.lock", timeout=GIVE_UP)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise DownloadError(
+                f"{folder / name}: another process has worked on it for {GIVE_UP:.0f} s; end it first"
+            ) from error
+        except (OSError, NotImplementedError):
+            pass  # some network drives have no locks; the hash guards the result all the same
+        try:
+            yield
+        finally:
+            lock.release()
+    except DownloadError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(folder).free
+            problem = f"no space left in {folder} for {name} ({free:,} bytes are free): make room"
+        else:
+            problem = f"cannot write into {folder} ({error}): choose a folder that you may write to"
+        raise DownloadError(problem) from error
+
+
+def _download(
+    url: str, path: str, _: object, *, size: int, until: float, check: Callable[[str], None] | None = None
+) -> None:
+    """Download a file, for pooch; a thread receives, so that a server that hangs or trickles is left in time."""
+    blocks: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    left = threading.Event()
+    threading.Thread(target=_receive, args=(url, blocks, left, check), daemon=True).start()
+    bar = tqdm(
+        desc=Path(url.split("?")[0]).name, total=size, unit="B", unit_scale=True,
+        delay=PROGRESS_AFTER, mininterval=0.5, file=bar_file(),
+    )  # fmt: skip
+    done, done_before, due = 0, 0, time.monotonic() + WINDOW
+    try:
+        with bar, open(path, "wb") as target:
+            while done < size:
+                now = time.monotonic()
+                if now > until:
+                    raise _MirrorError(f"not finished, because {GIVE_UP:.0f} s are over")
+                if now > due:
+                    if (speed := (done - done_before) / WINDOW) < MIN_SPEED:
+                        raise _MirrorError(
+                            f"too slow: {speed:,.0f} bytes/s after {done:,} of {size:,} bytes, less than "
+                            f"MIN_SPEED = {MIN_SPEED:,.0f}"
+                        )
+                    done_before, due = done, now + WINDOW
+                try:
+                    block = blocks.get(timeout=max(0.0, min(due, until) - now) + 0.01)
+                except queue.Empty:
+                    continue
+                if isinstance(block, Exception):
+                    raise _MirrorError(str(block) or type(block).__name__) from block
+                if not block:
+                    raise _MirrorError(f"ended after {done:,} of {size:,} bytes")
+                target.write(block)
+                done += len(block)
+                bar.update(len(block))
+    finally:
+        left.set()
+
+
+def _receive(
+    url: str, blocks: "queue.SimpleQueue[bytes | Exception]", left: threading.Event, check: Callable[[str], None] | None
+) -> None:
+    """Put what the server sends into the queue, then b"" or the error."""
+    try:
+        if check is not None:
+            check(url)
+        request = urllib.request.Request(url, headers={"User-Agent": "ltpa"})
+        with urllib.request.urlopen(request, timeout=WINDOW) as response:
+            while not left.is_set() and (block := response.read1(1 << 18)):
+                blocks.put(block)
+        blocks.put(b"")
+    except Exception as error:
+        blocks.put(error)

@@ -1,0 +1,122 @@
+"""Images with labels, and how some of them are chosen."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Index = int | slice | Tensor  # of images: a number, a slice, or a tensor of numbers or of truth values
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, in memory.
+
+    `FileSplit` answers the same calls for images that stay in their files. There `split.images` decodes all of them,
+    so code for both takes `split[index].images` or `split.batches(...)`.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,), indices into the classes; (N, k) for scenes of k objects.
+        masks: bool (N, H, W), True on the object, (N, k, H, W) for k objects; None where the data set has none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    in_files: ClassVar[bool] = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Index) -> "Split":
+        """Return the chosen images, in memory."""
+        return Split(self.images[index], self.labels[index], None if self.masks is None else self.masks[index])
+
+    @property
+    def shape(self) -> torch.Size:
+        """The images' shape (N, 3, H, W)."""
+        return self.images.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The images' type."""
+        return self.images.dtype
+
+    def part(self, index: slice | Tensor) -> "Split":
+        """Return the chosen images, in files if these are."""
+        return self[index]
+
+    def batches(self, parts: Sequence[slice | Tensor]) -> Iterator[Tensor]:
+        """Yield the images (n, 3, H, W) of each part."""
+        for part in parts:
+            yield self.images[part]
+
+    def checksum(self, start: int = 0) -> int:
+        """Return the CRC-32 of images and labels, continued from `start`."""
+        return crc32(self.labels, crc32(self.images, start))
+
+    def statistics(self) -> tuple[Channels, Channels]:
+        """Return mean and standard deviation per channel, see `channel_statistics`."""
+        return channel_statistics(self.images)
+
+
+def crc32(values: Tensor, start: int) -> int:
+    """Return the CRC-32 of a tensor's bytes, continued from `start`."""
+    array: Any = values.cpu().contiguous().numpy()
+    return zlib.crc32(array, start)
+
+
+def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation per channel of uint8 images (N, 3, H, W), as for values in [0, 1].
+
+    A channel without any variation gets the standard deviation 1/255, so that dividing by it stays harmless.
+    """
+    return level_statistics(count_levels(images))
+
+
+def count_levels(images: Tensor) -> Tensor:
+    """Return how many pixels of uint8 images (N, 3, H, W) have each value, int64 (3, 256)."""
+    return torch.stack([torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(3)])
+
+
+def level_statistics(levels: Tensor) -> tuple[Channels, Channels]:
+    """Return `channel_statistics` of images with these `count_levels`."""
+    shares = levels.double() / levels.double().sum(dim=1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    std = (shares @ values**2 - mean**2).clamp_min(0).sqrt().clamp_min(1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def stratified(labels: Tensor, count: int, seed: int, proportional: bool = False) -> Tensor:
+    """Return the indices of `count` samples, chosen by the seed, in ascending order.
+
+    As many of each class as possible, or in proportion to the classes. Scenes go by their first object.
+    """
+    labels = labels.flatten(1)[:, 0] if labels.ndim > 1 else labels
+    shuffled = torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable"))
+    rank = torch.empty(len(labels), dtype=torch.float64)  # of a sample among those of its class
+    for label in labels.unique():
+        of_class = shuffled[labels[shuffled] == label]
+        rank[of_class] = torch.arange(0.5, len(of_class), dtype=torch.float64) / (len(of_class) if proportional else 1)
+    order = shuffled[torch.argsort(rank[shuffled], stable=True)]
+    return order[:count].sort().values
+
+
+def part_off(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices that are kept and the `count` that are taken, the same part of each class."""
+    taken = stratified(labels, count, seed, proportional=True)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[taken] = False
+    return kept.nonzero().squeeze(1), taken
+
+
+def at_most(labels: Tensor, limit: int | None, seed: int) -> slice | Tensor:
+    """Return an index of at most `limit` samples, balanced over the classes."""
+    return slice(limit) if limit in (None, 0) or limit >= len(labels) else stratified(labels, limit, seed)
