@@ -24,9 +24,7 @@ from torch import Tensor
 from ..errors import closest
 from ..maps import entropy, relative
 from .style import COLORS, FONT, HIGHEST, LOWEST, SCALE_LABEL, TITLE_FONT, multiple
-from .style import LivePlot as LivePlot
 from .style import display as show  # noqa: F401 (the notebooks' old name)
-from .style import to_png as to_png
 
 _MOST_SNAPSHOTS = 8
 
@@ -219,8 +217,8 @@ def _check(
             raise ValueError(f"float images must lie in [0, 1], but reach from {low} to {high}")
     for name, maps in columns.items():
         if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
-            shape = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
-            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {shape}")
+            shapes = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
+            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {shapes}")
         if any((one < 0).any() for one in maps):
             raise ValueError(f"maps of {name}: must be weights from 0 up, but some are negative; are they scores?")
     if titles is not None and (isinstance(titles, str) or len(titles) != count):
@@ -248,7 +246,7 @@ def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
     v, u = np.nonzero(np.diff(padded, axis=1)[1:-1])
     ends = np.concatenate([np.stack([x, y, x + 1, y], axis=1), np.stack([u, v, u, v + 1], axis=1)]) - 0.5
     for color, line in (("black", 2.4), ("white", 1.0)):
-        axes.add_collection(LineCollection(ends.reshape(-1, 2, 2), colors=color, linewidths=line), autolim=False)
+        axes.add_collection(LineCollection(list(ends.reshape(-1, 2, 2)), colors=color, linewidths=line), autolim=False)
 
 
 def _defect(one: Tensor) -> str:
@@ -274,7 +272,8 @@ def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped
         anchor=(0.0, 1.0),
         aspect=18,
     )
-    powers = range(-2, math.floor(math.log2(norm.vmax)) + 1, 1 if norm.vmax <= 64 else 2)
+    highest = norm.vmax or HIGHEST
+    powers = range(-2, math.floor(math.log2(highest)) + 1, 1 if highest <= 64 else 2)
     bar.set_ticks([2.0**power for power in powers], labels=[multiple(power) for power in powers], fontsize=FONT)
     bar.minorticks_off()
     bar.set_label(SCALE_LABEL, fontsize=TITLE_FONT)

@@ -1,6 +1,7 @@
 """`ltpa.show`: a figure of pictures and maps, whatever form the pictures have and whatever model the maps are of."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -28,11 +29,11 @@ def show(
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Draws pictures with attention maps, a row a picture; a notebook displays the figure where a cell ends with it.
+    """Draw pictures with attention maps, a row a picture; a notebook displays the figure where a cell ends with it.
 
     Args:
         images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
-        model: whose maps are drawn, with the names in its `.classes`. Without one (and without `maps`) it is
+        model: whose maps are drawn; a run knows the names of its classes. Without one (and without `maps`) it is
             `ltpa.load_pretrained()`, which knows the ten classes of CIFAR-10 and nothing else.
         maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
         side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
@@ -40,40 +41,50 @@ def show(
         classes: names of the classes, for a model.
         titles: a text for every picture, in place of what the model answers.
         masks: bool (N, H, W), of pictures of one size: their outlines are drawn.
-        scale: see `ltpa.viz.figures.attention_figure`.
+        scale: see `ltpa.viz.attention_figure`.
 
     Returns:
         a matplotlib figure, which belongs to no window: `figure.savefig("maps.pdf")` keeps it.
-
-    Raises:
-        ValueError, TypeError, FileNotFoundError: pictures that cannot be read, see `read_pictures`; both a
-            model and maps; maps that do not fit the pictures.
     """
     if model is not None and maps is not None:
         raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
     pictures = read_pictures(images)
-    if maps is None and model is None:
-        model = load_pretrained()
-    if maps is None:
-        network = model.model if isinstance(model, Run) else model
-        names = classes or getattr(model, "classes", None)
-        if not isinstance(network, ImageClassifier):
-            raise TypeError(f"a run or a model of ltpa is needed, not {type(network).__name__}; else give maps={{...}}")
-        seen = [attend(network, _entered(picture, side)[None]) for picture in pictures]
-        maps = {level: [one.maps[level][0] for one in seen] for level in seen[0].maps}
-        if titles is None:
-            logits = torch.cat([one.logits for one in seen])
-            if names is not None and len(names) != logits.shape[1]:
-                raise ValueError(f"the model knows {logits.shape[1]} classes, but {len(names)} names were given")
-            titles = captions(logits, names or [str(number) for number in range(logits.shape[1])])
+    drawn: dict[str, Any]
+    if maps is not None:
+        drawn = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
     else:
-        maps = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
+        model = load_pretrained() if model is None else model
+        network = network_of(model)
+        outputs = [attend(network, readable(picture, side)[None]) for picture in pictures]
+        drawn = {level: [output.maps[level][0] for output in outputs] for level in outputs[0].maps}
+        logits = torch.cat([output.logits for output in outputs])
+        names = classes or named_classes(model) or [str(number) for number in range(logits.shape[1])]
+        if len(names) != logits.shape[1]:
+            raise ValueError(f"the model knows {logits.shape[1]} classes, but {len(names)} names were given")
+        titles = captions(logits, names) if titles is None else titles
     if masks is None:
         pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
-    return attention_figure(pictures, maps, titles=titles, masks=masks, scale=scale)
+    return attention_figure(pictures, drawn, titles=titles, masks=masks, scale=scale)
 
 
-def _entered(picture: Tensor, side: int | None) -> Tensor:
+def network_of(model: Any) -> ImageClassifier:
+    """Return the network of a run, or the model itself; refuse what is neither."""
+    network = model.model if isinstance(model, Run) else model
+    if not isinstance(network, ImageClassifier):
+        raise TypeError(
+            f"a run or a model of ltpa is needed, not {type(network).__name__}; maps of any other model can be shown "
+            "with ltpa.show(images, maps={...})"
+        )
+    return network
+
+
+def named_classes(model: Any) -> Sequence[str] | None:
+    """Return the names of the classes, where a run or a model knows them."""
+    return getattr(model, "classes", None)
+
+
+def readable(picture: Tensor, side: int | None = None) -> Tensor:
+    """Return what the network reads of a picture (3, H, W); without a side it is from 32 to 224 pixels, as it is."""
     shorter = min(picture.shape[1:])
     if side is None and LEAST <= shorter <= READ:
         return picture

@@ -22,8 +22,9 @@ import ltpa
 from ltpa.data.images import at_resolution, read_pictures
 from ltpa.training.run import Run
 from ltpa.viz import composer
-from ltpa.viz.composer import COLORS, MAXIMUM, UNIFORM, Row, compose
+from ltpa.viz.composer import MAXIMUM, UNIFORM, Row, compose
 from ltpa.viz.explorer import NOTHING, UNCERTAIN, WRONG, Explorer, uploaded
+from ltpa.viz.style import COLORS
 
 V7 = ipywidgets.__version__.startswith("7.")
 
