@@ -37,10 +37,10 @@ from .setup import report as report
 
 @settings
 class LookConfig(SettingsBase):
-    """Parameters of a notebook that looks at a run."""
+    """Parameters of notebook 02."""
 
     run: FilePath = Field(pretrained.DEFAULT, description="weights that come with ltpa, a run's folder, or 'auto'")
-    examples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="pictures a figure")
+    examples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="pictures in a figure")
     chosen: Annotated[Sequence[Annotated[int, Field(ge=0)]], EachOnce] = Field(
         (0, 1, 2), description="numbers of test images to show"
     )
@@ -51,7 +51,7 @@ class LookConfig(SettingsBase):
     seed: Seed = Field(0, description="of the random choice of images")
     data_dir: FilePath = Field(
         "auto",
-        description="where the run's data lie, 'auto' is where they were in training; for weights that come with ltpa "
+        description="where the run's data are; 'auto' is where they were in training; for weights that come with ltpa "
         "also a folder with test/<class>/* and train/<class>/*",
     )
     download: bool = Field(False, description="whether missing data may be downloaded; else a few pictures stand in")
@@ -70,14 +70,12 @@ class Network:
     """A trained network to look at.
 
     Attributes:
-        model: in evaluation mode.
-        classes: their names.
+        model: in evaluation mode, with its `.classes`.
         config: how and on what data it was trained.
         snapshots: epoch -> level -> maps (K, h, w) of the images `snapshot_indices`; empty where none were kept.
     """
 
     model: ImageClassifier
-    classes: tuple[str, ...]
     config: TrainConfig
     snapshots: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -92,11 +90,10 @@ def find_network(look: LookConfig) -> Network:
     if look.run in pretrained.list_pretrained():
         facts = pretrained.pretrained_facts(look.run)
         config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
-        model = pretrained.load_pretrained(look.run, look.device)
         print(f"weights that come with ltpa: {look.run}, {config.model}, trained on {facts['data']['description']}")
-        return Network(model, tuple(facts["classes"]), config)
+        return Network(pretrained.load_pretrained(look.run, look.device), config)
     run = _newest_run(look) if look.run == "auto" else _named_run(look)
-    return Network(run.model, run.classes, run.config, run.snapshots())
+    return Network(run.model, run.config, run.snapshots())
 
 
 def _named_run(look: LookConfig) -> Run:
@@ -139,15 +136,15 @@ def find_images(network: Network, look: LookConfig) -> Dataset:
             f"{config.dataset} is not in {config.data_dir}/, and may not be downloaded: pictures that scikit-image and "
             "scikit-learn ship stand in. download = True gets its test images."
         )
-        return stand_ins(network.classes, config.image_size)
-    setup.check_classes(data, network.classes)
+        return stand_ins(network.model.classes, config.image_size)
+    setup.check_classes(data, network.model.classes)
     return data
 
 
 def describe(network: Network, data: Dataset, logits: Tensor) -> tuple[list[str], Tensor]:
     """Print how many test images are right; return a title for each, and the numbers (K,) of the wrong ones."""
     labels = data.test.labels.to(logits.device)
-    titles = viz.captions(logits, network.classes, labels)
+    titles = viz.captions(logits, network.model.classes, labels)
     known = labels >= 0
     wrong = ((logits.argmax(1) != labels) & known).nonzero().flatten().cpu()
     count, name = int(known.sum()), network.config.model
@@ -199,10 +196,11 @@ def snapshot_figures(network: Network, data: Dataset, look: LookConfig) -> dict[
         lack = "there are no test images here" if isinstance(data, Photographs) else "this run kept no snapshots"
         print(f"{lack}: train with snapshots=8 to see how the maps change")
         return {}
-    images = data.test.images[snapshot_indices(data, network.config.snapshots)[: look.examples]]
+    kept = snapshot_indices(data, network.config.snapshots)[: look.examples]
+    images = data.test[kept].images
     figures = {}
-    for level in network.snapshots[0]:
-        maps = {epoch: {level: kept[level][: look.examples]} for epoch, kept in network.snapshots.items()}
+    for level in next(iter(network.snapshots.values())):
+        maps = {epoch: {level: all_maps[level][: look.examples]} for epoch, all_maps in network.snapshots.items()}
         figures[level] = viz.snapshot_figure(images, maps, level)
     return figures
 

@@ -3,7 +3,7 @@
 import ast
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from ..config import (
     settings,
 )
 from ..data.dataset import Dataset, Split
+from ..errors import closest
 from ..models.networks import parse_variant
 from ..training.report import report as report
 from ..training.run import Run
@@ -47,13 +48,19 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
         kind: the class of the settings, such as `TrainConfig`.
     """
     os.chdir(project_folder())
-    known = [*(field.name for field in fields(kind)), "runs_on_drive"]
+    known = [*kind.defaults(), "runs_on_drive"]
     assigned = dict.fromkeys(_assigned_parameters(namespace.get("In", []), known))
-    values = assigned | {name: namespace[name] for name in known if name in namespace}
+    problems = [f"unknown parameter {name!r}: {closest(name, known)}" for name in assigned if name not in known]
+    values = {name: namespace[name] for name in known if name in namespace}
     on_drive = values.pop("runs_on_drive", False)
-    config = kind.from_text(values)
     if not isinstance(on_drive, bool):
-        raise ValueError(f"runs_on_drive must be True or False, not {on_drive!r}")
+        problems.append(f"runs_on_drive must be True or False, not {on_drive!r}")
+    try:
+        config = kind.from_text(values)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     if on_drive:
         print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
     return config
@@ -96,8 +103,8 @@ def project_folder() -> Path:
 
 def test_data(run: Run, config: Any) -> Dataset:
     """Return the data of a run, read from `config.data_dir`; "auto" is where they were when it was trained."""
-    settings = run.config if config.data_dir == "auto" else replace(run.config, data_dir=config.data_dir)
-    data = data_for(settings)
+    training = run.config if config.data_dir == "auto" else replace(run.config, data_dir=config.data_dir)
+    data = data_for(training)
     check_classes(data, run.classes)
     return data
 

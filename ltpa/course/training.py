@@ -1,7 +1,7 @@
 """Notebook 01: train a network."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from ..config import QUICK, TrainConfig
@@ -21,8 +21,8 @@ def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
     Without a GPU, and where no parameter that makes a run long was changed, the quick parameters take the place of the
     unchanged ones, and a line says so: the default run would take hours.
     """
-    config, default = setup.parameters(namespace, TrainConfig), TrainConfig()
-    changed = {f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
+    config = setup.parameters(namespace, TrainConfig)
+    changed = {name for name, value in TrainConfig.defaults().items() if getattr(config, name) != value}
     if choose_device(config.device).type != "cpu" or changed & set(_SIZE):
         return config
     quick = {name: value for name, value in QUICK.items() if name not in changed}

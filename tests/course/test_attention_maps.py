@@ -41,7 +41,7 @@ def test_photographs_stand_in_for_test_images(network, capsys, monkeypatch):
 
 def test_a_folder_of_its_classes_takes_the_place_of_cifar(network, tmp_path, capsys):
     for part in ("train", "test"):
-        for number, name in enumerate(network.classes):
+        for number, name in enumerate(network.model.classes):
             (tmp_path / part / name).mkdir(parents=True)
             color = (number * 20, 0, 100 if part == "test" else 0)
             Image.new("RGB", (32, 32), color).save(tmp_path / part / name / "0.png")
@@ -54,8 +54,8 @@ def test_a_folder_of_its_classes_takes_the_place_of_cifar(network, tmp_path, cap
     verdict = attention_maps.verdict(data, output.maps, wrong)
     assert all(level in verdict for level in output.maps)
     assert "of 10 test images are right" in capsys.readouterr().out
-    (tmp_path / "train" / network.classes[0]).rename(tmp_path / "train" / "zebra")
-    (tmp_path / "test" / network.classes[0]).rename(tmp_path / "test" / "zebra")
+    (tmp_path / "train" / network.model.classes[0]).rename(tmp_path / "train" / "zebra")
+    (tmp_path / "test" / network.model.classes[0]).rename(tmp_path / "test" / "zebra")
     with pytest.raises(ValueError, match="zebra"):
         attention_maps.find_images(network, LookConfig(data_dir=str(tmp_path), device="cpu"))
 

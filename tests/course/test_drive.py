@@ -58,7 +58,7 @@ def parameters_cell(**values):
     return {**values, "In": ["", source]}
 
 
-ALL = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+ALL = TrainConfig.defaults()
 
 
 def test_the_parameter_puts_runs_on_the_drive_and_nothing_else(colab, capsys):
@@ -101,9 +101,9 @@ def test_outside_colab_it_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_wrong_values_are_told_with_the_others_before_colab_is_asked(colab):
-    with pytest.raises(TypeError, match=r"(?s)unknown parameter 'run_on_drive': did you mean 'runs_on_drive'"):
+    with pytest.raises(ValueError, match=r"(?s)unknown parameter 'run_on_drive': did you mean 'runs_on_drive'"):
         notebook.parameters(parameters_cell(**ALL, run_on_drive=True), TrainConfig)
-    with pytest.raises(ValueError, match=r"(?s)epochs must be.*runs_on_drive must be True or False, not 'yes'"):
+    with pytest.raises(ValueError, match=r"(?s)runs_on_drive must be True or False, not 'yes'.*epochs must be"):
         notebook.parameters(parameters_cell(**{**ALL, "epochs": 0}, runs_on_drive="yes"), TrainConfig)
     assert colab.calls == 0
 

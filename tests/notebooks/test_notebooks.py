@@ -173,10 +173,7 @@ def test_nbval_would_notice(executed, tmp_path):
     ("wrong", "message"),
     [
         ({"epoch": 1}, "unknown parameter 'epoch': did you mean 'epochs'?"),
-        (
-            {"epochs": "ten", "width": -1},
-            "width must be above 0 and at most 4, not -1\nepochs must be a whole number, not 'ten'",
-        ),
+        ({"epochs": "ten", "width": -1}, "at most 4, not -1\nepochs must be a whole number"),
         ({"model": "vgg-att3-concat-cp"}, "did you mean 'vgg-att3-concat-pc'?"),
         ({"device": "cuda:7", "dataset": "shapes"}, "device='cuda:7': this machine has"),
         ({"dataset": "folder", "data_dir": "nowhere"}, "data_dir 'nowhere' is not a folder"),
@@ -264,9 +261,9 @@ def test_misspelt_parameters_can_be_corrected_and_other_variables_are_free():
     namespace |= {"epoch": 3, "drive": "/content/drive"}
     here = os.getcwd()
     try:
-        with pytest.raises(TypeError, match="unknown parameter 'epoch': did you mean 'epochs'"):
+        with pytest.raises(ValueError, match="unknown parameter 'epoch': did you mean 'epochs'"):
             parameters({**namespace, "In": ["", 'drive = "x"', source + "\nepoch = 3"]}, TrainConfig)
-        with pytest.raises(TypeError, match="unknown parameter 'epoch'"):
+        with pytest.raises(ValueError, match="unknown parameter 'epoch'"):
             parameters({**namespace, "In": ["", source, "# Parameters\nepoch = 3"]}, TrainConfig)
         corrected = ["", source + "\nepoch = 3", source]
         assert parameters({**namespace, "In": corrected}, TrainConfig).epochs == 10
@@ -281,7 +278,7 @@ def test_defaults_stand_in_one_place_only():
     cells = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4).cells
     namespace = {}
     exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
-    defaults = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+    defaults = TrainConfig.defaults()
     assert {name: namespace[name] for name in defaults} == {**defaults, "snapshots": 8}
     assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK
 
