@@ -79,6 +79,11 @@ class Network:
     config: TrainConfig
     snapshots: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes."""
+        return self.model.classes or ()
+
 
 def parameters(namespace: Mapping[str, Any]) -> LookConfig:
     """Return the notebook's parameters, checked, from its `globals()`."""
@@ -136,15 +141,15 @@ def find_images(network: Network, look: LookConfig) -> Dataset:
             f"{config.dataset} is not in {config.data_dir}/, and may not be downloaded: pictures that scikit-image and "
             "scikit-learn ship stand in. download = True gets its test images."
         )
-        return stand_ins(network.model.classes, config.image_size)
-    setup.check_classes(data, network.model.classes)
+        return stand_ins(network.classes, config.image_size)
+    setup.check_classes(data, network.classes)
     return data
 
 
 def describe(network: Network, data: Dataset, logits: Tensor) -> tuple[list[str], Tensor]:
     """Print how many test images are right; return a title for each, and the numbers (K,) of the wrong ones."""
     labels = data.test.labels.to(logits.device)
-    titles = viz.captions(logits, network.model.classes, labels)
+    titles = viz.captions(logits, network.classes, labels)
     known = labels >= 0
     wrong = ((logits.argmax(1) != labels) & known).nonzero().flatten().cpu()
     count, name = int(known.sum()), network.config.model
