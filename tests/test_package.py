@@ -1,4 +1,4 @@
-"""The built wheel works outside the checkout, holds what it should and no more, and leaves other packages alone."""
+"""The built package works outside the checkout, holds what it should and no more, and its import needs no extras."""
 
 import json
 import os
@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+WEIGHTS = {f"ltpa/weights/{path.name}" for path in (ROOT / "ltpa" / "weights").iterdir()}
+MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ltpa").rglob("*.py")}
 
 
 @pytest.fixture(scope="module")
@@ -29,94 +31,52 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel(tree, tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(tree)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return next(out.glob("ltpa-*.whl"))
-
-
-def test_wheel_holds_the_package_only(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    modules = {f"ltpa/{path.name}" for path in (ROOT / "ltpa").glob("*.py")}
-    assert modules <= set(names)
-    weights = {f"ltpa/weights/{path.name}" for path in (ROOT / "ltpa" / "weights").iterdir()}
-    assert weights <= set(names)
-    assert {
-        "ltpa/weights/index.json",
-        "ltpa/weights/cifar10-small.safetensors",
-        "ltpa/weights/cifar10-small.md",
-    } <= weights
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"ltpa"}
-
-
-def test_sdist_holds_the_weights(tree, tmp_path):
-    """By setuptools itself, in a copy that is no git checkout."""
-    copy = shutil.copytree(tree, tmp_path / "tree")
-    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+def built(tree, tmp_path_factory):
+    """Names in the wheel and in the sdist, and the wheel; by setuptools itself, in a copy that is no git checkout."""
+    out = tmp_path_factory.mktemp("built")
+    copy = shutil.copytree(tree, out / "tree")
+    program = "from setuptools import build_meta as b; print(b.build_wheel('..'), b.build_sdist('..'))"
     result = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    with tarfile.open(next(tmp_path.glob("ltpa-*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"ltpa/weights/{path.name}" for path in (ROOT / "ltpa" / "weights").iterdir()} <= names
+    (wheel,) = out.glob("ltpa-*.whl")
+    with tarfile.open(next(out.glob("ltpa-*.tar.gz"))) as archive:
+        sdist = {name.partition("/")[2] for name in archive.getnames()}
+    return set(zipfile.ZipFile(wheel).namelist()), sdist, wheel
 
 
-def test_wheel_works_outside_the_checkout(wheel, tmp_path):
+def test_wheel_and_sdist_hold_the_package_only(built):
+    wheel, sdist, _ = built
+    assert wheel >= MODULES | WEIGHTS
+    assert sdist >= MODULES | WEIGHTS
+    assert {name.split("/")[0].split("-")[0] for name in wheel} == {"ltpa"}
+
+
+def test_wheel_works_outside_the_checkout(built, tmp_path):
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
-    subprocess.run(command, check=True, capture_output=True)
-    program = """
+    zipfile.ZipFile(built[2]).extractall(site)
+    program = f"""
 import ltpa, pathlib
-assert pathlib.Path(ltpa.__file__).is_relative_to(SITE), ltpa.__file__
+assert pathlib.Path(ltpa.__file__).is_relative_to({str(site)!r}), ltpa.__file__
 config = ltpa.TrainConfig(dataset="shapes", width=0.03, train_limit=64, test_limit=20, epochs=1, batch_size=32)
 run = ltpa.fit(config, progress=False)
 maps = ltpa.attend(ltpa.load_run(run.path).model, ltpa.data_for(config).test.images).maps
 assert len(ltpa.load_pretrained().classes) == 10
-assert ltpa.pretrained.FOLDER.is_relative_to(SITE), ltpa.pretrained.FOLDER
-print(run.path, list(maps), [tuple(m.shape) for m in maps.values()])
-""".replace("SITE", repr(str(site)))
+print(*(tuple(m.shape) for m in maps.values()))
+"""
     env = {**os.environ, "PYTHONPATH": str(site)}
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stderr == ""
-    assert "['conv7', 'conv10', 'conv13'] [(20, 32, 32), (20, 16, 16), (20, 8, 8)]" in result.stdout
+    assert result.stdout.split("\n")[-2] == "(20, 32, 32) (20, 16, 16) (20, 8, 8)"
     assert (tmp_path / "runs").is_dir()
 
 
-def test_import_is_free_of_what_colab_lacks():
-    """`ltpa` itself imports neither captum nor scikit-learn nor scipy nor papermill."""
-    names = ("captum", "sklearn", "scipy", "papermill", "skimage")
-    program = f"import sys, ltpa, ltpa.course.setup; print([name for name in {names} if name in sys.modules])"
+def test_import_is_free_of_extras():
+    """Neither what Colab lacks nor what an extra brings is needed to import `ltpa`."""
+    names = {"captum", "sklearn", "scipy", "papermill", "skimage", "pyarrow", "huggingface_hub", "timm", "tyro"}
+    program = "import sys, ltpa; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def planned(wheel):
-    """What pip would install for this wheel, by its own report; None where it finds no way without a download."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-index", "--report", "-"]
-    result = subprocess.run([*command, f"{wheel}[notebooks]"], capture_output=True, text=True)
-    if result.returncode:
-        assert "No matching distribution" in result.stderr, result.stderr
-        return None
-    return [item["metadata"]["name"] for item in json.loads(result.stdout)["install"]]
-
-
-def test_installing_changes_none_of_the_packages_that_are_there(wheel):
-    assert planned(wheel) == ["ltpa"]
-
-
-def test_a_requirement_that_would_change_one_is_noticed(wheel, tmp_path):
-    """The test above can fail."""
-    changed = tmp_path / wheel.name
-    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(changed, "w") as after:
-        for name in before.namelist():
-            text = before.read(name)
-            if name.endswith("METADATA"):
-                text = re.sub(rb"Requires-Dist: tqdm>=[\d.]+", b"Requires-Dist: tqdm>=999", text)
-                assert b"tqdm>=999" in text
-            after.writestr(name, text)
-    assert planned(changed) is None
+    assert names & set(result.stdout.split()) == set()
 
 
 @pytest.mark.slow
@@ -143,20 +103,18 @@ def test_the_set_up_cell_takes_less_than_15_seconds(tree, tmp_path):
     seconds = time.monotonic() - began
     assert result.returncode == 0, result.stderr
     assert {re.split(r"[-.]", name)[0] for name in {path.name for path in site.iterdir()} - before} == {"ltpa"}
-    where = subprocess.run(
-        [python, "-c", "import ltpa; print(ltpa.__file__)"], cwd=tmp_path, env=env, capture_output=True
-    )
-    assert str(site) in where.stdout.decode(), where.stderr
-    print(f"{seconds:.1f} s")
+    command = [python, "-c", "import ltpa; print(ltpa.__file__)"]
+    where = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert str(site) in where.stdout, where.stderr
     assert seconds < 15
 
 
 @pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning])
-@pytest.mark.parametrize("module", ["ltpa", "ltpa.training.trainer"])
-def test_deprecation_warnings_of_our_own_code_are_errors(kind, module):
+def test_deprecation_warnings_of_our_own_code_are_errors(kind):
     """The filters in pyproject.toml, which are in force here, take our modules, and no others."""
-    code = compile(f"import warnings; warnings.warn('old', {kind.__name__})", f"{module}.py", "exec")
-    with pytest.raises(kind, match="old"):
-        exec(code, {"__name__": module})
+    code = compile(f"import warnings; warnings.warn('old', {kind.__name__})", "some_module.py", "exec")
+    for module in ("ltpa", "ltpa.training.trainer"):
+        with pytest.raises(kind, match="old"):
+            exec(code, {"__name__": module})
     with pytest.warns(kind, match="old"):
         exec(code, {"__name__": "elsewhere"})

@@ -1,0 +1,78 @@
+"""The built site: `nox -s docs` names its folder in LTPA_SITE. Sphinx itself has refused broken references before."""
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+import ltpa
+from tests.test_repository import ADDRESS, NOTEBOOKS, ROOT, VERSION
+
+SITE = Path(os.environ.get("LTPA_SITE", "nowhere"))
+needs_site = pytest.mark.skipif(not SITE.is_dir(), reason="the site is not built: nox -s docs")
+
+
+class Page(HTMLParser):
+    """Links, anchors and pictures of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors, self.pictures = [], {"top"}, []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        values = {name: value or "" for name, value in attributes}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        if tag == "img":
+            self.pictures.append(values)
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {path: Page(path) for path in SITE.resolve().rglob("*.html") if "_static" not in path.parts}
+
+
+def test_every_public_name_is_documented():
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    missing = [n for n in ltpa.__all__ if not n.startswith("_") and not re.search(rf"\bltpa\.{n}\b", text)]
+    assert not missing
+
+
+@needs_site
+def test_every_notebook_is_a_page_that_opens_it_in_colab(pages):
+    for notebook in NOTEBOOKS:
+        page = pages[SITE.resolve() / "notebooks" / f"{notebook.stem}.html"]
+        address = f"https://colab.research.google.com/github/{ADDRESS}/blob/v{VERSION}/notebooks/{notebook.name}"
+        assert page.links.count(address) >= 2, "the badge and the launch button"
+
+
+@needs_site
+def test_internal_links_lead_somewhere(pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            file, _, anchor = unquote(link).partition("#")
+            if re.match(r"[a-z]+:", link):
+                continue
+            target = (path.parent / file).resolve() if file else path
+            if not target.is_file() or (anchor and target in pages and anchor not in pages[target].anchors):
+                broken.append(f"{path.name}: {link}")
+    assert not broken
+
+
+@needs_site
+def test_pictures_are_there_and_have_a_text(pages):
+    problems = []
+    for path, page in pages.items():
+        for picture in page.pictures:
+            source = picture.get("src", "")
+            if not re.match(r"https?:|data:", source) and not (path.parent / source).is_file():
+                problems.append(f"{path.name}: no picture {source}")
+            if not picture.get("alt", "").strip():
+                problems.append(f"{path.name}: {source[:60]} has no text")
+    assert not problems
