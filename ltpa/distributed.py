@@ -3,6 +3,7 @@
 For one process everything here is trivial, so `ltpa.fit` is the same code in a notebook and on many machines.
 """
 
+import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ class ProcessLost(ConnectionError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that work together, as one of them sees it.
+    """The processes that work together, as seen by one of them.
 
     Attributes:
         rank: this process, from 0.
@@ -49,15 +50,15 @@ class Processes:
         return self.rank == 0
 
     def share(self, index: Tensor) -> Tensor:
-        """This process's part (n,) of the samples (N,) of a step; the parts differ in size by one at most."""
+        """Return this process's part (n,) of the samples (N,) of a step; the parts differ in size by one at most."""
         return index.tensor_split(self.count)[self.rank]
 
     def bounds(self, count: int) -> slice:
-        """This process's part of `count` images that stay in order."""
+        """Return this process's part of `count` images that stay in order."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process has, in their order."""
+        """Return what every process has, in their order."""
         if self.count == 1:
             return [value]
         found = [None] * self.count
@@ -65,7 +66,7 @@ class Processes:
         return found
 
     def largest(self, *values: float) -> tuple[float, ...]:
-        """Of each number the largest that a process has: so that all come to the same decision."""
+        """Return of each number the largest that a process has: so that all come to the same decision."""
         if self.count == 1:
             return values
         found = torch.tensor(values, dtype=torch.float64)
@@ -73,14 +74,14 @@ class Processes:
         return tuple(found.tolist())
 
     def total(self, values: Tensor) -> Tensor:
-        """The sums of float64 values over the processes, on the CPU."""
+        """Return the sums of float64 values over the processes, on the CPU."""
         values = values.cpu().clone()
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def average_norms(self, model: nn.Module) -> None:
-        """Running means and variances of the batch norms: their averages over the processes.
+        """Replace running means and variances of the batch norms by their averages over the processes.
 
         As they are updated linearly, this gives what averaging in every step would give.
         """
@@ -89,90 +90,99 @@ class Processes:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
                 for values in (module.running_mean, module.running_var):
-                    dist.all_reduce(values)
-                    values /= self.count
+                    if values is not None:
+                        dist.all_reduce(values)
+                        values.div_(self.count)
 
     def copy_from_first(self, *tensors: Tensor) -> None:
-        """Overwrites tensors with those of the first process."""
+        """Overwrite tensors with those of the first process."""
         if self.count > 1:
             for values in tensors:
                 dist.broadcast(values, 0)
 
-    def told_by_first(self, value: Result) -> Result:
-        """What the first process has, a picklable object."""
+    def copied_from_first(self, value: Result) -> Result:
+        """Return what the first process has, a picklable object."""
         if self.count == 1:
             return value
         found = [value]
         dist.broadcast_object_list(found, 0)
         return found[0]
 
-    def together(self, function: Callable[[], Result]) -> Result:
-        """Calls a function in every process; where it fails in one, all end, and the first tells why.
+    def together(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in every process; where it fails in one, all end, and the first raises that error.
 
-        Raises:
-            Exception: the one of the first process that failed; in the others SystemExit, so that it is told once.
+        The others raise SystemExit, so that the error is shown once.
         """
-        result, error = None, None
+        result: Any = None
+        own: Exception | None = None
         try:
-            result = function()
-        except Exception as found:
+            result = function(*arguments)
+        except Exception as error:
             if self.count == 1:
                 raise
-            error = found
-        failed = next(((rank, found) for rank, found in enumerate(self.gather(_portable(error))) if found), None)
-        if failed is None:
+            own = error
+        failed = {rank: error for rank, error in enumerate(self.gather(_portable(own))) if error}
+        if not failed:
             return result
         if not self.first:
             raise SystemExit(1)
-        rank, found = failed
-        if rank:
-            found.add_note(f"(in process {rank} of {self.count})")
-        raise found
+        if min(failed):
+            failed[min(failed)].add_note(f"(in process {min(failed)} of {self.count})")
+        raise failed[min(failed)]
 
-    def in_turn(self, function: Callable[[], Result]) -> Result:
-        """Calls a function first in one process of each machine, then in the others: what it downloads is there then.
+    def in_first(self, function: Callable[..., Result], *arguments: Any) -> Result | None:
+        """Call a function in the first process, as `together` does; the others get None."""
+        return self.together(function, *arguments) if self.first else self.together(_nothing)
 
-        Raises:
-            Exception: see `together`.
-        """
+    def in_turn(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function first in one process of each machine, then in the others, which find what it downloaded."""
         if self.count == 1:
-            return function()
-        result = self.together(lambda: None if self.local_rank else function())
-        return self.together(function if self.local_rank else lambda: result)
+            return function(*arguments)
+        result: Any = self.together(_nothing if self.local_rank else function, *([] if self.local_rank else arguments))
+        again: Any = self.together(function if self.local_rank else _nothing, *(arguments if self.local_rank else []))
+        return again if self.local_rank else result
+
+    def shared(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model; for several processes wrapped so that `backward` averages the gradients over them."""
+        if self.count == 1:
+            return model
+        wrapper = nn.parallel.DistributedDataParallel
+        # Each process keeps the statistics of its own batch norms until they are averaged. The option has two names.
+        names = inspect.signature(wrapper).parameters
+        options: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None}
+        options["forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"] = False
+        return wrapper(model, **options)
+
+
+def _nothing() -> None:
+    """Wait for the others."""
 
 
 ALONE = Processes()
 
 
 def launched() -> Processes:
-    """The processes that torchrun started, by its environment variables; without them this one alone.
-
-    Raises:
-        ValueError: the variables hold no numbers that fit together.
-    """
-    values = {name: os.environ.get(name) for name in _VARIABLES}
-    if None in values.values():
+    """Return the processes that torchrun started, by its environment variables; without them this one alone."""
+    values = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    if len(values) < len(_VARIABLES):
         return ALONE
     try:
         found = Processes(*(int(values[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        if 0 <= found.rank < found.count and 0 <= found.local_rank < found.local_count:
+            return found
     except ValueError:
-        found = None
-    if found is None or not 0 <= found.rank < found.count or not 0 <= found.local_rank < found.local_count:
-        raise ValueError(
-            f"the environment variables of torchrun do not fit together: {values}; start the processes with torchrun, "
-            "or unset RANK"
-        )
-    return found
+        pass
+    raise ValueError(
+        f"the environment variables of torchrun do not fit together: {values}; start the processes with torchrun, or "
+        "unset RANK"
+    )
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Connects the processes that torchrun started, for the time of a `with` block; alone it does nothing.
+    """Connect the processes that torchrun started, for the time of a `with` block; alone it does nothing.
 
     Control and metrics go over gloo, gradients on GPUs over NCCL.
-
-    Raises:
-        ProcessLost: another process has ended in between.
     """
     processes = launched()
     if processes.count == 1 or dist.is_initialized():

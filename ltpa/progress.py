@@ -1,14 +1,55 @@
-"""A progress bar that stays one line wherever it is shown: in a terminal, in Jupyter and Colab, under papermill."""
+"""What a long computation shows: messages of the logger `ltpa`, and a bar that stays one line wherever it is shown."""
 
 import io
+import logging
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 FORMAT = "{desc} |{bar:20}| {percentage:3.0f} % {remaining} left{postfix}"
+logger = logging.getLogger("ltpa")
+logger.addHandler(logging.NullHandler())
+
+
+@contextmanager
+def messages(show: bool, notes: list[str]) -> Iterator[None]:
+    """Print what the logger `ltpa` says, for the time of a `with` block; warnings are collected in `notes`, too.
+
+    With `show=False` nothing is printed, whatever handlers the root logger has; one's own go to the logger `ltpa`.
+    """
+    handler, before = _Messages(show, notes), (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _Messages(logging.Handler):
+    """Prints on standard output, above a bar; what other threads say is not of this computation."""
+
+    def __init__(self, show: bool, notes: list[str]) -> None:
+        super().__init__()
+        self._show, self._notes, self._thread = show, notes, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread != self._thread:
+            return
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self._notes.append(text)
+            text = f"note: {text}"
+        if self._show:
+            tqdm.write(text)
 
 
 class Progress:
@@ -36,14 +77,16 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
     def update(self, done: int, describe: Callable[[], tuple[str, str]]) -> None:
-        """Moves the bar to `done` steps.
+        """Move the bar to `done` steps.
 
-        Args:
-            done: steps done so far.
-            describe: gives title and words; as that may have to wait for a GPU, it is asked twice a second at most.
+        `describe` returns title and words; as it may have to wait for a GPU, it is called twice a second at most.
         """
         if self._bar.disable:
             return
@@ -59,12 +102,12 @@ class Progress:
 
 
 def bar_file() -> TextIO:
-    """Where a bar of tqdm is to be written: standard output, in a notebook one line that changes in place."""
+    """Return where tqdm is to write a bar: standard output, or in a notebook one line that changes in place."""
     return _DisplayedLine() if in_notebook() else sys.stdout
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code."""
+    """Return whether a Jupyter kernel runs this code."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None

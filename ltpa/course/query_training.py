@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import (
     QUICK,
@@ -31,17 +31,30 @@ from ..config import (
 )
 from ..data.dataset import Split
 from ..data.samples import photographs
-from ..inference import autocast, choose_precision, to_float
+from ..inference import choose_precision
 from ..models.networks import ImageClassifier
 from ..progress import Progress
+from ..training.optim import Steps, make_optimizer, one_cycle
 from ..training.run import Run, load_run
-from ..training.schedule import Steps, one_cycle
-from ..training.step import optimizer
+from ..training.trainer import train_step
 from .ablation import AblationConfig
 from .query_scenes import Questions, draw_questions, side_by_side
 from .setup import test_data
 
 BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
+
+
+class Asked(nn.Module):
+    """A model with a question in its input: scenes and queries (N, 2, 3, H, W) -> logits of the scenes."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return what the model sees where the queries direct it."""
+        scenes, queries = pairs.unbind(1)
+        return self.model.attend(scenes, query=queries).logits
 
 
 def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
@@ -62,7 +75,9 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
     model = copy.deepcopy(run.model)
     device = model.mean.device
     dtype = choose_precision(run.config.precision, device)
-    sgd, schedule = optimizer(model, run.config), Steps(steps)
+    optimizer = make_optimizer(model, learning_rate=PEAK, weight_decay=run.config.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    network, schedule = Asked(model), Steps(steps)
     generator = torch.Generator().manual_seed(run.config.seed)
     model.train()
     with Progress(steps, show=progress) as bar, torch.random.fork_rng(devices=[]):
@@ -73,14 +88,16 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
             which = torch.randint(2, (BATCH,), generator=generator)  # the first or the second object
             queries = questions.queries[which, torch.arange(BATCH)]
             labels = questions.labels[which, torch.arange(BATCH)]
-            for group in sgd.param_groups:
-                group["lr"] = one_cycle(schedule.done(step), PEAK)
-            with autocast(device, dtype):
-                logits = model.attend(to_float(part.images.to(device)), query=to_float(queries.to(device))).logits
-            loss = nn.functional.cross_entropy(logits.float(), labels.to(device), label_smoothing=0.1)
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
+            loss, _ = train_step(
+                network,
+                optimizer,
+                scaler,
+                torch.stack([part.images, queries], dim=1).to(device),
+                labels.to(device),
+                rate=one_cycle(schedule.done(step), PEAK),
+                smoothing=0.1,
+                dtype=dtype,
+            )
             bar.update(step + 1, lambda loss=loss: ("learning to be asked", f"loss {loss.item():.3f}"))
     return model.eval()
 

@@ -1,29 +1,145 @@
-"""Files that are whole or not there: a run's folder, and checkpoints that a kill at any moment cannot damage."""
+"""Files that are whole or not there, and checkpoints: a kill at any moment cannot damage a run."""
 
 import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..distributed import Processes
+from ..progress import logger
 
 KEEP = 2
 _PART = ".part-"  # how the names of files begin that are not written to the end
 
 
+@dataclass
+class State:
+    """What training changes; a checkpoint holds all of it.
+
+    Attributes:
+        model, optimizer, scaler: the scaler is disabled where gradients need no scaling.
+        sums: loss, right predictions and samples of the epoch under way, of this process's part, on the device.
+        history: one row an epoch, see `ltpa.Run`.
+        step: how many are done.
+        seconds: of the epoch under way, in earlier processes.
+        since: when this process began with the epoch, by `time.monotonic`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    sums: Tensor
+    history: list[dict[str, float]]
+    step: int = 0
+    seconds: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype, history: list[dict[str, float]]
+    ) -> "State":
+        """Return the state before the first step of a training in this precision."""
+        device = next(model.parameters()).device
+        sums = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        return cls(model, optimizer, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), sums, history)
+
+    def count(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        """Add a step: its mean loss, and how many of its samples were right."""
+        loss, correct = loss.to(self.sums.dtype), correct.to(self.sums.dtype)
+        self.sums += torch.stack([loss * samples, correct, torch.full_like(loss, samples)])
+        self.step += 1
+
+    def elapsed(self) -> float:
+        """Return the seconds of the epoch under way."""
+        return self.seconds + time.monotonic() - self.since
+
+    def next_epoch(self) -> None:
+        """Start sums and seconds anew."""
+        self.sums.zero_()
+        self.seconds, self.since = 0.0, time.monotonic()
+
+    def save(self, folder: Path, sums: Tensor) -> None:
+        """Write a checkpoint; `sums` are those of all processes."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{number}.{key}": value for number, key, value in self._optimizer_tensors()}
+        meta = {
+            "history": self.history,
+            "sums": sums.tolist(),
+            "seconds": self.elapsed(),
+            "scaler": self.scaler.state_dict(),
+        }
+        save_checkpoint(folder, self.step, tensors, meta)
+
+    def restore(self, folder: Path) -> bool:
+        """Take up the newest whole checkpoint of a folder; return False where there is none."""
+        found = load_checkpoint(folder)
+        if found is None:
+            return False
+        tensors, meta = found
+        fill(self.model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, folder)
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".", 2)
+                self._room(int(number), key, value.shape, value.dtype).copy_(value)
+        self.step, self.seconds, self.history[:] = meta["step"], meta["seconds"], meta["history"]
+        self.sums.copy_(torch.tensor(meta["sums"], dtype=self.sums.dtype))
+        if meta["scaler"] and self.scaler.is_enabled():  # the precision may be another one now
+            self.scaler.load_state_dict(meta["scaler"])
+        return True
+
+    def copy_from_first(self, processes: Processes) -> None:
+        """Give all processes what the first one has restored."""
+        if processes.count == 1:
+            return
+        kept = [(number, key, value.shape, value.dtype) for number, key, value in self._optimizer_tensors()]
+        own = self.step, self.seconds, self.history, self.scaler.state_dict(), kept
+        self.step, self.seconds, self.history[:], scaler, kept = processes.copied_from_first(own)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+        processes.copy_from_first(*self.model.state_dict().values(), *(self._room(*place) for place in kept))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _optimizer_tensors(self) -> list[tuple[int, str, Tensor]]:
+        return [
+            (number, key, value)
+            for number, parameter in enumerate(self._parameters())
+            for key, value in self.optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        ]
+
+    def _room(self, number: int, key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return the tensor that the optimizer keeps for a parameter; made where it is not there yet."""
+        parameter = self._parameters()[number]
+        like = torch.empty_like(parameter, dtype=dtype, requires_grad=False)  # with its memory format
+        room = like if parameter.shape == shape else parameter.new_empty(shape, dtype=dtype, requires_grad=False)
+        return self.optimizer.state[parameter].setdefault(key, room)
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load weights into a model; a ValueError names their source where they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit the model in config.json: {error}") from error
+
+
 def write(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, flushes it to the disk, then renames it: never half a file.
+    """Write a file under a temporary name, flush it to the disk, then rename it: never half a file.
 
-    No folder is made: where a mounted drive has vanished, its files must not appear beneath the mount point.
-
-    Raises:
-        OSError: with the folder's name; the file that was there before is still there.
+    No folder is made: where a mounted drive has vanished, its files must not appear beneath the mount point. An OSError
+    names the folder; the file that was there before is still there.
     """
     temporary = path.with_name(_PART + secrets.token_hex(8))
     try:
@@ -43,16 +159,12 @@ def write(path: Path, content: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
-    """Writes tensors and JSON-able facts as one safetensors file (reading it runs no code)."""
+    """Write tensors and JSON-able facts as one safetensors file (reading it runs no code)."""
     write(path, _serialized(tensors, meta))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote: tensors on the CPU, and facts.
-
-    Raises:
-        FileNotFoundError, ValueError: a file that is missing or damaged, named.
-    """
+    """Return what `save_tensors` wrote: tensors on the CPU, and facts. A ValueError names a damaged file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
@@ -65,7 +177,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Writes `step-<step>-<checksum>.safetensors` and removes all but the last two.
+    """Write `step-<step>-<checksum>.safetensors` and remove all but the last two.
 
     The checksum (of the content, SHA-256) is in the name, so that a checkpoint and its checksum cannot be parted.
     """
@@ -78,17 +190,32 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
     return path
 
 
-def load_checkpoint(
-    folder: Path, report: Callable[[str], None] = print
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None; damaged ones are reported and set aside as `*.damaged`."""
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, or None; damaged ones are renamed to `*.damaged`."""
     for path in reversed(_checkpoints(folder)):
         if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
             return load_tensors(path)
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
-        report(f"checkpoint {path} is damaged: it is set aside as {aside.name}, and the one before it is looked for")
+        logger.warning(f"checkpoint {path} is damaged: it was renamed to {aside.name}, and the one before it is used")
     return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run that is complete, damaged ones too; its weights stay."""
+    for path in folder.glob("step-*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    remove_parts(folder)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process had not written to the end."""
+    for path in folder.glob(_PART + "*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -102,20 +229,3 @@ def _digest(content: bytes) -> str:
 def _serialized(tensors: dict[str, Tensor], meta: dict[str, Any] | None) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, metadata={"ltpa": json.dumps(meta or {})})
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of a run that is complete, damaged ones too; its weights stay."""
-    for path in folder.glob("step-*"):
-        with contextlib.suppress(OSError):
-            path.unlink()
-    remove_parts(folder)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what a killed process had not written to the end."""
-    for path in folder.glob(_PART + "*"):
-        with contextlib.suppress(OSError):
-            path.unlink()

@@ -1,4 +1,4 @@
-"""What a user must hear after an epoch: predictions that are all equal, maps that are collapsed or uniform."""
+"""What a user must know after an epoch: predictions that are all equal, maps that are collapsed or uniform."""
 
 from collections.abc import Mapping
 
@@ -12,18 +12,18 @@ COLLAPSED = 0.95  # of a map's weight: a map is collapsed if its strongest posit
 
 
 def problems(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]]) -> list[str]:
-    """What is wrong with a model in all test images, and what to try; nothing where one image is as it should be.
+    """Return what is wrong in all test images, and what to try; nothing where one image is as it should be.
 
     Args:
         labels, predictions: (N,), indices into the classes.
-        strongest: of every level, the share (N,) that each map's strongest position has of its weight (NaN for a map
-            without any weight), and the number of positions.
+        strongest: level -> the share (N,) that each map's strongest position has of its weight (NaN for a map without
+            any weight), and the number of positions.
     """
     found = []
     if len(labels.unique()) > 1 and len(predictions.unique()) == 1:
         found.append(
             "every test image is taken for the same class. Early in a run this may pass; else try a lower "
-            "learning_rate, precision='fp32', or more epochs, and look whether the labels are right"
+            "learning_rate, precision='fp32', or more epochs, and check whether the labels are right"
         )
     for level, (shares, positions) in strongest.items():
         if bool((shares > COLLAPSED).all()):

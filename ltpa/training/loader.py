@@ -1,9 +1,7 @@
-"""Where the training images are kept, and how augmented batches of them come to the device.
+"""The order of the training images, where they are kept, and how augmented batches of them come to the device."""
 
-The fastest place that they fit into: the device itself; the computer's memory; their files.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,43 +9,68 @@ from torch import Tensor
 from ..data.augment import augmented_batch
 from ..data.dataset import Split
 from ..data.files import loader_workers
+from ..progress import logger
 
 
-class Feed:
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Return the samples of every step of an epoch: a permutation given by (seed, epoch), in nearly equal batches.
+
+    No sample is left out, and sizes differ by one at most. Only where one sample would be left alone (an odd number in
+    pairs), a batch of three takes it in: batch norm compares images.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return list(order.tensor_split(steps_per_epoch(count, batch_size)))
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the number of batches of `epoch_batches`."""
+    return max(1, min(math.ceil(count / batch_size), count // 2))
+
+
+class Loader:
     """Batches of training images, augmented in batches on the device.
+
+    The images are kept in the fastest place that they fit into: the device; the computer's memory; their files.
 
     Args:
         train: images, uint8 or float in [0, 1] (N, 3, H, W), in memory or in files; and labels.
         device: where the batches are wanted.
         mode: see `ltpa.data.augment.augmented_batch`.
         seed: of the augmentation.
-        note: is told where the images are kept if that is not on the device.
     """
 
-    def __init__(
-        self, train: Split, device: torch.device, mode: str, seed: int, note: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, train: Split, device: torch.device, mode: str, seed: int) -> None:
         self.train, self.device, self.mode, self.seed = train, device, mode, seed
-        self.labels = train.labels.to(device)
-        self._resident = train.images.to(device) if not train.in_files and _fits(train.images, device) else None
-        if train.in_files:
-            note(f"training images are read from their files by {loader_workers()} worker processes")
-        elif self._resident is None:
-            note("the training images do not fit on the GPU: they stay in the computer's memory")
+        self._labels: Tensor | None = None  # these on the device, from the first batch on
+        self._images: Tensor | None = None  # and these, where they fit there
 
-    def batches(self, epoch: int, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (n, 3, H, W), channels last, and labels (n,) on the device, for the samples (n,) of each part.
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def _place(self) -> Tensor:
+        if self.train.in_files:
+            logger.warning(f"training images are read from their files by {loader_workers()} worker processes")
+        elif _fits(self.train.images, self.device):
+            self._images = self.train.images.to(self.device)
+        else:
+            logger.warning("the training images do not fit on the GPU: they stay in the computer's memory")
+        return self.train.labels.to(self.device)
+
+    def batches(self, epoch: int, parts: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield images (n, 3, H, W), channels last, and labels (n,) on the device, for the samples (n,) of each part.
 
         Closing the iterator ends its worker processes.
         """
+        if self._labels is None:
+            self._labels = self._place()
         picked = self.train.batches(parts)
         # All numbers at once: each transfer would make a GPU wait.
         indices = torch.cat([torch.empty(0, dtype=torch.int64), *parts]).to(self.device).split([*map(len, parts)])
         for index in indices:
-            images, at = self._resident, None
+            images, at = self._images, None
             if images is None:
                 images, at = next(picked).to(self.device), torch.arange(len(index), device=self.device)
-            yield augmented_batch(images, index, self.mode, self.seed, epoch, at), self.labels[index]
+            yield augmented_batch(images, index, self.mode, self.seed, epoch, at), self._labels[index]
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

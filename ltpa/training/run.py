@@ -5,14 +5,15 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from .._version import __version__
 from ..config import TrainConfig
@@ -20,17 +21,15 @@ from ..data.dataset import Dataset
 from ..data.split import stratified
 from ..inference import attend, choose_device
 from ..models.classifier import ImageClassifier
-from .checkpoint import load_tensors, save_tensors, write
+from ..progress import logger
+from .checkpoint import State, fill, load_tensors, remove_parts, save_tensors, write
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
+_NO_SETTINGS = {"classes", "data", "ltpa"}  # what config.json holds beside settings
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
-    """A training run, finished or not.
+    """A training run, finished or not; `print(run)` describes it in a few lines.
 
     Attributes:
         config: its settings.
@@ -41,8 +40,7 @@ class Run:
             entropy_<level>, the mean entropy of the test images' maps (1 = uniform). Where `minutes` are set also
             schedule, the part of the learning rate's schedule that is done; the last row then is not a whole epoch.
         path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` had to say about data and training: copies in the data, a file that could not be written, maps
-            that are uniform or collapsed (see `ltpa.training.health`).
+        notes: what `fit` noticed: copies in the data, a file that could not be written, maps that are uniform.
     """
 
     config: TrainConfig
@@ -52,6 +50,21 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        config, planned = self.config, self.config.planned_epochs
+        epochs = f"{len(self.history)} of {planned} epochs" if planned else f"{len(self.history)} epochs"
+        lines = [f"{config.model} (width {config.width:g}, {config.normalizer}) on {config.dataset}: {epochs}"]
+        if self.history:
+            last, seconds = self.history[-1], sum(row.get("seconds", 0.0) for row in self.history)
+            accuracy, loss = last["test_accuracy"], last["train_loss"]
+            lines.append(f"test accuracy {accuracy:.1%}, training loss {loss:.3f}, {seconds:.0f} s of training")
+        lines.append(
+            f"{len(self.classes)} classes: {', '.join(self.classes[:10])}" + ", ..." * (len(self.classes) > 10)
+        )
+        return "\n".join([*lines, f"folder {self.path}", *(f"note: {note}" for note in self.notes[:5])])
+
+    __repr__ = __str__
+
     @property
     def complete(self) -> bool:
         """Whether every epoch was trained, or the time is used up."""
@@ -60,19 +73,19 @@ class Run:
         return len(self.history) >= self.config.planned_epochs
 
     def snapshots(self) -> dict[int, dict[str, Tensor]]:
-        """Maps of the same few test images after every epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""
-        files = sorted((self.path / "snapshots").glob("epoch-*.safetensors"))
-        found = {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in files}
+        """Return the maps of the same few test images by epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""
+        maps_by_epoch = {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in snapshot_files(self.path)}
         # In the network's order, in which the levels' numbers ascend; files keep none.
-        return {epoch: {k: maps[k] for k in sorted(maps, key=lambda k: (len(k), k))} for epoch, maps in found.items()}
+        return {
+            epoch: {k: maps[k] for k in sorted(maps, key=lambda k: (len(k), k))}
+            for epoch, maps in maps_by_epoch.items()
+        }
 
 
 def load_run(path: str | Path, device: str = "auto") -> Run:
-    """Reads a run: its settings, history, and model with the weights of the last finished epoch.
+    """Return a run from its folder: settings, history, and model with the weights of the last finished epoch.
 
-    Raises:
-        FileNotFoundError: no such folder, or a file of the run is missing; the message names it.
-        ValueError: a file of the run is damaged.
+    A FileNotFoundError names what is missing, a ValueError the file that is damaged.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_dir():
@@ -94,31 +107,35 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
 def model_of(
     config: TrainConfig, classes: tuple[str, ...], weights: dict[str, Tensor], source: Path, device: str
 ) -> ImageClassifier:
-    """A model with these weights, in evaluation mode; nothing random is drawn from the caller's generator.
+    """Return a model with these weights, in evaluation mode; the caller's random generator stays as it is.
 
-    Raises:
-        ValueError: weights that do not fit, with the name of their source; a device that is not there.
+    A ValueError names the source of weights that do not fit.
     """
-    with torch.random.fork_rng(devices=[]):  # the random weights that a new model has are not to cost the caller any
+    with torch.random.fork_rng(devices=[]):
         model = config.create_model(len(classes))
     fill(model, weights, source)
     model.classes = classes
-    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
+    return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
 
 
 def snapshot_indices(data: Dataset, count: int) -> Tensor:
-    """The test images whose maps a run keeps: spread over the classes, the same for every run on this data."""
+    """Return the test images whose maps a run keeps: spread over the classes, the same for every run on this data."""
     return stratified(data.test.labels, min(count, len(data.test)), seed=0)
 
 
-def save_snapshot(run: Run, images: Tensor, epoch: int) -> None:
-    """Writes the maps of a few images (K, 3, H, W) after an epoch, for `Run.snapshots`."""
-    maps = attend(run.model, images, run.config.precision).maps
+def snapshot_files(path: Path) -> list[Path]:
+    """Return the files of `Run.snapshots`, by epoch."""
+    return sorted((path / "snapshots").glob("epoch-*.safetensors"))
+
+
+def save_snapshot(run: Run, images: Tensor, precision: str) -> None:
+    """Write the maps of a few images (K, 3, H, W) after the last epoch, for `Run.snapshots`."""
+    epoch, maps = len(run.history), attend(run.model, images, precision).maps
     save_tensors(run.path / "snapshots" / f"epoch-{epoch:04d}.safetensors", dict(maps), {"epoch": epoch})
 
 
 def save_epoch(run: Run) -> None:
-    """Writes weights and history, as they are after the last finished epoch."""
+    """Write weights and history, as they are after the last finished epoch."""
     save_tensors(run.path / "weights.safetensors", run.model.state_dict(), {"epochs": len(run.history)})
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(run.history[-1]), lineterminator="\n")
@@ -128,7 +145,7 @@ def save_epoch(run: Run) -> None:
 
 
 def rescue_weights(run: Run, error: OSError) -> None:
-    """The run is over and its folder cannot be written: the weights go to the system's folder for temporary files."""
+    """Write the weights of a run whose folder cannot be written into the system's temporary folder; raise the error."""
     try:
         place = Path(tempfile.mkdtemp(prefix="ltpa-")) / "weights.safetensors"
         save_tensors(place, run.model.state_dict(), {"epochs": len(run.history)})
@@ -139,7 +156,7 @@ def rescue_weights(run: Run, error: OSError) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Reads `history.csv`; ValueError where it is not whole."""
+    """Return the rows of `history.csv`; a ValueError says where it is not whole."""
     try:
         text = (path / "history.csv").read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text)))
@@ -153,62 +170,72 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return history
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Loads weights into a model; ValueError that names their source where they do not fit."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit the model in config.json: {error}") from error
+def restore(run: Run, state: State) -> bool:
+    """Fill run and state from the newest checkpoint (then True), or a complete run from its weights, or start anew."""
+    weights = run.path / "weights.safetensors"
+    if state.restore(run.path / "checkpoints"):
+        planned = run.config.planned_epochs
+        epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
+        logger.info(f"going on with {run.path} after {epochs} (step {state.step})")
+        return True
+    if weights.is_file() and (run.path / "history.csv").is_file():
+        run.history[:] = read_history(run.path)
+        if run.complete:
+            fill(run.model, load_tensors(weights)[0], weights)
+            logger.info(f"{run.path} is complete: nothing to train")
+            if run.config.snapshots and not snapshot_files(run.path):
+                logger.warning(
+                    f"snapshots={run.config.snapshots}, but this run has kept no maps by epoch; it is used as it is"
+                )
+        else:
+            run.history.clear()
+            logger.warning(f"{run.path} has no checkpoint to go on from: it is trained from the start")
+    return False
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:
-    """What data a run was trained on, so that it never goes on with other data."""
+    """Return what tells a data set from others, so that a run never goes on with other data."""
     digest = data.test.checksum(data.train.checksum())
     return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
 
 
-def claim_folder(path: Path, config: TrainConfig, data: Dataset, resume: bool) -> None:
-    """Writes config.json into a new folder; refuses one that belongs to other settings or other data."""
-    settings = {
-        **config.identity(),
-        "classes": list(data.classes),
-        "data": fingerprint(data),
-    }
+def claim_folder(config: TrainConfig, data: Dataset, resume: bool) -> None:
+    """Write config.json into a new folder; refuse one that belongs to other settings, other data or another version."""
+    path = config.path
+    settings = {**config.identity(), "classes": list(data.classes), "data": fingerprint(data)}
     if (path / "config.json").is_file():
         if not resume:
             raise FileExistsError(f"{path} holds a run already; choose another run_dir, or resume=True")
-        before = {**TrainConfig().identity(), **_read_settings(path)}  # a setting that is newer than the run
-        differing = [
-            f"  {name}: {before.get(name)!r} there, {settings[name]!r} now"
-            for name in settings
-            if before.get(name) != settings[name]
-        ]
-        if differing:
-            same_settings = all(before.get(name) == value for name, value in config.identity().items())
-            raise ValueError(
-                f"the run folder {path} belongs to other settings or images:\n"
-                + "\n".join(differing)
-                + f"\nchoose another run_dir, for example {path}-2"
-                + ("" if same_settings else ", or leave run_dir out: then every setting has its own")
-            )
-        return
-    strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]
-    if strangers:
+        _check_same(path, settings, {**TrainConfig.defaults(), **_read_settings(path)})
+    elif strangers := [p.name for p in path.iterdir() if not p.name.startswith(".")]:
         raise ValueError(
             f"the folder {path} is not a run (it has no config.json) and not empty ({strangers[0]}, ...); "
             "choose another run_dir"
         )
-    settings |= {
-        "data_dir": config.data_dir,
-        "snapshots": config.snapshots,
-        "ltpa": __version__,
-    }  # to be found again, not to be compared
-    write(path / "config.json", json.dumps(settings, indent=2).encode())
+    else:
+        # Beside these, what is to be found again, and not to be compared.
+        settings |= {"data_dir": config.data_dir, "snapshots": config.snapshots, "ltpa": __version__}
+        write(path / "config.json", json.dumps(settings, indent=2).encode())
+    for folder in (path, path / "checkpoints", path / "snapshots"):
+        remove_parts(folder)
+
+
+def _check_same(path: Path, settings: dict[str, Any], before: dict[str, Any]) -> None:
+    differing = [name for name in settings if before.get(name) != settings[name]]
+    if differing:
+        lines = [f"  {name}: {before.get(name)!r} there, {settings[name]!r} now" for name in differing]
+        own_settings = {*differing} - {"classes", "data"}
+        raise ValueError(
+            f"the run folder {path} belongs to other settings or images:\n"
+            + "\n".join(lines)
+            + f"\nchoose another run_dir, for example {path}-2"
+            + (", or leave run_dir out: then every setting has its own" if own_settings else "")
+        )
 
 
 @contextmanager
-def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Makes the folder and holds its lock, which ends with the process; waits while another process holds it.
+def locked(path: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, which ends with the process; wait while another process holds it.
 
     Where a file system has no locks (some mounted drives), there is none.
     """
@@ -220,24 +247,22 @@ def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         linked = any(map(os.path.islink, (path, *path.parents)))
         advice = "; a drive that is no longer mounted? Run the cell of the parameters again" if linked else ""
         raise OSError(error.errno, f"cannot make the run folder {path}: {error.strerror}{advice}") from error
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    # Not the soft lock that filelock falls back to: it would outlive a process that is killed.
+    lock = FileLock(path / ".lock", fallback_to_soft=False)
+    with suppress(OSError, NotImplementedError):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is training in {path}: waiting until it ends")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info(f"another process is training in {path}: waiting until it ends")
+            lock.acquire()
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    """Return what config.json holds; refuse settings that only a newer version knows."""
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
         classes = settings["classes"]
@@ -245,11 +270,17 @@ def _read_settings(path: Path) -> dict[str, Any]:
             raise ValueError("classes must be two names or more")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged ({error!r}); delete the folder or restore it") from error
+    unknown = settings.keys() - {field.name for field in fields(TrainConfig)} - _NO_SETTINGS
+    if unknown and settings.get("ltpa", __version__) != __version__:
+        raise ValueError(
+            f"{path / 'config.json'} was written by ltpa {settings['ltpa']} and holds settings that ltpa {__version__} "
+            f"does not know ({', '.join(sorted(unknown))}); install that version, or choose another run_dir"
+        )
     return settings
 
 
 def _config_of(path: Path, settings: dict[str, Any]) -> TrainConfig:
-    values = {name: value for name, value in settings.items() if name not in ("classes", "data", "ltpa")}
+    values = {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
     try:
         return TrainConfig(**{**values, "run_dir": str(path)})
     except (TypeError, ValueError) as error:

@@ -162,7 +162,7 @@ def test_a_drive_that_vanishes_while_training(colab, tmp_path, monkeypatch):
             colab.vanish()
 
     with pytest.raises(OSError, match="the trained weights are in"):
-        fit(config, tiny_data(), on_epoch=vanish, progress=False)
+        fit(config, tiny_data(), callbacks=[vanish], progress=False)
     assert [" ".join(words.split()[:5]) for words in held[0].notes] == [f"step {step} is not saved," for step in (6, 9)]
     assert list(colab.point.iterdir()) == []
     with pytest.raises(
@@ -201,15 +201,15 @@ def test_a_run_goes_on_on_another_machine_in_another_precision(tmp_path, monkeyp
     calls = []
     with monkeypatch.context() as patch:
         patch.setattr(train, "choose_precision", lambda *_: torch.float16)
-        plain = train._step
+        plain = train.train_step
 
-        def step(*args):
-            calls.append(args[1].scaler.is_enabled())
+        def step(*args, **settings):
+            calls.append(args[2].is_enabled())
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGINT)
-            return plain(*args)
+            return plain(*args, **settings)
 
-        patch.setattr(train, "_step", step)
+        patch.setattr(train, "train_step", step)
         with contextlib.suppress(KeyboardInterrupt):
             fit(config, tiny_data(), progress=False)
     assert calls == [True] * 5
@@ -217,7 +217,9 @@ def test_a_run_goes_on_on_another_machine_in_another_precision(tmp_path, monkeyp
     assert len(before) == 1
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     steps = []
-    monkeypatch.setattr(train, "_step", lambda *args: (steps.append(args[1].scaler.is_enabled()), plain(*args))[1])
+    monkeypatch.setattr(
+        train, "train_step", lambda *args, **how: (steps.append(args[2].is_enabled()), plain(*args, **how))[1]
+    )
     run = fit(tiny_config(tmp_path / "there" / "run", precision="fp32"), tiny_data(), progress=False)
     assert steps == [False] * 4  # none is computed twice
     assert run.history[:1] == before

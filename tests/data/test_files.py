@@ -17,7 +17,8 @@ import ltpa
 from ltpa.data import files
 from ltpa.data.files import FileSplit, read_images
 from ltpa.data.memory import free_memory, memory_for_images
-from ltpa.training.loader import Feed
+from ltpa.progress import messages
+from ltpa.training.loader import Loader
 from ltpa.training.run import fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -112,13 +113,14 @@ def test_batches_come_in_the_order_that_is_asked_for(both):
 
 
 @pytest.mark.parametrize("mode", ["none", "flip+shift"])
-def test_a_feed_gives_the_same_batches_from_files(both, mode):
+def test_a_loader_gives_the_same_batches_from_files(both, mode):
     parts = list(torch.randperm(len(both[0].train)).split(5))
     notes = []
-    feeds = [Feed(data.train, torch.device("cpu"), mode, 3, notes.append) for data in both]
-    for one, other in zip(*(feed.batches(2, parts) for feed in feeds), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-        assert other[0].is_contiguous(memory_format=torch.channels_last)
+    loaders = [Loader(data.train, torch.device("cpu"), mode, 3) for data in both]
+    with messages(False, notes):
+        for one, other in zip(*(loader.batches(2, parts) for loader in loaders), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            assert other[0].is_contiguous(memory_format=torch.channels_last)
     (note,) = notes
     assert "read from their files by" in note
 
@@ -126,10 +128,11 @@ def test_a_feed_gives_the_same_batches_from_files(both, mode):
 def test_images_that_do_not_fit_on_a_gpu_are_picked_in_memory(both, monkeypatch):
     memory = both[0].train
     parts = list(torch.randperm(len(memory)).split(5))
-    resident = list(Feed(memory, torch.device("cpu"), "flip+shift", 3).batches(1, parts))
+    resident = list(Loader(memory, torch.device("cpu"), "flip+shift", 3).batches(1, parts))
     monkeypatch.setattr("ltpa.training.loader._fits", lambda *_: False)
     notes = []
-    picked = list(Feed(memory, torch.device("cpu"), "flip+shift", 3, notes.append).batches(1, parts))
+    with messages(False, notes):
+        picked = list(Loader(memory, torch.device("cpu"), "flip+shift", 3).batches(1, parts))
     for one, other in zip(resident, picked, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert notes == ["the training images do not fit on the GPU: they stay in the computer's memory"]
@@ -240,7 +243,7 @@ def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
 MEASURE = r"""
 import re, sys, torch
 from pathlib import Path
-from ltpa.training.loader import Feed
+from ltpa.training.loader import Loader
 from ltpa.data.files import FileSplit
 file, count = Path(sys.argv[1]), int(sys.argv[2])
 images = FileSplit([file] * count, torch.zeros(count, dtype=torch.int64), 224)
@@ -248,8 +251,8 @@ images.scan()
 def peak():  # MiB, of this process alone
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 torch.zeros(1)
-feed = Feed(images, torch.device("cpu"), "flip+shift", 0)
-seen = sum(len(batch) for batch, _ in feed.batches(0, list(torch.randperm(count).split(64))))
+loader = Loader(images, torch.device("cpu"), "flip+shift", 0)
+seen = sum(len(batch) for batch, _ in loader.batches(0, list(torch.randperm(count).split(64))))
 assert seen == count
 print(peak())
 """

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from ltpa import Dataset, TrainConfig, fit, load_data, load_run
-from ltpa.training import trainer as train
-from ltpa.training.checkpoint import load_tensors
+from ltpa.training import callbacks
+from ltpa.training.checkpoint import State, load_tensors
 
 TINY = {
     "model": "vgg-att3-concat-pc",
@@ -108,19 +108,18 @@ def forked(config: TrainConfig, data: Dataset, moment: int = 0, delay: float = 0
 
 def _tell(pipe: int) -> None:
     """In the process to be killed: saves after every step, and tells and lingers where a kill might do harm."""
-    train.SAVE_MINUTES = 0.0
+    callbacks.SAVE_MINUTES = 0.0
     at_end = False
 
     def tell(point: bytes) -> None:
         os.write(pipe, point.upper() if at_end else point)
         time.sleep(PAUSE)
 
-    def step(model: object, state: train.State, *args: object) -> object:
+    def count(state: State, *step: object) -> None:
         nonlocal at_end
-        result = plain_step(model, state, *args)
-        at_end = (state.step + 1) % PER_EPOCH == 0
+        plain_count(state, *step)
+        at_end = state.step % PER_EPOCH == 0
         tell(b"s")
-        return result
 
     def fsync(file: int) -> None:
         tell(b"f")
@@ -131,8 +130,8 @@ def _tell(pipe: int) -> None:
         plain_replace(source, target)
         tell(b"d")
 
-    plain_step, plain_fsync, plain_replace = train._step, os.fsync, os.replace
-    train._step, os.fsync, os.replace = step, fsync, replace
+    plain_count, plain_fsync, plain_replace = State.count, os.fsync, os.replace
+    State.count, os.fsync, os.replace = count, fsync, replace
 
 
 def crash(kills: int, folder: Path, seed: int = 0) -> Counter:

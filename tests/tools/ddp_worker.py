@@ -1,8 +1,9 @@
-"""What the processes of tests/test_processes.py run under torchrun: `fit` in float64, on a small data set.
+"""What the processes of tests/training/test_distributed.py run under torchrun: `fit` in float64, on a small data set.
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.tools.ddp_worker FOLDER [NAME=VALUE ...]
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import sys
 import torch
 
 import ltpa
-from ltpa.training import trainer as train
+from ltpa.training import trainer
 
 IMAGES, TEST, CLASSES = 80, 30, 4
 
@@ -51,17 +52,18 @@ def main() -> None:
     folder, *changes = sys.argv[1:]
     given = dict(change.split("=") for change in changes)
     torch.set_default_dtype(torch.float64)
-    plain, rank = train._step, int(os.environ.get("RANK", 0))
+    plain, rank, steps = trainer.train_step, int(os.environ.get("RANK", 0)), itertools.count()
     last = rank == int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-    def step(network: object, state: train.State, *args: object) -> object:
-        if last and state.step == int(given.get("KILL", -1)):
+    def step(*args: object, **settings: object) -> object:
+        number = next(steps)
+        if last and number == int(given.get("KILL", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
-        if last and state.step == int(given.get("STOP", -1)):
+        if last and number == int(given.get("STOP", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(network, state, *args)
+        return plain(*args, **settings)
 
-    train._step = step
+    trainer.train_step = step
     settings = {"model": given["model"]} if "model" in given else {}
     if "dropout" in given:
         settings["dropout"] = True

@@ -18,7 +18,8 @@ from ltpa.config import TrainConfig
 from ltpa.data.augment import augmented_batch
 from ltpa.data.dataset import Split
 from ltpa.inference import choose_device
-from ltpa.training.step import optimizer, train_step
+from ltpa.training.optim import make_optimizer
+from ltpa.training.trainer import train_step
 
 WORKERS = 2
 AHEAD = 2 * WORKERS  # batches that the workers of a loader have ready when it was idle
@@ -141,7 +142,7 @@ def our_loop(config: TrainConfig, split: Split, num_classes: int, measures: Meas
     def network() -> nn.Module:
         return torch.compile(model) if measures.compiled else model
 
-    sgd = optimizer(model, config)
+    sgd = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=measures.dtype == torch.float16)
     settings = {"rate": config.learning_rate, "smoothing": config.label_smoothing, "dtype": measures.dtype}
     batches = our_batches(split, config.batch_size, measures, device)

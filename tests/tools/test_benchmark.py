@@ -17,7 +17,8 @@ from ltpa import TrainConfig, create_model
 from ltpa.data.dataset import Split
 from ltpa.inference import choose_precision, to_float
 from ltpa.models.cost import gmac
-from ltpa.training.step import optimizer, train_step
+from ltpa.training.optim import make_optimizer
+from ltpa.training.trainer import train_step
 from tests.tools import benchmark, loops
 from tests.tools.__main__ import main
 from tests.tools.benchmark import BARE, COMPILED, CONTROL, DATA, OURS, PLAIN, Settings, Variant
@@ -116,7 +117,10 @@ def networks(weight_decay):
 
 def both_step(config, plain, ours, steps):
     criterion, sgd = plain_parts(plain, config)
-    our_sgd, scaler = optimizer(ours, config), torch.amp.GradScaler("cpu", enabled=False)
+    our_sgd, scaler = (
+        make_optimizer(ours, learning_rate=0.1, weight_decay=config.weight_decay),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
     for seed in range(steps):
         draw = torch.Generator().manual_seed(seed)
         batch = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=draw)

@@ -15,7 +15,7 @@ from ltpa.data.augment import augmented_batch
 from ltpa.distributed import ALONE, Processes, launched
 from ltpa.inference import choose_device
 from ltpa.training.checkpoint import load_tensors
-from ltpa.training.trainer import epoch_batches
+from ltpa.training.loader import epoch_batches
 from tests.tools.ddp_worker import CLASSES, IMAGES, tiny_config, tiny_data
 
 ROOT = Path(__file__).parents[2]
@@ -235,7 +235,7 @@ def test_alone_everything_is_trivial():
     assert ALONE.gather("x") == ["x"]
     assert ALONE.largest(1.25, True) == (1.25, True)
     assert torch.equal(ALONE.total(values), values)
-    assert ALONE.told_by_first(values) is values
+    assert ALONE.copied_from_first(values) is values
     assert ALONE.in_turn(lambda: 3) == 3
     with pytest.raises(KeyError, match="as it is"):
         ALONE.together(lambda: {}["as it is"])

@@ -74,7 +74,7 @@ def test_a_training_tells_once_a_level(tmp_path, monkeypatch, factor, word):
 
     monkeypatch.setattr(train, "evaluate_images", examine_spoilt)
     config = tiny_config(tmp_path / "run", epochs=4)
-    run = fit(config, tiny_data(), progress=False, on_epoch=lambda run: models.append(run.model))
+    run = fit(config, tiny_data(), progress=False, callbacks=[lambda run: models.append(run.model)])
     about_maps = [words for words in run.notes if "attention at" in words]
     assert [words.split(":")[:2] for words in about_maps] == [
         ["after epoch 3", f" attention at {level} is {word}"] for level in ("conv7", "conv13")
@@ -86,7 +86,7 @@ def test_a_training_that_answers_always_the_same_tells(tmp_path, capfd):
         with torch.no_grad():
             run.model.head.classifiers[0].bias[3] = 1e4
 
-    run = fit(tiny_config(tmp_path / "run", epochs=2), tiny_data(), on_epoch=spoil)
+    run = fit(tiny_config(tmp_path / "run", epochs=2), tiny_data(), callbacks=[spoil])
     assert len(run.notes) == 1
     # In the first epoch so small a network may do it by itself; in the second it must.
     assert re.match("after epoch [12]: every test image is taken for the same class", run.notes[0])

@@ -1,19 +1,19 @@
 """Training by the clock: on machines of any speed it ends in time, with the learning rate at its end."""
 
-import functools
 import signal
+import time
 
 import pytest
 import torch
 
-from ltpa import TrainConfig, fit, load_run
-from ltpa.training import trainer as train
+from ltpa import evaluate, fit, load_run
+from ltpa.training import callbacks, trainer
 from ltpa.training.checkpoint import load_tensors
-from ltpa.training.schedule import WARM_UP, Clock, one_cycle
+from ltpa.training.optim import WARM_UP
 from ltpa.viz.figures import learning_curve
 from tests.tools.crash import tiny_config, tiny_data
+from tests.training.harness import disturb, kill_self, quiet
 
-quiet = functools.partial(fit, progress=False)
 BUDGET = 20.0  # seconds
 
 
@@ -21,22 +21,22 @@ class Machine:
     """A clock that only training steps and tests move, at the speed of some machine."""
 
     def __init__(self, monkeypatch, step, test):
-        self.now, self.rates, self.tests = 1000.0, [], 0
-        plain_step, plain_examine = train._step, train.evaluate_images
+        self.now, self.rates = 1000.0, []
+        plain_step, plain_examine = trainer.train_step, trainer.evaluate_images
 
-        def slow_step(model, state, batch, labels, rate, *rest):
+        def slow_step(*args, **settings):
             self.now += step
-            self.rates.append(rate)
-            return plain_step(model, state, batch, labels, rate, *rest)
+            self.rates.append(settings["rate"])
+            return plain_step(*args, **settings)
 
         def slow_examine(model, split, *rest, **processes):
             self.now += test * len(split) / 30
-            self.tests += len(split) == 30
             return plain_examine(model, split, *rest, **processes)
 
-        monkeypatch.setattr(train, "_step", slow_step)
-        monkeypatch.setattr(train, "evaluate_images", slow_examine)
-        monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(trainer, "train_step", slow_step)
+        for module in (trainer, callbacks):
+            monkeypatch.setattr(module, "evaluate_images", slow_examine)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,6 @@ def test_the_last_test_is_of_the_weights_that_are_saved(monkeypatch, tmp_path):
     assert facts["epochs"] == len(run.history)
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     monkeypatch.undo()
-    from ltpa import evaluate
-
     found = evaluate(run.model, tiny_data().test, "fp32")
     assert found["accuracy"] == run.history[-1]["test_accuracy"]
 
@@ -80,14 +78,7 @@ def test_the_last_test_is_of_the_weights_that_are_saved(monkeypatch, tmp_path):
 def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_path, capsys):
     machine = Machine(monkeypatch, 1.0, 2.0)
     config = tiny_config(tmp_path / "run", minutes=1.0)
-    plain = train._step
-
-    def interrupted(*args):
-        if len(machine.rates) == 20:
-            signal.raise_signal(signal.SIGINT)
-        return plain(*args)
-
-    monkeypatch.setattr(train, "_step", interrupted)
+    disturb(monkeypatch, "train_step", kill_self(signal.SIGINT, [21]))
     with pytest.raises(KeyboardInterrupt):
         quiet(config, tiny_data())
     half = machine.now - 1000.0
@@ -103,7 +94,7 @@ def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_
     assert "going on with" in told
     assert "1 minutes on cpu" in told
     assert f"passes over the training images, test accuracy {run.history[-1]['test_accuracy']:.1%}" in told
-    monkeypatch.setattr(train, "_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(trainer, "train_step", lambda *_, **__: pytest.fail("trained again"))
     assert quiet(config, tiny_data()).history == run.history
 
 
@@ -117,47 +108,11 @@ def test_no_time_at_all_still_trains_a_step_and_tests_it(monkeypatch, tmp_path):
 
 def test_real_time(tmp_path):
     """Not with a made-up clock: six seconds are six seconds, within a second that a loaded machine may take away."""
-    import time
-
     started = time.monotonic()
     run = quiet(tiny_config(tmp_path / "run", minutes=0.1), tiny_data())
     assert 5.0 < time.monotonic() - started < 8.0
     assert len(run.history) > 2
     assert run.history[-1]["learning_rate"] < 0.05 * run.config.learning_rate
-
-
-def test_the_schedule_by_hand():
-    assert [one_cycle(done, 0.4) for done in (0.0, 0.125, 0.25, 0.625, 1.0)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
-
-
-def test_a_clock_knows_when_there_is_time_for_a_test(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    clock = Clock(100.0, 20.0)
-    clock.tested(10.0)
-    assert (clock.elapsed(), clock.tests(), clock.ended(0)) == (20.0, True, False)
-    assert clock.done(0) == pytest.approx(20 / 90)
-    now[0] = 56.0
-    assert (clock.tests(), clock.ended(5)) == (False, False), "no test any more, and time to train"
-    now[0] = 71.0
-    assert clock.ended(5)
-    clock.tested(4.0)
-    assert not clock.ended(5)
-    now[0] = 77.0
-    assert clock.ended(5)
-
-
-def test_minutes_are_a_setting_like_any_other():
-    config = TrainConfig(minutes=10)
-    assert config.minutes == 10.0
-    assert config.planned_epochs is None
-    assert TrainConfig().planned_epochs == 10
-    assert TrainConfig().path.name != config.path.name
-    for value in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="minutes must be above 0"):
-            TrainConfig(minutes=value)
-    with pytest.raises(TypeError, match="minutes must be a number"):
-        TrainConfig(minutes="ten")
 
 
 def test_the_curve_of_a_run_by_the_clock(monkeypatch, tmp_path):

@@ -38,7 +38,9 @@ def test_three_hundred_epochs_do_not_grow(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = fit(tiny_config(tmp_path / "run", epochs=EPOCHS, snapshots=2), tiny_data(), on_epoch=look, progress=False)
+        run = fit(
+            tiny_config(tmp_path / "run", epochs=EPOCHS, snapshots=2), tiny_data(), callbacks=[look], progress=False
+        )
     finally:
         torch.set_num_threads(threads)
     assert len(run.history) == EPOCHS

@@ -1,0 +1,350 @@
+"""What happens around the training: saving, progress, snapshots of maps, a check of health, the clock, interrupts."""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.dataset import Dataset
+from ..inference import evaluate_images
+from ..progress import Progress, logger
+from .checkpoint import load_tensors
+from .health import problems
+from .optim import Clock, Steps
+from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+SAVE_MINUTES = 5.0  # a long epoch is saved this often
+CHECKED_STEPS = 20  # how often it is checked that the loss is a number, for which a GPU has to wait
+TIMED_STEPS = 5  # after the first one, which is slower; they say how long the run will take
+
+
+class TrainingDiverged(FloatingPointError):
+    """Loss or weights are no longer finite numbers; the weights of the last finished epoch are kept."""
+
+
+class Callback:
+    """Something that happens at certain moments of a training; override the moments that you need.
+
+    Callbacks that `fit` is given are called in the first process only, after those in this module.
+    """
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Run before the first step of this process."""
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """Run after every step."""
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Run after every test, when `trainer.run` has a new row of history and is saved."""
+
+    def on_stop(self, trainer: "Trainer") -> None:
+        """Run when the training ends: complete, interrupted or failed."""
+
+
+class AfterEpoch(Callback):
+    """Calls a function with the run after every epoch."""
+
+    def __init__(self, function: Callable[[Run], None]) -> None:
+        self._function = function
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Call the function."""
+        self._function(trainer.run)
+
+
+class TimeLimit(Callback):
+    """Ends the training when only the time for a test is left."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Estimate the time of a test from a small one; the first is slower and does not count."""
+        few = trainer.test[: max(1, min(64, len(trainer.test) // 10))]
+        for _ in range(2):
+            started = time.monotonic()
+            evaluate_images(trainer.run.model, few, trainer.precision)
+        seconds = (time.monotonic() - started) * len(trainer.test) / len(few) / trainer.processes.count
+        (self._clock.test_seconds,) = trainer.processes.largest(seconds)
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """End the training in all processes at once."""
+        trainer.ended = bool(trainer.processes.largest(self._clock.ended(trainer.state.step))[0])
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Write into the history how much of the schedule is done; 1 ends the run."""
+        self._clock.test_seconds = trainer.test_seconds
+        (ended,) = trainer.processes.largest(self._clock.ended(trainer.state.step))
+        trainer.run.history[-1]["schedule"] = 1.0 if ended else trainer.done
+
+    def on_stop(self, trainer: "Trainer") -> None:
+        """Say what the time was enough for."""
+        if trainer.run.complete:
+            logger.info(
+                f"{self._clock.budget / 60:g} minutes on {_machine(trainer)}: "
+                f"{trainer.state.step / trainer.steps_per_epoch:.1f} passes over the training images, "
+                f"test accuracy {trainer.run.history[-1]['test_accuracy']:.1%}"
+            )
+
+
+class HealthCheck(Callback):
+    """Stops a training whose loss is not finite, and notes once what is wrong with predictions or maps."""
+
+    def __init__(self) -> None:
+        self._noted: set[str] = set()
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """Look at the loss now and then."""
+        state = trainer.state
+        if state.step % CHECKED_STEPS == 0:
+            (diverged,) = trainer.processes.largest(not math.isfinite(state.sums[0].item()))
+            if diverged:
+                check_finite(trainer)
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Look at what the test showed."""
+        if trainer.evaluation is None:
+            return
+        for problem in problems(trainer.test.labels, trainer.evaluation.predictions, trainer.evaluation.strongest):
+            if problem not in self._noted:
+                self._noted.add(problem)
+                logger.warning(f"after epoch {len(trainer.run.history)}: {problem}")
+
+
+class Snapshots(Callback):
+    """Keeps the maps of the same few test images before training and after every epoch.
+
+    Args:
+        data: whose test images are spread over the classes.
+        count: how many; a run that has begun with another number goes on with that.
+    """
+
+    def __init__(self, data: Dataset, count: int) -> None:
+        self._data, self._count = data, count
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Choose the images."""
+        run, files = trainer.run, snapshot_files(trainer.run.path)
+        kept = load_tensors(files[0])[0] if files else {}
+        count = next((len(maps) for maps in kept.values()), self._count)
+        self._images = self._data.test[snapshot_indices(self._data, count)].images
+        (run.path / "snapshots").mkdir(exist_ok=True)
+        if not trainer.state.step:
+            attempt(trainer, save_snapshot, run, self._images, trainer.precision)
+        elif not files:
+            logger.warning(f"the maps by epoch are kept from epoch {len(run.history) + 1} on: snapshots was 0 before")
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Keep the maps after an epoch."""
+        attempt(trainer, save_snapshot, trainer.run, self._images, trainer.precision)
+
+
+class Saving(Callback):
+    """Saves every few minutes, after every epoch, and when an interrupt ends the training.
+
+    What cannot be written is noted, and the training goes on; only after the last epoch it is an error.
+    """
+
+    def __init__(self, interrupted: "Interrupted") -> None:
+        self.interrupted = interrupted
+        self.failure: OSError | None = None  # of the last attempt
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Make the folder of the checkpoints."""
+        if trainer.processes.first:
+            (trainer.run.path / "checkpoints").mkdir(exist_ok=True)
+        self._saved = time.monotonic()
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """Save where it is time to, or where an interrupt has come: then all processes end after the same step."""
+        if trainer.ended or trainer.state.step % trainer.steps_per_epoch == 0:
+            return  # saved with the results of the epoch
+        is_time = time.monotonic() - self._saved > SAVE_MINUTES * 60
+        stop, due = trainer.processes.largest(bool(self.interrupted), is_time)
+        if stop or due:
+            check_finite(trainer)
+            trainer.processes.average_norms(trainer.run.model)
+            self.failure = self._save_checkpoint(trainer)
+        if stop:
+            self.end(f"step {trainer.state.step}")
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Save weights and history, then a checkpoint: a kill between the two only costs the time of an epoch."""
+        self.failure = attempt(trainer, save_epoch, trainer.run) if trainer.processes.first else None
+        if self.failure and trainer.run.complete:
+            rescue_weights(trainer.run, self.failure)
+        self.failure = self.failure or self._save_checkpoint(trainer)
+
+    def end(self, after: str) -> None:
+        """Say whether all is saved, and raise what the signal stands for."""
+        saved = "it is not saved" if self.failure else "saved: call fit again to go on"
+        logger.info(f"interrupted after {after}; {saved}")
+        self.interrupted.raise_again()
+
+    def _save_checkpoint(self, trainer: "Trainer") -> OSError | None:
+        state, sums = trainer.state, trainer.processes.total(trainer.state.sums)
+        self._saved = time.monotonic()
+        return attempt(trainer, state.save, trainer.run.path / "checkpoints", sums) if trainer.processes.first else None
+
+
+class EndWhenInterrupted(Callback):
+    """Ends the training after an epoch, when all other callbacks have been called."""
+
+    def __init__(self, saving: Saving) -> None:
+        self._saving = saving
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """End all processes after the same epoch."""
+        (stop,) = trainer.processes.largest(bool(self._saving.interrupted))
+        if stop:
+            self._saving.end(f"epoch {len(trainer.run.history)}")
+
+
+class ProgressBar(Callback):
+    """Shows a bar over steps, or over seconds, and says after some steps how long the run will take."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_start(self, trainer: "Trainer") -> None:
+        """Show the bar."""
+        schedule = trainer.schedule
+        self._whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
+        self._first = trainer.state.step
+        self._bar = Progress(self._whole, self._position(trainer))
+
+    def on_step(self, trainer: "Trainer") -> None:
+        """Move the bar."""
+        self._show(trainer)
+        taken = trainer.state.step - self._first
+        if taken in (1, 1 + TIMED_STEPS) and isinstance(trainer.schedule, Steps):
+            trainer.state.sums.tolist()  # waits for the GPU
+            if taken == 1:
+                self._timed_since = time.monotonic()
+            else:
+                self._estimate(trainer)
+
+    def on_epoch(self, trainer: "Trainer") -> None:
+        """Show the results of the test."""
+        self._show(trainer)
+
+    def on_stop(self, trainer: "Trainer") -> None:
+        """Leave the bar as it is."""
+        if self._bar:
+            self._bar.close()
+
+    def _show(self, trainer: "Trainer") -> None:
+        if self._bar:
+            self._bar.update(self._position(trainer), partial(_describe, trainer))
+
+    def _position(self, trainer: "Trainer") -> int:
+        schedule = trainer.schedule
+        return trainer.state.step if isinstance(schedule, Steps) else min(round(schedule.elapsed()), self._whole)
+
+    def _estimate(self, trainer: "Trainer") -> None:
+        left = (self._whole - trainer.state.step) * (time.monotonic() - self._timed_since) / TIMED_STEPS
+        left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
+        epochs = self._whole // trainer.steps_per_epoch
+        logger.info(f"{epochs} epochs on {_machine(trainer)}: about {_duration(left)} to go")
+
+
+def all_callbacks(
+    trainer: "Trainer", data: Dataset, snapshots: int, progress: bool, interrupted: "Interrupted"
+) -> list[Callback]:
+    """Return a trainer's own callbacks among those of this module, in the order in which they are called.
+
+    The first process alone writes snapshots and shows a bar.
+    """
+    first, schedule, saving = trainer.processes.first, trainer.schedule, Saving(interrupted)
+    clock = [TimeLimit(schedule)] if isinstance(schedule, Clock) else []
+    maps = [Snapshots(data, snapshots)] if first and snapshots else []
+    bar = [ProgressBar()] if first and progress else []
+    return [*clock, HealthCheck(), *maps, saving, *bar, *trainer.callbacks, EndWhenInterrupted(saving)]
+
+
+def attempt(trainer: "Trainer", save: Callable[..., Any], *arguments: Any) -> OSError | None:
+    """Save something; note and return the error where that cannot be. What was saved before is still there."""
+    try:
+        save(*arguments)
+    except OSError as error:
+        logger.warning(f"step {trainer.state.step} is not saved, what was saved before stays: {error}")
+        return error
+    return None
+
+
+def check_finite(trainer: "Trainer") -> None:
+    """Raise TrainingDiverged unless loss and weights are finite numbers; called before anything is saved."""
+    state, run = trainer.state, trainer.run
+    finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
+    if trainer.processes.largest(not finite or not math.isfinite(state.sums[0].item()))[0]:
+        kept = f"the weights of epoch {len(run.history)} are kept in {run.path}" if run.history else "nothing was saved"
+        raise TrainingDiverged(
+            f"the {'loss' if finite else 'loss or a weight'} is not finite after step {state.step}; {kept}. "
+            f"Try a lower learning rate (it was {trainer.peak}) or precision='fp32'"
+        )
+
+
+class Interrupted:
+    """Whether a signal to stop has come."""
+
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def raise_again(self) -> None:
+        """Raise KeyboardInterrupt for Ctrl-C and the notebook's stop button, SystemExit for SIGTERM."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + int(self.number or signal.SIGTERM))  # none: another process got the signal
+
+    def _set(self, number: int, _: object) -> None:
+        self.number = number
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupted]:
+    """Let SIGINT and SIGTERM only set a flag, for the time of a `with` block, so that no step or save is cut in two."""
+    interrupted = Interrupted()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = {number: signal.signal(number, interrupted._set) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set in Python
+
+
+def _describe(trainer: "Trainer") -> tuple[str, str]:
+    """Return what the bar shows: the epoch; loss and accuracies so far."""
+    run, planned = trainer.run, trainer.run.config.planned_epochs
+    loss, correct, count = trainer.state.sums.tolist()
+    words = [f"loss {loss / count:.3f}, accuracy {correct / count:.1%}"] if count else []
+    if run.history:
+        words.append(f"test {run.history[-1]['test_accuracy']:.1%}")
+    epoch = math.ceil(trainer.state.step / trainer.steps_per_epoch)
+    return f"epoch {epoch}" + (f"/{planned}" if planned else ""), ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _machine(trainer: "Trainer") -> str:
+    device, count = trainer.state.sums.device, trainer.processes.count
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
+    return f"{name} in {str(trainer.dtype).removeprefix('torch.')}" + (f", {count} processes" if count > 1 else "")

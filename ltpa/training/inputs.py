@@ -1,0 +1,82 @@
+"""What a training needs, checked before anything is written: data, equal processes, seeded generators."""
+
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..data.dataset import Dataset, hold_out, load_data
+from ..distributed import Processes
+from ..inference import to_float
+from ..models.classifier import check_images
+from .loader import steps_per_epoch
+from .run import fingerprint
+
+
+def data_for(config: TrainConfig, download: bool = True) -> Dataset:
+    """Return the data set that the settings name; with `validation`, the held-out images are its test split."""
+    data = load_data(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+        download=download,
+        memory_gb=config.memory_gb,
+    )
+    return hold_out(data, config.validation) if config.validation else data
+
+
+def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:
+    """Refuse images and labels that no classifier can be trained on in batches of this size."""
+    if data.train.labels.ndim != 1:
+        raise ValueError("training needs one label an image; scenes of two objects are for looking, not for training")
+    if len(data.train) < 2 or not len(data.test):
+        raise ValueError(f"{len(data.train)} training and {len(data.test)} test images are too few to train and test")
+    if len(data.classes) < 2 or not all(isinstance(name, str) for name in data.classes):
+        raise ValueError(f"a classifier needs the names of at least two classes, not {data.classes!r}")
+    for name, split in (("training", data.train), ("test", data.test)):
+        if split.labels.shape != (len(split),) or split.labels.dtype != torch.int64:
+            raise ValueError(f"{name} labels must be {len(split)} of int64, as many as images")
+        outside = int(((split.labels < 0) | (split.labels >= len(data.classes))).sum())
+        if outside:
+            raise ValueError(f"{outside} {name} labels lie outside 0 ... {len(data.classes) - 1}, the known classes")
+        if split.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.dtype}")
+        check_images(to_float(split[:1].images))
+    count = processes.count
+    if batch_size % count or batch_size < 2 * count:
+        nearest = max(2, round(batch_size / count)) * count
+        raise ValueError(
+            f"batch_size={batch_size} is divided among {count} processes, which needs a multiple of {count}, from "
+            f"{2 * count} up (batch norm compares images): take batch_size={nearest}, or another number of processes"
+        )
+    if count > 1 and len(data.train) // steps_per_epoch(len(data.train), batch_size) < 2 * count:
+        raise ValueError(f"{len(data.train)} training images are too few for {count} processes; start fewer")
+
+
+def check_alike(processes: Processes, settings: dict[str, Any], data: Dataset, dtype: torch.dtype) -> None:
+    """Refuse processes that have different settings or images, or compute in different precisions."""
+    if processes.count > 1:
+        own = processes.together(fingerprint, data) | settings | {"precision": str(dtype)}
+        processes.together(_compare, own, processes.gather(own), processes.rank)
+
+
+def _compare(own: dict[str, Any], everyone: list[dict[str, Any]], rank: int) -> None:
+    for other_rank, other in enumerate(everyone):
+        differing = [f"{name} ({own[name]!r}, {value!r})" for name, value in other.items() if own[name] != value]
+        if differing:
+            raise ValueError(
+                f"processes {rank} and {other_rank} differ in {'; '.join(differing)}; give all the same options, the "
+                "same data and, where their hardware differs, the same precision"
+            )
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed like `torch.manual_seed`, but not the generators of other GPUs: those are the caller's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
