@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .errors import closest
 from .inference import attend_batches, to_float
 from .maps import resize
-from .models.classifier import ImageClassifier, check_images, chosen_classes, evaluation_mode
+from .models.classifier import check_images, chosen_classes, evaluation_mode
 from .models.networks import VGGGAP
 
 Method = Callable[[Tensor, Tensor], Tensor]  # images (n, 3, H, W), classes (n,) -> maps (n, h, w)
@@ -61,10 +61,9 @@ def explain(
         raise TypeError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}")
     check_images(to_float(images[:1]))
     if method == "attention":
-        with evaluation_mode(model):
-            return _attention(model, images, layer)
+        return _attention(model, images, layer)
     compute = _METHODS[method](model, layer)
-    size = images.shape[-2:]
+    size = (images.shape[2], images.shape[3])
     step = max(1, _PIXELS // (size[0] * size[1]))
     results = [images.new_zeros((0, *size), dtype=torch.float32, device="cpu")]
     parameter = next(model.parameters())  # the images must be on its device and of its precision
@@ -94,15 +93,16 @@ def _part(target: Tensor | int | None, part: slice, count: int) -> Tensor | int 
     return classes if classes.ndim == 0 else classes[part]
 
 
-def _attention(model: ImageClassifier, images: Tensor, level: str | None) -> Tensor:
-    results = [torch.zeros(0, *images.shape[-2:])]
+def _attention(model: Any, images: Tensor, level: str | None) -> Tensor:
+    size = (images.shape[2], images.shape[3])
+    results = [torch.zeros(0, *size)]
     for _, output in attend_batches(model, images, "fp32"):
         if not output.maps:
             raise ValueError("this model has no attention maps; methods for every model: saliency, gradcam, occlusion")
         name = list(output.maps)[-1] if level is None else level
         if name not in output.maps:
             raise ValueError(f"unknown level {name!r}: {closest(name, output.maps)}")
-        results.append(resize(output.maps[name].float().cpu(), images.shape[-2:]))
+        results.append(resize(output.maps[name].float().cpu(), size))
     return torch.cat(results)
 
 
@@ -114,7 +114,7 @@ def _captum() -> Any:
     return captum.attr
 
 
-def _saliency(model: nn.Module, _: None) -> Method:
+def _saliency(model: nn.Module, _: str | None) -> Method:
     method = _captum().Saliency(model)
     return lambda images, target: method.attribute(images, target=target).amax(1)
 
@@ -131,7 +131,7 @@ def _gradcam(model: nn.Module, layer: str | None) -> Method:
     return compute
 
 
-def _integrated_gradients(model: nn.Module, _: None) -> Method:
+def _integrated_gradients(model: nn.Module, _: str | None) -> Method:
     method = _captum().IntegratedGradients(model)
 
     def compute(images: Tensor, target: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _integrated_gradients(model: nn.Module, _: None) -> Method:
     return compute
 
 
-def _occlusion(model: nn.Module, _: None) -> Method:
+def _occlusion(model: nn.Module, _: str | None) -> Method:
     method = _captum().Occlusion(model)
 
     def compute(images: Tensor, target: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _occlusion(model: nn.Module, _: None) -> Method:
     return compute
 
 
-def _cam(model: nn.Module, _: None) -> Method:
+def _cam(model: nn.Module, _: str | None) -> Method:
     if not isinstance(model, VGGGAP):
         raise ValueError("only vgg-gap has a class activation map of its own; gradcam makes one for every model")
 

@@ -236,17 +236,14 @@ def evaluate_images(
     part = split.part(processes.bounds(len(split)))
     own = list(_evaluated_batches(model, part, precision, batch_size)) if len(part) else []
     batches = [batch for theirs in processes.gather(own) for batch in theirs]
-    first = batches[0]
-
-    def joined(name: str) -> dict[str, Tensor]:
-        return {level: torch.cat([getattr(batch, name)[level] for batch in batches]) for level in getattr(first, name)}
-
     return Evaluation(
-        *(torch.cat([getattr(batch, name) for batch in batches]) for name in ("predictions", "correct", "losses")),
-        joined("entropies"),
+        torch.cat([batch.predictions for batch in batches]),
+        torch.cat([batch.correct for batch in batches]),
+        torch.cat([batch.losses for batch in batches]),
+        {level: torch.cat([batch.entropies[level] for batch in batches]) for level in batches[0].entropies},
         {
             level: (torch.cat([batch.strongest[level][0] for batch in batches]), positions)
-            for level, (_, positions) in first.strongest.items()
+            for level, (_, positions) in batches[0].strongest.items()
         },
     )
 

@@ -32,7 +32,8 @@ def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: floa
     """Return 3x3 convolution, batch norm, ReLU and dropout if its rate is not 0; He-normal with fan-out, bias zero."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     layers = [conv, nn.BatchNorm2d(out_channels, eps=bn_eps), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
 
@@ -170,8 +171,13 @@ class ResNet164(Trunk):
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         """Return the ends of the stages: {"stage2": (N, 128, H/2, W/2), "stage3": (N, 256, H/4, W/4)}."""
-        second = self.stage2(self.stage1(self.conv1(x)))
-        return OrderedDict(stage2=second, stage3=self.stage3(second))
+        local: OrderedDict[str, Tensor] = OrderedDict()
+        x = self.conv1(x)
+        for name in ("stage1", "stage2", "stage3"):
+            x = getattr(self, name)(x)
+            if name in self.channels:
+                local[name] = x
+        return local
 
 
 class ResNetGlobalBranch(nn.Module):

@@ -102,9 +102,7 @@ class ImageClassifier(nn.Module):
         if trunk is None or head is None:
             return super().__repr__()
         count = sum(parameter.numel() for parameter in self.parameters())
-        lines = [
-            f"{self.name or type(self).__name__}: {count:,} parameters, {head.classifiers[0].out_features} classes"
-        ]
+        lines = [f"{self.name or type(self).__name__}: {count:,} parameters, {len(head.weight)} classes"]
         if self.classes:
             shown = self.classes if len(self.classes) <= 12 else (*self.classes[:10], "...", self.classes[-1])
             lines.append(f"  classes: {', '.join(shown)}")
@@ -141,6 +139,13 @@ class Head(nn.Module):
         inputs = [sum(channels)] if combine == "concat" else channels
         self.combine = combine
         self.classifiers = nn.ModuleList(nn.Linear(c, num_classes) for c in inputs)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights (num_classes, C) of the first classifier."""
+        first = self.classifiers[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight
 
     def forward(self, descriptors: list[Tensor]) -> Tensor:
         """[(N, C_1), (N, C_2), ...] -> logits (N, num_classes)."""

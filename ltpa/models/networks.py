@@ -177,7 +177,7 @@ class VGGGAP(ImageClassifier):
         logits = self.head([features.mean((2, 3))])
         classes = logits.argmax(dim=1) if target is None else chosen_classes(target, logits)
         with torch.autocast(features.device.type, enabled=False):
-            weights = self.head.classifiers[0].weight[classes.expand(len(logits))]  # (N, C)
+            weights = self.head.weight[classes.expand(len(logits))]  # (N, C)
             cam = torch.einsum("nc,nchw->nhw", weights, features)
         return AttentionOutput(logits, OrderedDict(cam=cam.relu()), OrderedDict(cam=cam))
 

@@ -57,8 +57,8 @@ def load_reference(
         mean, std = normalize
     except (TypeError, ValueError) as error:
         raise ValueError(f"normalize must be (mean, std), three numbers each, not {normalize!r}") from error
-    is_state = isinstance(state_dict_or_path, Mapping)
-    state = _renamed(_tensors(state_dict_or_path) if is_state else _read(Path(state_dict_or_path)))
+    source = state_dict_or_path
+    state = _renamed(_tensors(source) if isinstance(source, Mapping) else _read(Path(source)))
     has_attention = any(key.startswith(("attn", "projector")) for key in state)
     names = _names(has_attention)
     counters = {key for key in names if key.endswith("num_batches_tracked")}  # old files lack them
