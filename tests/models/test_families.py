@@ -1,6 +1,5 @@
 """VGG-GAP, VGG-PAN, ResNet-164 and one classifier a level, against references written from the paper's description."""
 
-import copy
 import math
 import re
 
@@ -10,40 +9,33 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltpa.models.networks import create_model, list_models
-from tests.models import test_networks as test_models
+from tests.models import helpers
+from tests.models.helpers import (
+    MEAN_STD,
+    NORMALIZERS,
+    assert_close,
+    assert_same_maps,
+    build,
+    gradients,
+    is_dead,
+    levels_of,
+    pictures,
+    state_of,
+)
 from tests.tools import reference
 
-one_thread = test_models.one_thread
-assert_close, build, is_dead, kind_of, pictures = (
-    test_models.assert_close,
-    test_models.build,
-    test_models.is_dead,
-    test_models.kind_of,
-    test_models.pictures,
-)
-
-NORMALIZERS = test_models.NORMALIZERS
 RESNET_ATTENTION = list_models("resnet164-*")
-STAGES = {"resnet164-att": ["stage3"], "resnet164-att2": ["stage2", "stage3"]}
 SIZES = [(32, 32), (96, 64), (33, 47)]
 each_resnet = pytest.mark.parametrize("name", RESNET_ATTENTION)
 each_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
 each_size = pytest.mark.parametrize("size", SIZES)
 
 
-def levels_of(name):
-    return STAGES[name.rsplit("-", 2)[0]]
-
-
 def scrambled(model, images):
-    return test_models.settled(test_models.scrambled(model), images)
+    return helpers.settled(helpers.scrambled(model), images)
 
 
-def state_of(model):
-    return {key: value.double() for key, value in model.state_dict().items()}
-
-
-# --- references ------------------------------------------------------------------------------------------------------
+# --- references
 
 
 def norm(state, prefix, x, eps=1e-5):
@@ -146,18 +138,14 @@ def images_differ(logits):
     assert (logits[0] - logits[1]).abs().max() > 1e-3 * logits.abs().max(), "two images must not look alike"
 
 
-def compare_maps(found, expected, tolerance=1e-9):
-    assert list(found) == list(expected)
-    for level, weights in expected.items():
+def compare_maps(maps, expected):
+    assert_same_maps(maps, expected)
+    for weights in expected.values():
         spread = weights.flatten(1).amax(dim=1) - weights.flatten(1).amin(dim=1)
         assert spread.min() > 1e-3 * weights.mean(), "a map that says nothing tests nothing"
-        assert_close(found[level], weights, tolerance)
 
 
-MEAN_STD = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-
-
-# --- VGG-GAP ---------------------------------------------------------------------------------------------------------
+# --- VGG-GAP
 
 
 @each_size
@@ -167,38 +155,23 @@ def test_gap_step_by_step(size):
     model = scrambled(build("vgg-gap", **MEAN_STD), images)
     logits, evidence = gap(state_of(model), images)
     images_differ(logits)
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-10)
+    output = model.attend(images)
+    assert_close(output.logits, logits, 1e-10)
     assert_close(model(images), logits, 1e-10)
-    assert list(seen.maps) == list(seen.scores) == ["cam"]
-    assert seen.global_feature is None
-    assert seen.scores["cam"].shape == (3, size[0] // 4, size[1] // 4)
+    assert list(output.maps) == list(output.scores) == ["cam"]
+    assert output.global_feature is None
+    assert output.scores["cam"].shape == (3, size[0] // 4, size[1] // 4)
     for target in (None, 0, 4, torch.tensor(2), torch.tensor([1, 0, 4])):
-        seen = model.attend(images) if target is None else model.attend(images, target=target)
+        output = model.attend(images) if target is None else model.attend(images, target=target)
         chosen = logits.argmax(dim=1) if target is None else torch.as_tensor(target).expand(3)
         expected = torch.stack([evidence[image, label] for image, label in enumerate(chosen.tolist())])
-        assert_close(seen.scores["cam"], expected, 1e-10)
-        assert torch.equal(seen.maps["cam"], seen.scores["cam"].clamp_min(0))
-        assert_close(seen.logits, logits, 1e-10)
+        assert_close(output.scores["cam"], expected, 1e-10)
+        assert torch.equal(output.maps["cam"], output.scores["cam"].clamp_min(0))
+        assert_close(output.logits, logits, 1e-10)
+        bias = model.head.classifiers[0].bias[chosen]
+        assert_close(output.scores["cam"].mean((1, 2)) + bias, logits[range(3), chosen], 1e-10)
     assert (evidence > 0).any()
     assert (evidence < 0).any()
-
-
-@torch.no_grad()
-def test_mean_of_the_class_activation_map_and_bias_are_the_logit():
-    images = pictures(3, 48, 40)
-    model = build("vgg-gap", 5, width=1 / 8).eval()
-    model.head.classifiers[0].bias.uniform_(-3, 3)
-    bias = model.head.classifiers[0].bias
-    logits = model(images)
-    for target in range(5):
-        seen = model.attend(images, target=target)
-        assert_close(seen.scores["cam"].mean((1, 2)) + bias[target], logits[:, target], 1e-5)
-        assert torch.equal(seen.logits, logits)
-    predicted = logits.argmax(dim=1)
-    seen = model.attend(images)
-    assert_close(seen.scores["cam"].mean((1, 2)) + bias[predicted], logits.amax(dim=1), 1e-5)
-    assert torch.equal(seen.scores["cam"], model.attend(images, target=predicted).scores["cam"])
 
 
 def test_gap_refuses_classes_that_it_does_not_know():
@@ -209,8 +182,8 @@ def test_gap_refuses_classes_that_it_does_not_know():
 
 
 def test_gap_is_the_late_trunk_and_a_linear_layer():
-    events, macs = test_models.record(build("vgg-gap", 10, width=1.0), pictures())
-    assert events == [*test_models.expected_events(reference.LATE_TABLE[:13]), ("linear", 512, 10)]
+    events, macs = helpers.record(build("vgg-gap", 10, width=1.0), pictures())
+    assert events == [*helpers.expected_events(reference.LATE_TABLE[:13]), ("linear", 512, 10)]
     assert round(sum(macs.values()) / 1e9, 2) == 3.74
 
 
@@ -221,47 +194,43 @@ def test_gap_map_has_a_gradient():
     assert model.trunk.conv1[0].weight.grad.abs().sum() > 0
 
 
-# --- VGG-PAN ---------------------------------------------------------------------------------------------------------
+# --- VGG-PAN
 
 
 @each_normalizer
-@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize(("faithful", "size"), [(False, (33, 47)), (True, (32, 32))])
 @torch.no_grad()
-def test_pan_step_by_step(normalizer, faithful):
-    images = pictures(dtype=torch.float64)
+def test_pan_step_by_step(normalizer, faithful, size):
+    images = pictures(2, *size, dtype=torch.float64)
     model = scrambled(build("vgg-pan", normalizer=normalizer, faithful=faithful, **MEAN_STD), images)
     logits, maps = pan(state_of(model), images, normalizer)
     images_differ(logits)
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-9)
-    compare_maps(seen.maps, maps)
-    assert maps["conv10"].shape == (2, 16, 16)
-    assert maps["conv13"].shape == (2, 8, 8)
-    assert list(seen.scores) == ["conv10", "conv13"]
-    assert_close(seen.maps["conv10"], seen.scores["conv10"].sigmoid(), 1e-12)
-
-
-@pytest.mark.parametrize("size", SIZES[1:])
-@torch.no_grad()
-def test_pan_with_larger_images(size):
-    images = pictures(2, *size, dtype=torch.float64)
-    model = scrambled(build("vgg-pan", normalizer="sigmoid"), images)
-    logits, maps = pan(state_of(model), images, "sigmoid")
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-9)
-    compare_maps(seen.maps, maps)
-    assert seen.maps["conv10"].shape[1:] == (size[0] // 2, size[1] // 2)
+    output = model.attend(images)
+    assert_close(output.logits, logits, 1e-9)
+    compare_maps(output.maps, maps)
+    assert maps["conv10"].shape == (2, size[0] // 2, size[1] // 2)
+    assert maps["conv13"].shape == (2, size[0] // 4, size[1] // 4)
+    assert list(output.scores) == ["conv10", "conv13"]
+    assert_close(output.maps["conv10"], output.scores["conv10"].sigmoid(), 1e-12)
 
 
 def test_pan_is_the_table_with_two_branches():
     model = build("vgg-pan", 10, width=1 / 8, faithful=True)
-    events, _ = test_models.record(model, pictures())
+    events, _ = helpers.record(model, pictures())
     rows = [(name, channels // 8, size, rate) for name, channels, size, rate in reference.LATE_TABLE]
-    parts = [test_models.expected_events(part) for part in (rows[:10], rows)]
-    branch = test_models.expected_events(rows)[len(test_models.expected_events(rows[:13])) :]
+    parts = [helpers.expected_events(part) for part in (rows[:10], rows)]
+    branch = helpers.expected_events(rows)[len(helpers.expected_events(rows[:13])) :]
     tail = parts[1][len(parts[0]) :]
     fc = [("dropout", 0.5), ("linear", 64, 64)]
-    assert events == [*parts[0], *branch, *fc, *tail, *fc, *test_models.NORM, ("linear", 64, 10)]
+    assert events == [
+        *parts[0],
+        *branch,
+        *fc,
+        *tail,
+        *fc,
+        *[("batch norm", 1e-3), "relu", ("dropout", 0.5)],
+        ("linear", 64, 10),
+    ]
 
 
 @each_normalizer
@@ -287,9 +256,9 @@ def test_pan_builds_the_second_branch_only_where_it_matters(normalizer):
 def test_gates_of_pan_hold_back_what_they_gate():
     """With gates shut everywhere, conv11 sees nothing and all images look alike; open ones let the map through."""
     model, images = build("vgg-pan", width=1 / 16).eval(), pictures()
-    seen = {}
-    model.trunk.conv11.register_forward_pre_hook(lambda module, inputs: seen.update(conv11=inputs[0]))
-    model.trunk.conv10.register_forward_hook(lambda module, inputs, output: seen.update(conv10=output.clone()))
+    at = {}
+    model.trunk.conv11.register_forward_pre_hook(lambda module, inputs: at.update(conv11=inputs[0]))
+    model.trunk.conv10.register_forward_hook(lambda module, inputs, output: at.update(conv10=output.clone()))
     u = model.attention["conv10"].u
     for constant, share in ((-50.0, 0.0), (50.0, 1.0), (0.0, 0.5)):
         u.zero_()
@@ -299,11 +268,11 @@ def test_gates_of_pan_hold_back_what_they_gate():
             model.gate_branch.fc.bias.zero_()
             model.gate_branch.fc.bias[0] = 1e3
         logits = model(images)
-        assert_close(seen["conv11"], share * nn.functional.max_pool2d(seen["conv10"], 2), 1e-6)
+        assert_close(at["conv11"], share * nn.functional.max_pool2d(at["conv10"], 2), 1e-6)
         assert ((logits[0] - logits[1]).abs().max() < 1e-6) == (share == 0.0)
 
 
-# --- ResNet-164 ------------------------------------------------------------------------------------------------------
+# --- ResNet-164
 
 
 @each_size
@@ -313,39 +282,44 @@ def test_resnet_step_by_step(size):
     model = scrambled(build("resnet164", width=1 / 8, **MEAN_STD), images)
     logits, maps, g = resnet(state_of(model), "resnet164", images, None)
     images_differ(logits)
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-9)
-    assert_close(seen.global_feature, g, 1e-9)
-    assert maps == seen.maps == seen.scores == {}
+    output = model.attend(images)
+    assert_close(output.logits, logits, 1e-9)
+    assert_close(output.global_feature, g, 1e-9)
+    assert maps == output.maps == output.scores == {}
 
 
 @each_resnet
-@each_normalizer
 @torch.no_grad()
-def test_resnet_with_attention_step_by_step(name, normalizer):
-    images = pictures(dtype=torch.float64)
-    model = scrambled(build(name, width=1 / 16, normalizer=normalizer, **MEAN_STD), images)
-    logits, maps, g = resnet(state_of(model), name, images, normalizer)
-    images_differ(logits)
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-9)
-    compare_maps(seen.maps, maps)
-    assert (g is None) is (seen.global_feature is None) is is_dead(name, normalizer)
-    if g is not None:
-        assert_close(seen.global_feature, g, 1e-9)
-
-
-@pytest.mark.parametrize("options", [{"head_norm": False}, {"faithful": True}])
-@pytest.mark.parametrize("name", ["resnet164-att2-concat-pc", "resnet164-att2-indep-dp"])
-@torch.no_grad()
-def test_resnet_with_options_step_by_step(name, options):
+def test_resnet_with_attention_step_by_step(name):
     images = pictures(2, 33, 47, dtype=torch.float64)
-    model = scrambled(build(name, width=1 / 16, **options), images)
-    logits, maps, g = resnet(state_of(model), name, images, "softmax", options.get("head_norm", True))
-    seen = model.attend(images)
-    assert_close(seen.logits, logits, 1e-9)
-    compare_maps(seen.maps, maps)
-    assert_close(seen.global_feature, g, 1e-9) if g is not None else None
+    for normalizer in NORMALIZERS:
+        slim, faithful = (
+            build(name, width=1 / 16, normalizer=normalizer, faithful=f, **MEAN_STD) for f in (False, True)
+        )
+        dead = is_dead(name, normalizer)
+        weights, all_weights = slim.state_dict(), faithful.state_dict()
+        assert all(torch.equal(value, all_weights[key]) for key, value in weights.items()), "one seed, other weights"
+        assert all(key.startswith("global_branch.") for key in set(all_weights) - set(weights))
+        assert slim.uses_global_feature is faithful.uses_global_feature is (slim.global_branch is not None) is not dead
+        model = scrambled(faithful, images)
+        logits, maps, g = resnet(state_of(model), name, images, normalizer)
+        images_differ(logits)
+        output = model.attend(images)
+        assert_close(output.logits, logits, 1e-9)
+        assert_close(output.global_feature, g, 1e-9)
+        compare_maps(output.maps, maps)
+        slim.double().eval().load_state_dict(model.state_dict(), strict=False)
+        assert_close(slim(images), logits, 1e-9)
+
+
+@torch.no_grad()
+def test_resnet_without_head_norm_step_by_step():
+    images = pictures(dtype=torch.float64)
+    model = scrambled(build("resnet164-att2-indep-dp", width=1 / 16, head_norm=False), images)
+    logits, maps, _ = resnet(state_of(model), "resnet164-att2-indep-dp", images, "softmax", head_norm=False)
+    output = model.attend(images)
+    assert_close(output.logits, logits, 1e-9)
+    compare_maps(output.maps, maps)
 
 
 @torch.no_grad()
@@ -356,10 +330,10 @@ def test_sizes_of_the_resnet_maps():
         (33, 47): [(17, 24), (9, 12)],
         (96, 64): [(48, 32), (24, 16)],
     }.items():
-        seen = model.attend(pictures(2, height, width))
-        assert list(seen.maps) == list(seen.scores) == ["stage2", "stage3"]
-        assert [tuple(weights.shape[1:]) for weights in seen.maps.values()] == sizes
-        for weights in seen.maps.values():
+        output = model.attend(pictures(2, height, width))
+        assert list(output.maps) == list(output.scores) == ["stage2", "stage3"]
+        assert [tuple(weights.shape[1:]) for weights in output.maps.values()] == sizes
+        for weights in output.maps.values():
             assert_close(weights.sum((1, 2)), torch.ones(2), 1e-5)
 
 
@@ -429,63 +403,35 @@ def test_resnet_convolutions_start_he_normal_with_fan_out():
             assert abs(module.weight.std() / std - 1) < 6 / math.sqrt(2 * module.weight.numel()), key
 
 
-# --- one classifier a level ------------------------------------------------------------------------------------------
+# --- one classifier a level
 
 
-@pytest.mark.parametrize("name", list_models("vgg-*-indep-*"))
+@pytest.mark.parametrize("name", ["vgg-att3-indep-dp", "vgg-att2-indep-pc"])
 @torch.no_grad()
 def test_indep_averages_the_predictions_of_the_levels(name):
-    model, images = test_models.scrambled(build(name, width=1 / 16)), pictures(dtype=torch.float64)
-    levels = test_models.levels_of(name)
-    classifiers = model.head.classifiers
-    assert [(layer.in_features, layer.out_features) for layer in classifiers] == [(32, 5)] * len(levels)
-    logits = model(images)
-    for classifier in classifiers:
-        kept = classifier.bias.clone()
-        classifier.bias += torch.arange(5) * len(levels)
-        assert_close(model(images), logits + torch.arange(5), 1e-10)
-        classifier.bias.copy_(kept)
-    alone = []
-    for chosen in classifiers:
-        kept = [copy.deepcopy(classifier.state_dict()) for classifier in classifiers]
-        for classifier in classifiers:
-            if classifier is not chosen:
-                classifier.weight.zero_()
-                classifier.bias.zero_()
-        alone.append(model(images) * len(levels))
-        for classifier, state in zip(classifiers, kept, strict=True):
-            classifier.load_state_dict(state)
-    assert_close(sum(alone) / len(alone), logits, 1e-10)
-    for one in range(len(alone)):
-        for other in range(one):
-            assert (alone[one] - alone[other]).abs().max() > 1e-3, "each level must say something else"
-    assert list(model.attend(images).maps) == levels
+    model, images = helpers.scrambled(build(name, width=1 / 16)), pictures(dtype=torch.float64)
+    output = model.attend(images)
+    answers = [
+        classifier(norm(output.descriptors[level]))
+        for level, norm, classifier in zip(levels_of(name), model.head.norms, model.head.classifiers, strict=True)
+    ]
+    assert_close(sum(answers) / len(answers), output.logits, 1e-12)
+    assert (answers[0] - answers[1]).abs().max() > 1e-3, "each level must say something else"
 
 
-@pytest.mark.parametrize("kind", ["pc", "dp", "add"])
 @pytest.mark.parametrize("family", ["vgg-att", "resnet164-att"])
 @torch.no_grad()
-def test_one_level_is_the_same_either_way(family, kind):
-    concat, indep = (build(f"{family}-{combine}-{kind}", width=1 / 16).eval() for combine in ("concat", "indep"))
+def test_one_level_is_the_same_either_way(family):
+    concat, indep = (build(f"{family}-{combine}-dp", width=1 / 16).eval() for combine in ("concat", "indep"))
     assert list(concat.state_dict()) == list(indep.state_dict())
     images = pictures()
     assert torch.equal(concat(images), indep(images))
 
 
-# --- the flaw --------------------------------------------------------------------------------------------------------
+# --- the flaw
 
 
-def gradients(name, normalizer, **options):
-    model = build(name, normalizer=normalizer, width=1 / 16, dropout=False, faithful=True, **options).double().train()
-    images, labels = pictures(8, dtype=torch.float64), torch.arange(8) % 5
-    nn.functional.cross_entropy(model(images), labels).backward()
-    return {
-        key: 0.0 if parameter.grad is None else parameter.grad.abs().sum().item()
-        for key, parameter in model.named_parameters()
-    }
-
-
-@each_resnet
+@pytest.mark.parametrize("name", ["resnet164-att2-concat-pc", "resnet164-att2-indep-dp", "resnet164-att-concat-add"])
 @each_normalizer
 def test_gradient_of_the_resnet_branch(name, normalizer):
     sums = gradients(name, normalizer)
@@ -494,8 +440,7 @@ def test_gradient_of_the_resnet_branch(name, normalizer):
     local = sum(value for key, value in sums.items() if re.match(r"trunk\.stage3\.\d+\.conv\d\.weight", key))
     assert local > 1e-3
     if is_dead(name, normalizer):
-        for key, value in branch.items():
-            assert value < 1e-10 * local, key
+        assert max(branch.values()) < 1e-10 * local
     else:
         for layer in ("norm.weight", "conv.0.weight", "fc.weight"):
             assert branch[f"global_branch.{layer}"] > 1e-4 * local, layer
@@ -522,97 +467,8 @@ def test_gradient_of_the_branches_of_pan(normalizer):
             assert second[f"global_branch.{layer}"] > 1e-4 * local, layer
 
 
-@each_resnet
-@each_normalizer
-def test_another_image_as_query_of_the_resnet(name, normalizer):
-    model = build(name, normalizer=normalizer, width=1 / 16, dropout=False, faithful=True).double().train()
-    images = pictures(2, dtype=torch.float64)
-    with torch.no_grad():
-        local = model.trunk(model.normalize(images))
-        g = model.global_branch(local["stage3"])
-        assert (g[0] - g[1]).abs().max() > 1e-2
-        for level, attention in model.attention.items():
-            own = attention(local[level], g)[1].flatten(1)
-            other = attention(local[level], g.flip(0))[1].flatten(1)
-            change = ((other - own).abs().amax(dim=1) / own.mean(dim=1)).min()
-            if is_dead(name, normalizer):
-                assert change < 1e-9
-            else:
-                assert change > 1e-3, level
-            order_kept = other.gather(1, own.argsort(dim=1)).diff(dim=1).min() > -1e-12
-            assert order_kept == (kind_of(name) == "pc"), level
-
-
-@each_resnet
-@each_normalizer
-@torch.no_grad()
-def test_resnet_branch_is_left_out_exactly_where_it_is_dead(name, normalizer):
-    slim, faithful = (build(name, normalizer=normalizer, faithful=value, width=1 / 16) for value in (False, True))
-    dead = is_dead(name, normalizer)
-    assert slim.uses_global_feature is faithful.uses_global_feature is (not dead)
-    weights, all_weights = slim.state_dict(), faithful.state_dict()
-    branch = {key for key in all_weights if key.startswith("global_branch.")}
-    assert len(branch) == 5 + 7 + 2
-    assert set(all_weights) - set(weights) == (branch if dead else set())
-    for key, value in weights.items():
-        assert torch.equal(value, all_weights[key]), f"{key}: one seed, other weights"
-    images = pictures(4)
-    one, other = (test_models.settled(model, images).attend(images) for model in (slim, faithful))
-    assert_close(one.logits, other.logits, 1e-5)
-    assert other.global_feature.shape == (4, 16)
-    assert (one.global_feature is None) is dead
-
-
 @pytest.mark.parametrize("name", ["vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164"])
 def test_models_whose_maps_always_may_depend_on_g_say_so(name):
     for normalizer in NORMALIZERS:
         for faithful in (False, True):
             assert build(name, normalizer=normalizer, faithful=faithful).uses_global_feature is True
-
-
-# --- names and export ------------------------------------------------------------------------------------------------
-
-
-def test_names():
-    names = list_models()
-    assert len(names) == len(set(names)) == 5 + (3 + 2) * 2 * 3
-    for family in ("vgg-att", "vgg-att2", "vgg-att3", "resnet164-att", "resnet164-att2"):
-        for combine in ("concat", "indep"):
-            for kind in ("dp", "pc", "add"):
-                assert f"{family}-{combine}-{kind}" in names
-    assert {"vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164"} <= set(names)
-    assert list_models("resnet164*") == ["resnet164", *RESNET_ATTENTION]
-
-
-@pytest.mark.parametrize(
-    ("name", "closest"),
-    [
-        ("resnet-164", "resnet164"),
-        ("vgg-gp", "vgg-gap"),
-        ("VGG-PAN", "vgg-pan"),
-        ("resnet164-att3-concat-pc", "resnet164"),
-    ],
-)
-def test_unknown_names_lead_to_the_new_ones(name, closest):
-    with pytest.raises(ValueError, match=f"did you mean '{closest}"):
-        create_model(name, 10)
-
-
-EXPORTED = [
-    ("vgg-gap", "softmax"),
-    ("vgg-pan", "softmax"),
-    ("vgg-pan", "sigmoid"),
-    ("vgg-att2-indep-dp", "softmax"),
-    ("resnet164", "softmax"),
-    ("resnet164-att2-concat-add", "softmax"),
-    pytest.param("resnet164-att-indep-pc", "sigmoid", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("name", "normalizer"), EXPORTED)
-def test_export(name, normalizer):
-    model, images = build(name, normalizer=normalizer, width=1 / 16).eval(), pictures()
-    program = torch.export.export(model, (images,))
-    other = pictures(seed=1)
-    with torch.no_grad():
-        assert_close(program.module()(other), model(other), 1e-5)
