@@ -30,7 +30,7 @@ def few_steps(monkeypatch):
 
 
 def build(name="vgg-att3-concat-dp", normalizer="softmax", width=1 / 32):
-    """A model whose batch norms have seen something: its logits differ from image to image."""
+    """A model whose batch norms have statistics: its logits differ from image to image."""
     torch.manual_seed(0)
     model = create_model(name, CLASSES, width=width, normalizer=normalizer, mean=(0.4, 0.5, 0.6))
     model.train()
@@ -76,8 +76,6 @@ def test_saliency_is_the_largest_gradient(name):
         ("vgg-att3-concat-pc", "conv10", "conv10"),
         ("vgg-att2-indep-add", "trunk.conv7", "conv7"),
         ("vgg-late", None, "conv13"),
-        ("vgg-att3-concat-add", "conv13", "conv13"),
-        ("resnet164", None, "stage3"),
         ("resnet164-att2-concat-pc", "stage2", "stage2"),
     ],
 )
@@ -112,8 +110,8 @@ def test_integrated_gradients_start_at_the_mean_color():
     assert (found[:, :, 5:] == 0).all()
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 33)])
-def test_occlusion_is_the_loop(size):
+def test_occlusion_is_the_loop():
+    size = (40, 33)
     model, images = build(), pictures(2, *size)
     x, target = to_float(images), torch.tensor([1, 2])
     side = min(size)
@@ -149,13 +147,12 @@ def test_cam_of_gap_is_its_gradcam_up_to_scale():
     )
 
 
-@pytest.mark.parametrize("level", ["conv7", "conv10", "conv13"])
-def test_attention_is_the_models_map(level):
+def test_attention_is_the_models_map():
     model, images = build(), pictures()
     expected = attend(model, images, "fp32").maps
-    torch.testing.assert_close(explain(model, images, "attention", layer=level), resize(expected[level], (32, 32)))
-    if level == "conv13":
-        torch.testing.assert_close(explain(model, images, "attention"), resize(expected[level], (32, 32)))
+    for level in (None, *expected):
+        maps = explain(model, images, "attention", layer=level)
+        torch.testing.assert_close(maps, resize(expected[level or "conv13"], (32, 32)))
 
 
 def methods_of(name):
@@ -210,26 +207,15 @@ def test_the_model_stays_as_it_was_after_an_error():
     assert model.training
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", ["saliency", "gradcam", "integrated_gradients"])
-def test_a_callers_context_does_not_switch_gradients_off(method, context):
+def test_neither_a_callers_context_nor_frozen_weights_are_an_obstacle(method, capfd, recwarn):
     model, images = build(), pictures(2)
     expected = explain(model, images, method)
-    with context():
-        torch.testing.assert_close(explain(model, to_float(images), method), expected)
-
-
-@pytest.mark.parametrize("method", ["saliency", "gradcam"])
-def test_frozen_weights_are_no_obstacle(method):
-    model, images = build(), pictures(2)
-    expected = explain(model, images, method)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(explain(model, to_float(images), method), expected)
     torch.testing.assert_close(explain(model.requires_grad_(False), images, method), expected)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "attention"])
-def test_nothing_is_printed_or_warned(method, capfd, recwarn):
-    explain(build("vgg-gap"), pictures(2), method)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", ""), "nothing is printed"
     assert not [str(w.message) for w in recwarn]
 
 
