@@ -1,4 +1,4 @@
-"""What can be said about maps alone: their spread, their scale, their size, the order of their positions."""
+"""What maps say alone: their spread, their scale, their size, the order of their positions."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Entropy of attention maps, as a fraction of that of the uniform map: 0 = one position, 1 = uniform.
+    """Return the entropy of maps as a fraction of that of the uniform map: 0 = one position, 1 = uniform.
 
     Args:
         maps: non-negative weights, (N, h, w); each map is first divided by its sum.
@@ -20,13 +20,9 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def effective_positions(maps: Tensor) -> Tensor:
-    """Over how many positions the weight is spread: the exponential of the entropy, 1 = one position, n = uniform.
+    """Return over how many positions the weight of maps (N, h, w) is spread, (N,): 1 = one position, n = uniform.
 
-    Args:
-        maps: non-negative weights, (N, h, w).
-
-    Returns:
-        (N,), `exp(-sum_i p_i log p_i)`; NaN for a map without any weight.
+    It is the exponential of the entropy, `exp(-sum_i p_i log p_i)`; NaN for a map without any weight.
     """
     return torch.special.entr(_shares(maps)).sum(dim=1).exp()
 
@@ -38,24 +34,12 @@ def _shares(maps: Tensor) -> Tensor:
 
 
 def relative(maps: Tensor) -> Tensor:
-    """Weights relative to the uniform map: 1 everywhere is "no preference", 5 is five times the even share.
-
-    Args:
-        maps: non-negative weights, (N, h, w).
-
-    Returns:
-        (N, h, w) with mean 1 over the positions.
-    """
+    """Return weights (N, h, w) in multiples of the uniform map: 1 is no preference, 5 is five times as much."""
     return maps / maps.mean(dim=(1, 2), keepdim=True)
 
 
 def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
-    """Maps in at least float32, or what is wrong with them.
-
-    Raises:
-        TypeError: not a tensor.
-        ValueError: not (N, h, w), or values that are NaN, infinite or negative.
-    """
+    """Return maps (N, h, w) in at least float32; raise a TypeError or ValueError where they are no maps."""
     if not isinstance(maps, Tensor):
         raise TypeError(f"{name} must be a tensor (N, h, w), not {type(maps).__name__}")
     if maps.ndim != 3 or 0 in maps.shape[1:]:
@@ -70,9 +54,9 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (N, h, w) at another size (H, W), bilinearly; where that is smaller, averaged over what falls together.
+    """Return maps (N, h, w) at another size (H, W), bilinearly, or averaged where that is smaller.
 
-    Computed in float64 and rounded: equal neighbors stay exactly equal.
+    Computed in float64 and rounded, so that equal neighbors stay exactly equal.
     """
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
@@ -84,7 +68,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def rank_agreement(first: Tensor, second: Tensor) -> Tensor:
-    """Whether two maps of an image put its positions in the same order: Spearman's rank correlation, 1 = the same.
+    """Return whether two maps of an image put its positions in the same order: Spearman's rank correlation.
 
     The smaller map is scaled up to the size of the larger; positions of equal weight get the mean of their ranks.
 
@@ -92,17 +76,14 @@ def rank_agreement(first: Tensor, second: Tensor) -> Tensor:
         first, second: non-negative weights, (N, h, w) and (N, h', w').
 
     Returns:
-        (N,) in [-1, 1]; NaN where a map is constant and so has no order.
-
-    Raises:
-        TypeError, ValueError: what are no maps (see `check_maps`), or numbers of maps that differ.
+        (N,) in [-1, 1], 1 = the same order; NaN where a map is constant and so has no order.
     """
     first, second = _together(first, second)
     return _correlation(_ranks(first.flatten(1)), _ranks(second.flatten(1)))
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation of two maps of an image; for all else see `rank_agreement`."""
+    """Return Pearson's correlation of two maps of an image; sizes and NaN as in `rank_agreement`."""
     first, second = _together(first, second)
     return _correlation(first.flatten(1).double(), second.flatten(1).double())
 
@@ -116,7 +97,7 @@ def _together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """(N, n) -> ranks from 0, float64; equal values get the mean of the ranks they take up together."""
+    """(N, n) -> ranks from 0, float64; equal values share the mean of their ranks."""
     ordered, order = values.sort(dim=1)
     position = torch.arange(values.shape[1], device=values.device).expand_as(order)
     differs = ordered[:, 1:] != ordered[:, :-1]
@@ -129,5 +110,5 @@ def _ranks(values: Tensor) -> Tensor:
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's correlation of rows (N, n), float64, as float32; NaN where one is constant."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    found = (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
-    return found.clamp(-1, 1).float()
+    r = (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
+    return r.clamp(-1, 1).float()

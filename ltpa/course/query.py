@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.dataset import Split
 from ..inference import attend
 from ..maps import rank_agreement
-from ..metrics.overlap import localization
+from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, Interval, bootstrap_interval
 from ..metrics.statistics import verdict as verdict_of
 from ..models.networks import ImageClassifier
@@ -53,7 +53,10 @@ def steer(model: ImageClassifier, questions: Questions, precision: str = "auto")
     found: Steering = {}
     for level in seen[0].maps:
         shares = torch.stack(  # (question, scene, object)
-            [torch.stack([localization(s.maps[level], mask)["share"] for mask in masks.unbind(1)], 1) for s in seen]
+            [
+                torch.stack([localization_tensors(s.maps[level], mask)["share"] for mask in masks.unbind(1)], 1)
+                for s in seen
+            ]
         )
         first, second = (_first_leads(s.scores[level], masks) for s in seen[:2])
         queried = (shares[0, :, 0] + shares[1, :, 1]) / 2

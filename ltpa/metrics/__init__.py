@@ -1,20 +1,23 @@
-"""Numbers that say what a map is worth, gathered: of the map alone, against masks, and against the model.
-
-Their definitions stand in the modules that they come from.
-"""
+"""What a map is worth: alone, against masks, and against the model; and what a few seeds allow one to say."""
 
 from ..maps import correlation, effective_positions, entropy, rank_agreement, relative
-from .faithfulness import Curves, deletion_insertion, layers_top_down, permuted_attention, randomization
-from .overlap import CONTROLS, MEASURES, controls, localization, summary
+from .faithfulness import Curves, deletion_insertion, permuted_attention
+from .overlap import CONTROLS, MEASURES, controls, localization
+from .sanity import layers_top_down, randomization
+from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_interval, write_effects
 
 __all__ = [
     "CONTROLS",
     "MEASURES",
     "Curves",
+    "Effect",
+    "Interval",
+    "bootstrap_interval",
     "controls",
     "correlation",
     "deletion_insertion",
     "effective_positions",
+    "effects_frame",
     "entropy",
     "layers_top_down",
     "localization",
@@ -22,5 +25,6 @@ __all__ = [
     "randomization",
     "rank_agreement",
     "relative",
-    "summary",
+    "t_interval",
+    "write_effects",
 ]

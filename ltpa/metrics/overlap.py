@@ -1,7 +1,6 @@
-"""Does a map lie on the object? Maps against exact masks, beside what a map that knows nothing would reach."""
+"""Does a map lie on the object? Maps against exact masks, and the controls that every map has to beat."""
 
-from collections.abc import Mapping
-
+import pandas as pd
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
@@ -14,34 +13,33 @@ _PIXELS = 2**21  # worked on at a time, which bounds the memory
 _NOISE_SIGMA, _CENTER_SIGMA = 0.1, 0.25  # of the controls, as fractions of the shorter side
 
 
-def localization(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """How well maps say where the object is; every measure is 1 at best.
+def localization(maps: Tensor, masks: Tensor) -> pd.DataFrame:
+    """Return how well each map says where the object is: a row for each map, NaN where a mask is empty.
 
-    Maps are scaled bilinearly to the size of the masks. A map that is zero everywhere prefers nothing, so it counts as
-    uniform.
+    Every measure is 1 at best. A map that is zero everywhere prefers nothing, so it counts as uniform.
 
     Args:
-        maps: non-negative weights, (N, h, w), of any resolution and scale.
+        maps: non-negative weights, (N, h, w), of any resolution and scale; scaled bilinearly to the size of the masks.
         masks: bool, or 0 and 1, (N, H, W).
 
     Returns:
-        (N,) each, NaN where a mask is empty:
+        the columns
         `share`: how much of the map's sum lies on the object (uniform: the part of the picture that the object fills);
         `pointing`: 1 where the strongest pixel lies on the object, else 0; of several equally strong ones, the part
         that does (Zhang et al. 2016, with the expected value for ties);
         `iou`: intersection over union of the object and the pixels of at least the map's mean;
         `best_iou`: the same at the threshold that is best for this map, which knows the mask: an upper bound;
         `average_precision`: of ranking the pixels, as scikit-learn defines it: equal weights are one threshold.
-
-    Raises:
-        TypeError: not tensors.
-        ValueError: maps that are not (N, h, w), that hold NaN, infinite or negative values; masks that are not
-            (N, H, W) or hold other values than 0 and 1; numbers of maps and masks that differ.
     """
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in localization_tensors(maps, masks).items()})
+
+
+def localization_tensors(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Return the columns of `localization` as tensors (N,), on the maps' device."""
     maps = check_maps(maps)
     masks = _check_masks(masks, len(maps)).to(maps.device)
     step = max(1, _PIXELS // masks[0].numel()) if len(masks) else 1
-    parts = [_localize(maps[i : i + step], masks[i : i + step]) for i in range(0, max(1, len(maps)), step)]
+    parts = [_measure(maps[i : i + step], masks[i : i + step]) for i in range(0, max(1, len(maps)), step)]
     return {name: torch.cat([part[name] for part in parts]) for name in MEASURES}
 
 
@@ -60,7 +58,7 @@ def _check_masks(masks: Tensor, count: int) -> Tensor:
     return masks
 
 
-def _localize(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def _measure(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
     weights = resize(maps, masks.shape[1:]).flatten(1)  # (N, n)
     inside = masks.flatten(1)
     size, pixels = inside.sum(1), inside.shape[1]
@@ -80,28 +78,22 @@ def _localize(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
     above = weights >= mean
     both = (above & inside).sum(1)
     strongest = weights == ordered[:, :1]
-    found = {
+    measures = {
         "share": torch.where(total > 0, (weights * inside).sum(1, dtype=torch.float64) / total, size / pixels),
         "pointing": (strongest & inside).sum(1) / strongest.sum(1),
         "iou": both / (above.sum(1) + size - both),
         "best_iou": (at_thresholds / (taken - hits + size.unsqueeze(1))).amax(1),
         "average_precision": (steps * (hits / taken)).sum(1) / size,
     }
-    return {name: value.to(maps.dtype).where(size > 0, torch.nan) for name, value in found.items()}
+    return {name: value.to(maps.dtype).where(size > 0, torch.nan) for name, value in measures.items()}
 
 
 def controls(count: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
-    """Maps that know nothing of the picture, (count, H, W) each; what they reach is no merit of a model.
+    """Return maps that know nothing of the picture, (count, H, W) each, by name: what every other map has to beat.
 
-    Blurry maps are favored by several measures (arXiv 2304.13836), and objects lie in the middle of most pictures.
-
-    Args:
-        count, size: how many, and (H, W).
-        seed: of the noise.
-
-    Returns:
-        "uniform"; "blurred noise": white noise, blurred with a Gaussian of a tenth of the shorter side, from 0 up;
-        "center": a Gaussian of a quarter of the shorter side in the middle.
+    Several measures favor blurry maps (arXiv 2304.13836), and objects lie in the middle of most pictures. So:
+    "uniform"; "blurred noise": white noise under a Gaussian of a tenth of the shorter side, from 0 up; "center": a
+    Gaussian of a quarter of the shorter side in the middle.
     """
     height, width = size
     noise = torch.randn(count, height, width, generator=torch.Generator().manual_seed(seed))
@@ -116,35 +108,6 @@ def controls(count: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tens
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Images (N, C, H, W) under a Gaussian of `sigma` pixels, cut off at three sigma or what the size allows."""
-
+    """Return images (N, C, H, W) under a Gaussian of `sigma` pixels, cut off at three sigma or what the size allows."""
     kernel = [2 * min(max(1, round(3 * sigma)), side - 1) + 1 for side in (images.shape[3], images.shape[2])]
     return gaussian_blur(images, kernel, [sigma, sigma])
-
-
-def summary(maps: Tensor | Mapping[str, Tensor], masks: Tensor, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Means over the images of what `localize` measures, beside those of maps that know nothing.
-
-    Args:
-        maps: weights (N, h, w), or several by name, such as `model.attend(images).maps`.
-        masks: bool, or 0 and 1, (N, H, W).
-        seed: of the blurred noise.
-
-    Returns:
-        a row for "map", or for each name, then one for each of `controls`: the means of `MEASURES`, `images` (how many
-        they are of) and `without_object` (how many are left out because their mask is empty).
-
-    Raises:
-        TypeError, ValueError: see `localize`; a name of `maps` that is one of a control.
-    """
-    named = dict(maps) if isinstance(maps, Mapping) else {"map": maps}
-    if taken := sorted(set(named) & set(CONTROLS)):
-        raise ValueError(f"the names {', '.join(taken)} are those of the controls; choose others")
-    named |= controls(len(masks), tuple(masks.shape[-2:]), seed)
-    rows = {}
-    for name, level in named.items():
-        values = localization(level, masks)
-        empty = int(values["share"].isnan().sum())
-        rows[name] = {measure: value.nanmean().item() for measure, value in values.items()}
-        rows[name] |= {"images": len(masks) - empty, "without_object": empty}
-    return rows

@@ -183,7 +183,9 @@ def measured(
             for level, values in entropies.items()
         },
         "faithfulness": _faithfulness(model, some.images, maps, controls, seed, precision, say),
-        "localization": None if some.masks is None else metrics.summary(maps, some.masks, seed),
+        "localization": None
+        if some.masks is None
+        else {name: metrics.localization(m, some.masks).mean().to_dict() for name, m in (maps | controls).items()},
         "answers": answers,
     }
 

@@ -1,0 +1,119 @@
+"""Does a map depend on what the model learned? Layers are made random again, from the top down."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import closest
+from ..inference import attend, attend_batches
+from ..maps import correlation, rank_agreement
+from ..models.attention import Attention
+from ..models.backbones import ResNet164, VGGTrunk
+from ..models.networks import ImageClassifier
+
+MapsByName = Callable[[ImageClassifier, Tensor], Mapping[str, Tensor]]
+
+
+def randomization(
+    model: ImageClassifier,
+    images: Tensor,
+    maps_of: MapsByName | None = None,
+    *,
+    stops: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """Return how alike maps stay while a model forgets what it learned (Adebayo et al. 2018, arXiv 1810.03292).
+
+    On a copy of the model the layers become random again, one after the other from the top down, as in a new model. A
+    map that stays as it was says nothing about what the model learned in these layers.
+
+    Args:
+        model: any model of `ltpa.create_model`; it is not changed.
+        images: uint8, or float in [0, 1], (N, 3, H, W).
+        maps_of: from a model and images to maps by name, {name: (N, h, w)}; without it, the attention maps. For others:
+            `lambda model, images: {"saliency": ltpa.explain(model, images, "saliency", target)}`. Give a target: the
+            class that the random model predicts is another one.
+        stops: layers of `layers_top_down` after which maps are compared; None means after each.
+        seed: of the random weights.
+
+    Returns:
+        layer -> name -> {"rank_agreement": (N,), "correlation": (N,)} between the maps before and after that layer and
+        all above it became random; the correlation is the absolute value of Pearson's, as a map turned upside down
+        still has the old structure. NaN where a map is constant.
+    """
+    maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
+    layers = layers_top_down(model, images)
+    stops = layers if stops is None else stops
+    for stop in stops:
+        if stop not in layers:
+            raise ValueError(f"unknown layer {stop!r}: {closest(stop, layers)}")
+    before = maps_of(model, images)
+    if not before:
+        raise ValueError("this model has no attention maps; give maps_of, such as one that calls ltpa.explain")
+    changed = copy.deepcopy(model)
+    similarities = {}
+    devices = [model.mean.device] if model.mean.is_cuda else []
+    for number, layer in enumerate(layers):
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed * 1_000 + number)
+            for module in changed.get_submodule(layer).modules():
+                _make_random(module)
+        if layer in stops:
+            after = maps_of(changed, images)
+            similarities[layer] = {
+                name: {
+                    "rank_agreement": rank_agreement(maps, after[name]),
+                    "correlation": correlation(maps, after[name]).abs(),
+                }
+                for name, maps in before.items()
+            }
+    return similarities
+
+
+def layers_top_down(model: nn.Module, images: Tensor) -> list[str]:
+    """Return the names of the layers with weights, in the order from the logits down to the image.
+
+    A layer is a convolution with its norm (`trunk.conv13`), a stage of a ResNet, the global branch, the attention of a
+    level, the head; for other models, each direct child.
+
+    Args:
+        model: the network.
+        images: (N, 3, H, W), of which the first is run through the network to see the order.
+    """
+    blocks = {name: block for name, block in _blocks(model) if any(True for _ in block.parameters())}
+    called: list[str] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, block in blocks.items()
+    ]
+    try:
+        for _ in attend_batches(model, images[:1], "fp32"):
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(reversed(called)))
+
+
+def _blocks(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    blocks = []
+    for name, child in model.named_children():
+        inner = isinstance(child, VGGTrunk | ResNet164 | nn.ModuleDict)
+        blocks += _blocks(child, f"{prefix}{name}.") if inner else [(prefix + name, child)]
+    return blocks
+
+
+def _make_random(module: nn.Module) -> None:
+    """Give a module, without its parts, the weights of a new model."""
+    if isinstance(module, nn.Conv2d):  # as in `ltpa.models.backbones.conv_block`
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention):
+        if module.compatibility != "dp":
+            module.u.copy_(torch.randn_like(module.u) / len(module.u) ** 0.5)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+    elif any(True for _ in module.parameters(recurse=False)):
+        raise ValueError(f"{type(module).__name__} has weights but no reset_parameters() that makes them random again")
