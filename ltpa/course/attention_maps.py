@@ -231,4 +231,4 @@ def verdict(data: Dataset, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
         )
     right = torch.ones(len(data.test), dtype=torch.bool)
     right[wrong] = False
-    return summary.looked(maps, right, data.test.masks)
+    return summary.describe_maps(maps, right, data.test.masks)

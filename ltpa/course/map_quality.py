@@ -1,493 +1,303 @@
-"""Attention maps against other explanations and against maps that know nothing: one table, from trained models.
+"""Notebook 04: does the map tell the truth? Settings, effects with verdicts, sentences and tables."""
 
-Every map of every model is measured on the same images: does it lie on the object (`localize`), does the model go by it
-(deletion and insertion), does it depend on what the model learnt (layers made random), and what does it cost.
-"""
-
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import torch
+import pandas as pd
+from pydantic import Field
 from torch import Tensor
 
-from ..attribution import explain
-from ..data.dataset import Split
-from ..inference import attend, to_float
-from ..maps import entropy, rank_agreement
-from ..metrics import statistics
-from ..metrics.faithfulness import deletion_insertion, layers_top_down, permuted_attention, randomization
-from ..metrics.overlap import MEASURES, controls, localization
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, Interval
-from ..models.networks import VGGGAP, ImageClassifier
-from ..progress import Progress
-from .tables import write_rows
-
-NAMES = {  # of the methods, as they stand in tables and pictures
-    "gradcam": "Grad-CAM",
-    "saliency": "saliency",
-    "integrated_gradients": "integrated gradients",
-    "occlusion": "occlusion",
-    "cam": "CAM",
-}
-OTSU = "Otsu"
-FINDS, SEGMENTS = "The map finds the object, and the model goes by it", "The binarized map segments the object"
-_SEGMENT = (NAMES["gradcam"], NAMES["saliency"], OTSU, "uniform")  # what segmentation is compared with
-COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "ms")
-_TENTH = 0.1  # of the probability: an answer that moves less hardly depends on a map
-_STEPS = 10  # of deletion and insertion
-_DRAWS = 2_000  # of the bootstrap
-
-
-@dataclass
-class Row:
-    """What was measured of one kind of map of one model.
-
-    Attributes:
-        model, name: such as "pc softmax" and "conv10"; kind: "level", "method" or "control".
-        maps: (N, H, W), at the resolution of the images.
-        values: measure -> (N,), or (K,) for deletion, insertion, sanity and agreement, which are measured on the first
-            K images; "ms" is milliseconds an image, (1,).
-        sanity: layer -> (K,), the rank agreement with the maps after that layer and all above it became random.
-        curves: fractions, mean deletion and mean insertion, (steps + 1,) each.
-        threshold: of the Jaccard index, chosen on the held-out images.
-        held_out: the mean average precision on the held-out images, by which a model's best level is chosen.
-    """
-
-    model: str
-    name: str
-    kind: str
-    maps: Tensor
-    values: dict[str, Tensor]
-    sanity: dict[str, Tensor] = field(default_factory=dict)
-    curves: tuple[Tensor, Tensor, Tensor] | None = None
-    threshold: "Threshold | None" = None
-    held_out: float = math.nan
-
-
-@dataclass(frozen=True)
-class Claim:
-    """That a difference is above 0, with its interval; its verdict is that of `ltpa.metrics.statistics.verdict`.
-
-    Attributes:
-        model, text: of which model, and what is better than what.
-        effect: the mean difference over the images, with its interval.
-        about: which claim of the paper it belongs to, `FINDS` or `SEGMENTS`.
-    """
-
-    model: str
-    text: str
-    effect: Interval
-    about: str = FINDS
-
-    @property
-    def verdict(self) -> str:
-        """In words."""
-        return statistics.verdict(self.effect)
-
-
-def compare(
-    models: Mapping[str, ImageClassifier],
-    images: Split,
-    held_out: Split,
-    *,
-    methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam"),
-    costly: int = 50,
-    fill: str = "blur",
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Row]:
-    """Measures every level of every model, the other methods, and the controls.
-
-    Args:
-        models: by the names that they have in the table.
-        images: the images that are measured, with masks.
-        held_out: other images with masks, on which the threshold of the Jaccard index and the level of a model that the
-            claims are about are chosen.
-        methods: of `ltpa.explain`; Grad-CAM is taken at every level that the model attends to, CAM where there is one.
-        costly: deletion, insertion and the sanity check are measured on so many of the images.
-        fill: see `deletion_insertion`.
-        seed: of the controls, of ties and of random weights.
-        progress: show a bar.
-
-    Returns:
-        the rows, model by model: its levels, the methods, the controls (whose maps are the same for every model, but
-        not their deletion and insertion).
-
-    Raises:
-        ValueError: images without masks, or without images; see also `ltpa.explain`.
-        ImportError: captum or scikit-image is missing.
-    """
-    if images.masks is None or held_out.masks is None:
-        raise ValueError("maps are measured against masks, which these data lack; the dataset 'shapes' has them")
-    if not len(images) or not len(held_out):
-        raise ValueError("there must be images to measure on, and held-out ones to choose thresholds on")
-    size = tuple(images.images.shape[-2:])
-    fixed = controls(len(images), size, seed) | {OTSU: otsu(images.images)}
-    fixed_held_out = controls(len(held_out), size, seed + 1) | {OTSU: otsu(held_out.images)}
-    plans = {name: _maps_of(model, images.images[:1], methods) for name, model in models.items()}
-    few, rows = images[: min(costly, len(images))], []
-    with Progress(sum(len(plan) + len(fixed) for plan in plans.values()), show=progress) as bar:
-        for model_name, plan in plans.items():
-            model = models[model_name]
-            target = attend(model, images.images, "fp32").logits.argmax(1)
-            for name, (kind, function) in plan.items():
-                start = time.perf_counter()
-                maps = function(model, images.images, target)
-                ms = (time.perf_counter() - start) / len(images) * 1000
-                row = _measured(model_name, name, kind, maps, images, function(model, held_out.images, None), held_out)
-                row.values["ms"] = torch.tensor([ms])
-                row.sanity = _sanity(model, few.images, target[: len(few)], function, seed)
-                row.values["sanity"] = list(row.sanity.values())[-1]
-                rows.append(row)
-                _faithfulness(row, model, few.images, target[: len(few)], fill, seed)
-                bar.update(len(rows), lambda row=row: (row.model, row.name))
-            for name, maps in fixed.items():
-                row = _measured(model_name, name, "control", maps, images, fixed_held_out[name], held_out)
-                rows.append(row)
-                _faithfulness(row, model, few.images, target[: len(few)], fill, seed)
-                bar.update(len(rows), lambda row=row: (row.model, row.name))
-            for level, distance in _permuted(model, few.images, seed).items():
-                next(r for r in rows if (r.model, r.name) == (model_name, level)).values["permuted"] = distance
-    return rows
-
-
-_MapsOf = Callable[[ImageClassifier, Tensor, Tensor | None], Tensor]
-
-
-def _maps_of(model: ImageClassifier, image: Tensor, methods: Sequence[str]) -> dict[str, tuple[str, _MapsOf]]:
-    """What is compared for a model: name -> kind, and a function from model, images and targets to maps."""
-
-    def function(method: str, layer: str | None) -> _MapsOf:
-        return lambda model, images, target: explain(model, images, method, target, layer)
-
-    levels = [level for level in attend(model, image, "fp32").maps if level != "cam"]
-    plan = {level: ("level", function("attention", level)) for level in levels}
-    for method in methods:
-        if method == "gradcam" and levels:
-            plan |= {f"{NAMES[method]} {level}": ("method", function(method, level)) for level in levels}
-        elif method != "cam" or isinstance(model, VGGGAP):
-            plan[NAMES[method]] = ("method", function(method, None))
-    return plan
-
-
-def _measured(
-    model: str, name: str, kind: str, maps: Tensor, images: Split, maps_held_out: Tensor, held_out: Split
-) -> Row:
-    row = Row(model, name, kind, maps, localization(maps, images.masks))
-    row.threshold = best_threshold(maps_held_out, held_out.masks)
-    row.values["jaccard"] = jaccard(row.threshold.mark(maps), images.masks)
-    row.values["entropy"] = entropy(maps)
-    row.held_out = localization(maps_held_out, held_out.masks)["average_precision"].nanmean().item()
-    return row
-
-
-def _faithfulness(row: Row, model: ImageClassifier, images: Tensor, target: Tensor, fill: str, seed: int) -> None:
-    found = deletion_insertion(model, images, row.maps[: len(images)], target, fill=fill, steps=_STEPS, seed=seed)
-    row.values |= {"deletion": found.deletion_area, "insertion": found.insertion_area}
-    row.curves = (found.fractions, found.deletion.mean(0), found.insertion.mean(0))
-
-
-def _sanity(model: ImageClassifier, images: Tensor, target: Tensor, function: _MapsOf, seed: int) -> dict[str, Tensor]:
-    """Layer -> rank agreement, at a few stops from the top down: head, attention, and thirds of the trunk."""
-    layers = layers_top_down(model, images)
-    trunk = [layer for layer in layers if layer.startswith("trunk.")]
-    above = [layer for layer in layers if layer not in trunk]
-    stops = list(dict.fromkeys([above[0], above[-1], trunk[len(trunk) // 3], trunk[-1]]))
-    found = randomization(model, images, lambda net, x: {"": function(net, x, target)}, stops=stops, seed=seed)
-    return {layer: named[""]["rank_agreement"] for layer, named in found.items()}
-
-
-def _permuted(model: ImageClassifier, images: Tensor, seed: int) -> dict[str, Tensor]:
-    return permuted_attention(model, images, seed) if hasattr(model, "attention") else {}
-
-
-def otsu(images: Tensor) -> Tensor:
-    """The picture alone as a map: 1 on the smaller side of Otsu's threshold (1979) of its gray values, else 0.
-
-    Args:
-        images: uint8, or float in [0, 1], (N, 3, H, W).
-
-    Returns:
-        (N, H, W); 0 everywhere for a picture of a single gray.
-
-    Raises:
-        ImportError: scikit-image is missing.
-    """
-    try:
-        from skimage.filters import threshold_otsu
-    except ImportError as error:
-        raise ImportError("Otsu's threshold needs scikit-image: pip install 'ltpa[notebooks]'") from error
-    gray = torch.einsum("nchw,c->nhw", to_float(images).cpu(), torch.tensor([0.299, 0.587, 0.114]))
-    gray = (gray * 255).round().byte()  # whole numbers: in bins of its own making scikit-image cuts values in two
-    bright = torch.stack([one > int(threshold_otsu(one.numpy())) for one in gray])
-    mostly = bright.float().mean((1, 2)) > 0.5
-    return (bright ^ mostly[:, None, None]).float()
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """From which weight on a map says "object": `factor` times its "mean" or its "max"."""
-
-    of: str
-    factor: float
-
-    def mark(self, maps: Tensor) -> Tensor:
-        """Maps (N, H, W) -> bool (N, H, W); a map that is zero everywhere marks every pixel."""
-        level = maps.mean((1, 2), keepdim=True) if self.of == "mean" else maps.amax((1, 2), keepdim=True)
-        return maps >= self.factor * level
-
-
-def jaccard(marked: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of marked pixels and objects, bool (N, H, W) both -> (N,); NaN where a mask is empty."""
-    both, either = (marked & masks).sum((1, 2)), (marked | masks).sum((1, 2))
-    return (both / either).where(masks.any(2).any(1), torch.nan)
-
-
-def best_threshold(maps: Tensor, masks: Tensor) -> Threshold:
-    """The threshold of the best mean Jaccard index, to be used on other images than these (arXiv 2001.07437)."""
-    return max(_THRESHOLDS, key=lambda threshold: jaccard(threshold.mark(maps), masks).nanmean().item())
-
-
-# From half the mean to 32 times it in steps of a fourth root of 2; from a twentieth of the highest value to all of it.
-_THRESHOLDS = (
-    *(Threshold("mean", 2 ** (k / 4)) for k in range(-4, 21)),
-    *(Threshold("max", k / 20) for k in range(1, 21)),
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    EachOnce,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    TrainConfig,
+    Variant,
+    Width,
+    settings,
 )
+from ..data.dataset import Split
+from ..metrics.overlap import MEASURES
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, write_effects
+from ..models.networks import parse_variant
+from ..training.run import Run
+from . import setup
+from .map_quality_measure import (
+    ATTENTION,
+    CENTER,
+    LEVEL,
+    NAMES,
+    OTSU,
+    UNIFORM,
+    Row,
+    agreement_with_saliency,
+    best_row,
+    image_interval,
+)
+from .map_quality_measure import compare as compare
+from .map_quality_measure import controls as controls
+from .map_quality_plot import cases_figure as cases_figure
+from .map_quality_plot import curves_figure as curves_figure
+from .map_quality_plot import sanity_figure as sanity_figure
+from .map_quality_plot import scores_figure as scores_figure
+from .setup import report as report
+
+FINDS = "The map finds the object, and the model goes by it"
+SEGMENTS = "The binarized map segments the object"
+DEPENDS = "Permuting the map moves more than a tenth of the probability"
+COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "permuted")
+_DIGITS = 3  # decimals of an effect
+_TENTH = 0.1  # of the probability: where the answer moves less, it hardly depends on the map
+_SEGMENT_RIVALS = (NAMES["gradcam"], NAMES["saliency"], OTSU, UNIFORM)
+_NO_ATTENTION = "There is no model with attention among these, so there is nothing to decide."
 
 
-def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """The mean over images and its percentile bootstrap interval (Efron 1979), from 2,000 seeded draws.
+@settings
+class MapQualityConfig(SettingsBase):
+    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`."""
 
-    Args:
-        values: (N,), of images that were drawn independently; NaN is left out.
-        confidence: of the interval; for m comparisons at 95 % together: 1 - 0.05 / m (Bonferroni).
-        seed: of the draws.
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        (
+            *(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("pc", "dp", "add") for normalizer in ("", " sigmoid")),
+            "vgg-gap",
+        ),
+        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
+    )
+    methods: Annotated[
+        Sequence[Literal["gradcam", "saliency", "integrated_gradients", "occlusion", "cam"]], EachOnce
+    ] = Field(("gradcam", "saliency", "occlusion", "cam"), description="of `ltpa.explain`, to compare attention with")
+    images: Annotated[int, Field(ge=2, le=10**6)] = Field(200, description="test images that are measured")
+    held_out: Count = Field(100, description="other test images, which choose thresholds and levels")
+    costly_images: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        50, description="how many of `images` deletion, insertion and the sanity check take"
+    )
+    fill: Literal["blur", "mean"] = Field("blur", description="what replaces deleted pixels")
+    seed: Seed = Field(0, description="of the runs and of the controls")
+    device: Device = Field("auto", description="auto, cpu or cuda")
+    width: Width = Field(QUICK["width"], description="of the runs, as below")
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
 
-    Raises:
-        ValueError: a confidence out of range.
-    """
-    values = values[~values.isnan()].double()
-    if not len(values):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    return statistics.bootstrap_interval(values.numpy(), confidence=confidence, resamples=_DRAWS, seed=seed)
+    def runs(self) -> dict[str, TrainConfig]:
+        """Return the settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
+        names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
+        shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
+        configs = {}
+        for variant in self.models:
+            model, normalizer = parse_variant(variant)
+            short = model.removeprefix("vgg-att3-concat-")
+            name = f"{short} {normalizer}" if "-att" in model or model == "vgg-pan" else short
+            configs[name] = TrainConfig(model=model, normalizer=normalizer, **shared)
+        return configs
 
+    def budget(self) -> str:
+        """Return how the models are trained, in words."""
+        images = "all" if self.train_limit is None else self.train_limit
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
 
-def best_levels(rows: Sequence[Row]) -> dict[str, Row]:
-    """Of each model with attention the level with the best average precision on the held-out images."""
-    models = dict.fromkeys(row.model for row in rows if row.kind == "level")
-    return {model: _best([row for row in rows if row.model == model and row.kind == "level"]) for model in models}
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    return max(rows, key=lambda row: row.held_out)
-
-
-def claims(rows: Sequence[Row], seed: int = 0) -> list[Claim]:
-    """What the table says about the best level of each model, with intervals that hold together at 95 % (Bonferroni).
-
-    The level, and the layer of Grad-CAM that it is compared with, are the best on the held-out images.
-
-    Args:
-        rows: of `compare`.
-        seed: of the bootstrap.
-    """
-    texts: list[tuple[str, str, Tensor]] = []
-    for model, best in best_levels(rows).items():
-        others = [row for row in rows if row.model == model and row.kind != "level"]
-        rivals = [[row for row in others if row.name.startswith(name)] for name in ("center", *NAMES.values())]
-        center = rivals[0][0]
-        for rival in (_best(found) for found in rivals if found):
-            difference = best.values["average_precision"] - rival.values["average_precision"]
-            texts.append(
-                (model, f"{best.name} finds the object better than {rival.name} (average precision)", difference)
+    def split(self, test: Split) -> tuple[Split, Split]:
+        """Return the test images to measure, and others to choose on."""
+        needed = self.images + self.held_out
+        if needed > len(test):
+            raise ValueError(
+                f"images={self.images} and held_out={self.held_out} need {needed} test images, "
+                f"and there are {len(test)}; lower them"
             )
+        return test[: self.images], test[self.images : needed]
+
+
+def parameters(namespace: Mapping[str, Any]) -> MapQualityConfig:
+    """Return the notebook's parameters, checked, from its `globals()`."""
+    return setup.parameters(namespace, MapQualityConfig)
+
+
+def accuracy_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the last test accuracy of each run, in percent."""
+    accuracies = {name: 100 * run.history[-1]["test_accuracy"] for name, run in runs.items()}
+    return pd.DataFrame({"test accuracy, %": accuracies}).round(1)
+
+
+# Effects: differences image by image, with 95 % intervals over the images. The models are of one seed.
+
+
+def object_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
+    """Return whether each model's best level finds the object better than other maps, and is what the model goes by.
+
+    The level, and the layer of Grad-CAM that it is compared with, are the best on the held-out images. All intervals
+    hold together with 95 % (Bonferroni).
+    """
+    found: list[tuple[str, str, str, Tensor]] = []
+    for best, rivals in _best_levels(rows, (CENTER, *NAMES.values())):
+        for rival in rivals:
+            measure = f"average precision, {best.name} - {rival.name}"
+            difference = best.values["average_precision"] - rival.values["average_precision"]
+            found.append((best.model, rival.family, measure, difference))
+        center = rivals[0]
         difference = best.values["insertion"] - center.values["insertion"]
-        texts.append((model, f"the model goes by {best.name} more than by the center (insertion area)", difference))
+        found.append((best.model, CENTER, f"insertion area, {best.name} - {CENTER}", difference))
         difference = center.values["deletion"] - best.values["deletion"]
-        texts.append((model, f"the model misses {best.name} more than the center (deletion area)", difference))
-    return _together(texts, FINDS, seed)
+        found.append((best.model, CENTER, f"deletion area, {CENTER} - {best.name}", difference))
+    return _effects(FINDS, found, budget)
 
 
-def _together(found: Sequence[tuple[str, str, Tensor]], about: str, seed: int) -> list[Claim]:
-    """Model, words and differences (N,) as claims, whose intervals hold together at 95 % (Bonferroni)."""
-    confidence = 1 - 0.05 / max(1, len(found))
-    return [Claim(model, text, interval(values, confidence, seed), about) for model, text, values in found]
+def segmentation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
+    """Return whether each model's best level, cut into two, segments the object better than other maps do.
 
-
-def segmentation_claims(rows: Sequence[Row], seed: int = 0) -> list[Claim]:
-    """Whether a map of attention, cut into two, segments the object better than other maps do: the Jaccard index.
-
-    Of each model the level, and the layer of Grad-CAM, with the best average precision on the held-out images; every
-    map at the threshold that was chosen for it there. The intervals hold together at 95 % (Bonferroni).
-
-    Args:
-        rows: of `compare`.
-        seed: of the bootstrap.
+    Every map is cut at the threshold that was best for it on the held-out images. All intervals hold together with
+    95 % (Bonferroni).
     """
-    found: list[tuple[str, str, Tensor]] = []
-    for model, best in best_levels(rows).items():
-        others = [row for row in rows if row.model == model and row.kind != "level"]
-        rivals = [[row for row in others if row.name.startswith(name)] for name in _SEGMENT]
-        for rival in (_best(of) for of in rivals if of):
-            text = f"{best.name}, binarized, segments better than {rival.name} (Jaccard index)"
-            found.append((model, text, best.values["jaccard"] - rival.values["jaccard"]))
-    return _together(found, SEGMENTS, seed)
+    found = [
+        (
+            best.model,
+            rival.family,
+            f"Jaccard index, {best.name} - {rival.name}",
+            best.values["jaccard"] - rival.values["jaccard"],
+        )
+        for best, rivals in _best_levels(rows, _SEGMENT_RIVALS)
+        for rival in rivals
+    ]
+    return _effects(SEGMENTS, found, budget)
 
 
-def segmentation_verdict(found: Sequence[Claim]) -> str:
-    """How many models' maps segment better than each of the others, in one sentence made from the claims."""
-    if not found:
-        return "There is no model with attention among these, so there is nothing to decide."
-    parts = []
-    for rival in _SEGMENT:
-        of = [claim for claim in found if f"better than {rival}" in claim.text]
-        wins, losses = (sum(claim.verdict == word for claim in of) for word in (SUPPORTED, CONTRADICTED))
-        if of:
-            parts.append(f"than {rival} in {wins} of {len(of)} models (worse in {losses})")
-    return (
-        f"The binarized map of the best level segments the object better {', '.join(parts)}; the rest is not decided."
-    )
+def permutation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
+    """Return how much of the probability moves when a level's weights are permuted; each interval holds alone."""
+    return [
+        Effect(
+            DEPENDS, row.model, "the map as it is", f"total variation distance, {row.name} permuted", "shapes", budget,
+            seeds=1, interval=row.interval("permuted"), margin=_TENTH,
+        )
+        for row in rows
+        if row.kind == LEVEL
+    ]  # fmt: skip
 
 
-def verdict(found: Sequence[Claim]) -> str:
-    """The answer to the question of the notebook, in one sentence made from the claims."""
-    models = list(dict.fromkeys(claim.model for claim in found))
+def _best_levels(rows: Sequence[Row], families: Sequence[str]) -> list[tuple[Row, list[Row]]]:
+    """Return each model's best level, and the best row of each of the families that were measured for the model."""
+    pairs = []
+    for model in dict.fromkeys(row.model for row in rows if row.kind == LEVEL):
+        of_model = {family: [r for r in rows if (r.model, r.family) == (model, family)] for family in families}
+        levels = [row for row in rows if (row.model, row.family) == (model, ATTENTION)]
+        pairs.append((best_row(levels), [best_row(rivals) for rivals in of_model.values() if rivals]))
+    return pairs
+
+
+def _effects(claim: str, found: Sequence[tuple[str, str, str, Tensor]], budget: str) -> list[Effect]:
+    effects = []
+    for model, baseline, measure, values in found:
+        interval = image_interval(values, len(found))
+        verdict = "" if round(interval.mean, _DIGITS) else UNDECIDED  # a difference that the table does not show
+        effects.append(Effect(claim, model, baseline, measure, "shapes", budget, 1, interval, verdict=verdict))
+    return effects
+
+
+# Sentences, computed from effects
+
+
+def describe_object_effects(effects: Sequence[Effect]) -> str:
+    """Return for which models the map tells the truth, and how it does beside other explanations."""
+    models = list(dict.fromkeys(effect.model for effect in effects))
     if not models:
-        return "There is no model with attention among these, so there is nothing to decide."
-    truthful = [m for m in models if all(c.verdict == SUPPORTED for c in found if c.model == m and "center" in c.text)]
-    others = [c for c in found if "center" not in c.text]
-    wins, losses = (sum(c.verdict == word for c in others) for word in (SUPPORTED, CONTRADICTED))
+        return _NO_ATTENTION
+    beside_center = {m: [e.verdict for e in effects if (e.model, e.baseline) == (m, CENTER)] for m in models}
+    truthful = [model for model, verdicts in beside_center.items() if set(verdicts) == {SUPPORTED}]
+    others = [effect.verdict for effect in effects if effect.baseline != CENTER]
+    wins, losses = others.count(SUPPORTED), others.count(CONTRADICTED)
+    tells_the_truth = "finds the object and is what the model goes by, both more than a spot in the center would"
+    first = f"No model ({', '.join(models)}) was shown to have a best level whose map {tells_the_truth}."
+    if truthful:
+        first = (
+            f"In {len(truthful)} of {len(models)} models with attention ({', '.join(truthful)}) the best level's map "
+        )
+        first += f"{tells_the_truth}."
     return (
-        f"Of {len(models)} models with attention, {len(truthful)} have a level whose map finds the object and is what "
-        f"the model goes by, both more than a spot in the center would"
-        + (f" ({', '.join(truthful)})" if truthful else "")
-        + f"; of {len(others)} comparisons with other explanations at finding the object, attention wins {wins}, "
-        f"loses {losses}, and {len(others) - wins - losses} are not decided."
+        f"{first} Of {len(others)} comparisons with other explanations at finding the object, attention wins {wins}, "
+        f"loses {losses}, and {len(others) - wins - losses} are undecided. All of this is one seed."
     )
 
 
-def explanation(rows: Sequence[Row], seed: int = 0) -> list[str]:
-    """What these data say about "Attention is not explanation" (Jain and Wallace 2019, arXiv 1902.10186), in sentences.
+def describe_segmentation_effects(effects: Sequence[Effect]) -> str:
+    """Return in how many models the map segments better, and in how many worse, than each of the other maps."""
+    if not effects:
+        return _NO_ATTENTION
+    parts = []
+    for baseline in dict.fromkeys(effect.baseline for effect in effects):
+        verdicts = [effect.verdict for effect in effects if effect.baseline == baseline]
+        counts = f"in {verdicts.count(SUPPORTED)} of {len(verdicts)} models (worse in {verdicts.count(CONTRADICTED)})"
+        parts.append(f"than {baseline} {counts}")
+    return f"The binarized map of the best level segments the object better {', '.join(parts)}; the rest is undecided."
 
-    They found that attention agrees little with the gradient, and that permuting it often leaves the answer as it was.
 
-    Args:
-        rows: of `compare`.
-        seed: of the bootstrap.
-
-    Returns:
-        a sentence for each level, with 95 % intervals, and one about all.
-    """
-    sentences, small, large = [], 0, 0
-    levels = [row for row in rows if row.kind == "level"]
-    for row in levels:
-        moved = interval(row.values["permuted"], seed=seed)
-        small, large = small + (moved.high < _TENTH), large + (moved.low > _TENTH)
-        gradient = [other for other in rows if other.model == row.model and other.name == NAMES["saliency"]]
-        words = f"{row.model} {row.name}: permuting its weights moves {_words(moved, '.0%')} of the probability"
-        if gradient:
-            found = interval(rank_agreement(row.maps, gradient[0].maps), seed=seed)
-            words += f"; rank agreement with saliency {_words(found, '.2f')}"
-        sentences.append(words)
-    sentences.append(
-        f"Of {len(levels)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
-        f"maps show, the answers hardly depend on it. For {large} it matters where they lie; "
-        f"{len(levels) - small - large} are not decided."
+def describe_permutation_effects(effects: Sequence[Effect]) -> str:
+    """Return for how many levels it matters where the weights lie."""
+    verdicts = [effect.verdict for effect in effects]
+    if not verdicts:
+        return _NO_ATTENTION
+    large, small = verdicts.count(SUPPORTED), verdicts.count(CONTRADICTED)
+    return (
+        f"Of {len(verdicts)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
+        f"maps show, the answers hardly depend on it. For {large} it matters where the weights lie; "
+        f"{len(verdicts) - small - large} are undecided."
     )
-    return sentences
 
 
-def _words(value: Interval, form: str) -> str:
-    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})".replace("%", " %")
+# Tables
 
 
-def cases(row: Row, measure: str = "average_precision") -> dict[str, int]:
-    """The best, the median and the worst image of a row by a measure: {"best": index, "median": ..., "worst": ...}.
-
-    Raises:
-        ValueError: no image has a value.
-    """
-    known = (~row.values[measure].isnan()).nonzero().flatten()
-    if not len(known):
-        raise ValueError(f"no image of {row.model}, {row.name} has a value of {measure}")
-    order = known[row.values[measure][known].argsort(descending=True, stable=True)].tolist()
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+def table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """Return the means over the images, a row for each map of each model; NaN where something was not measured."""
+    means = [{c: row.values[c].nanmean().item() for c in columns if c in row.values} for row in rows]
+    index = pd.MultiIndex.from_tuples([(row.model, row.name) for row in rows], names=["model", "map"])
+    return pd.DataFrame(means, index=index, columns=list(columns)).round(1 if columns == ["ms"] else 2)
 
 
-def table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """Means as plain text, a block a model; "–" where there is no value. `best_iou` knows the mask of each image."""
-    widths = [max(7, len(_HEADS.get(column, column)) + 2) for column in columns]
-    heads = [_HEADS.get(column, column).rjust(width) for column, width in zip(columns, widths, strict=True)]
-    lines = [" " * 22 + "".join(heads)]
-    for number, row in enumerate(rows):
-        if number == 0 or row.model != rows[number - 1].model:
-            lines.append(row.model)
-        cells = (_cell(row.values.get(c), 1 if c == "ms" else 2).rjust(w) for c, w in zip(columns, widths, strict=True))
-        lines.append(f"  {row.name:<20}" + "".join(cells))
-    return "\n".join(lines)
+def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
+    """Return effects for reading; a file of them is made by `save`."""
+    return pd.DataFrame(
+        {
+            "model": [e.model for e in effects],
+            "against": [e.baseline for e in effects],
+            "measure": [e.measure for e in effects],
+            "images": [e.interval.n for e in effects],
+            "effect [interval]": [e.interval.text(_DIGITS, sign=True) for e in effects],
+            "verdict": [e.verdict for e in effects],
+        }
+    )
 
 
-_HEADS = {"best_iou": "best IoU", "iou": "IoU", "average_precision": "AP", "jaccard": "Jaccard", "ms": "ms/image"}
+def permutation_table(rows: Sequence[Row], effects: Sequence[Effect]) -> pd.DataFrame:
+    """Return for each level what `permutation_effects` found, and how much its maps agree with the gradient."""
+    agreement = agreement_with_saliency(rows)
+    levels = [(row.model, row.name) for row in rows if row.kind == LEVEL]
+    columns = {
+        "probability moved, % [95 %]": [effect.interval.text(1, 100) for effect in effects],
+        "more than a tenth": [effect.verdict for effect in effects],
+        "rank agreement with saliency [95 %]": [agreement[k].text(2) if k in agreement else "" for k in levels],
+    }
+    return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(levels, names=["model", "level"]))
 
 
-def _cell(values: Tensor | None, digits: int) -> str:
-    mean = math.nan if values is None else values.nanmean().item()
-    return "–" if math.isnan(mean) else f"{mean + 0.0:.{digits}f}"
-
-
-def save(rows: Sequence[Row], found: Sequence[Claim], folder: str | Path, name: str) -> list[Path]:
-    """Writes the table as `<name>.csv` and the claims as `<name>_claims.csv`; means with 95 % bootstrap intervals.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    measured = [column for column in (*COLUMNS, "permuted") if column != "ms"]
+def save(rows: Sequence[Row], effects: Sequence[Effect], folder: str | Path = "runs") -> list[Path]:
+    """Write `04_maps_measured.csv` (all means with 95 % intervals over the images) and `effects_04.csv`."""
     lines = []
     for row in rows:
         line: dict[str, object] = {"model": row.model, "map": row.name, "kind": row.kind}
-        for column in measured:
-            value = interval(row.values[column]) if column in row.values else None
-            line[column], line[f"{column}_low"], line[f"{column}_high"], line[f"{column}_n"] = (
-                (_number(value.mean), _number(value.low), _number(value.high), value.n) if value else ("", "", "", "")
-            )
-        line["threshold"] = f"{row.threshold.factor:.2f} {row.threshold.of}"
-        line["ms_per_image"] = _number(row.values["ms"].item()) if "ms" in row.values else ""
+        for column in COLUMNS:
+            value = row.interval(column)
+            line |= {column: value.mean, f"{column}_low": value.low, f"{column}_high": value.high}
+            line[f"{column}_n"] = value.n
+        if row.threshold is not None:
+            line["threshold"] = f"{row.threshold.factor:.2f} {row.threshold.of}"
         lines.append(line)
-    told = [
-        {
-            "model": claim.model,
-            "claim": claim.text,
-            "difference": _number(claim.effect.mean),
-            "low": _number(claim.effect.low),
-            "high": _number(claim.effect.high),
-            "n": claim.effect.n,
-            "verdict": claim.verdict,
-        }
-        for claim in found
-    ]
-    return [write_rows(Path(folder) / f"{name}.csv", lines), write_rows(Path(folder) / f"{name}_claims.csv", told)]
-
-
-def write_effects(found: Sequence[Claim], budget: str, folder: str | Path = "runs") -> Path:
-    """Writes `effects_04.csv`, which the page of verdicts is made of.
-
-    Args:
-        found: see `claims` and `segmentation_claims`.
-        budget: how the models were trained, in words.
-        folder: where to.
-    """
-    rows = [
-        {"claim": claim.about, "model": claim.model, "baseline": "in the measure"}
-        | {"measure": claim.text, "data": "shapes", "budget": budget, "n": claim.effect.n}
-        | {"effect": _number(claim.effect.mean), "low": _number(claim.effect.low), "high": _number(claim.effect.high)}
-        | {"verdict": claim.verdict}
-        for claim in found
-    ]
-    return write_rows(Path(folder) / "effects_04.csv", rows)
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"
+    path = Path(folder) / "04_maps_measured.csv"
+    pd.DataFrame(lines).round(4).to_csv(path, index=False, lineterminator="\n")
+    return [path, write_effects(effects, Path(folder) / "effects_04.csv")]

@@ -1,4 +1,4 @@
-"""Pictures of what `map_quality` measured: scores of all maps, curves, sanity, and the best and worst cases."""
+"""Pictures of what `map_quality_measure` measured: scores of all maps, curves, sanity, and the best and worst cases."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from ..data.dataset import Split
 from ..inference import to_float
 from ..viz.figures import outline
-from .map_quality import Row, cases, interval
+from ..viz.style import FONT, TITLE_FONT
+from .map_quality_measure import CONTROL, LEVEL, METHOD, Row, cases
 
-_FONT, _TITLE_FONT = 11, 12
 _MARKERS = "osD^vP*Xdph<>"
 # Colors that people with any color vision tell apart (Okabe and Ito 2008; olive for their yellow, which is faint).
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
@@ -25,13 +25,13 @@ def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS))
     """Draws one panel a measure, one line a kind of map, one point a model, with 95 % intervals over the images."""
     names = list(dict.fromkeys(row.name for row in rows))
     # The controls last, whatever the first model has.
-    names.sort(key=lambda name: ["level", "method", "control"].index(next(r.kind for r in rows if r.name == name)))
+    names.sort(key=lambda name: [LEVEL, METHOD, CONTROL].index(next(r.kind for r in rows if r.name == name)))
     models = list(dict.fromkeys(row.model for row in rows))
     figure = Figure((3.0 * len(measures) + 1.4, 0.55 * len(names) + 1.9), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for panel, measure in zip(axes, measures, strict=True):
         for number, model in enumerate(models):
-            found = [(names.index(r.name), interval(r.values[measure])) for r in rows if _has(r, measure, model)]
+            found = [(names.index(r.name), r.interval(measure)) for r in rows if _has(r, measure, model)]
             found = [(place, value) for place, value in found if value.n]
             shift = 0.7 * ((number + 0.5) / len(models) - 0.5)
             panel.errorbar(
@@ -44,14 +44,14 @@ def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS))
                 linewidth=1.2,
                 label=model,
             )
-        panel.set_title(_PANELS.get(measure, measure), fontsize=_TITLE_FONT)
-        panel.set_yticks(range(len(names)), names, fontsize=_TITLE_FONT)
-        panel.tick_params(axis="x", labelsize=_FONT)
+        panel.set_title(_PANELS.get(measure, measure), fontsize=TITLE_FONT)
+        panel.set_yticks(range(len(names)), names, fontsize=TITLE_FONT)
+        panel.tick_params(axis="x", labelsize=FONT)
         panel.set_ylim(len(names) - 0.5, -0.5)
         for place in range(1, len(names)):
             panel.axhline(place - 0.5, color="0.85", linewidth=0.8, zorder=0)
         panel.grid(axis="x", alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=_FONT)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=FONT)
     return figure
 
 
@@ -66,7 +66,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots(1, 2)
     for panel, number, title in zip(axes, (1, 2), ("deletion: low is good", "insertion: high is good"), strict=True):
         for index, row in enumerate(rows):
-            style = {"level": "-", "method": "--", "control": ":"}[row.kind]
+            style = {LEVEL: "-", METHOD: "--", CONTROL: ":"}[row.kind]
             areas = " / ".join(f"{row.values[name].mean():.2f}" for name in ("deletion", "insertion"))
             panel.plot(
                 row.curves[0] * 100,
@@ -76,15 +76,15 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
                 linewidth=2,
                 label=f"{row.name} {areas}",
             )
-        panel.set_title(title, fontsize=_TITLE_FONT)
-        panel.set_xlabel("pixels changed, strongest first (%)", fontsize=_TITLE_FONT)
-        panel.set_ylabel("probability of the answer", fontsize=_TITLE_FONT)
+        panel.set_title(title, fontsize=TITLE_FONT)
+        panel.set_xlabel("pixels changed, strongest first (%)", fontsize=TITLE_FONT)
+        panel.set_ylabel("probability of the answer", fontsize=TITLE_FONT)
         panel.set(xlim=(0, 100), ylim=(0, 1))
-        panel.tick_params(labelsize=_FONT)
+        panel.tick_params(labelsize=FONT)
         panel.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     title = "area under deletion / insertion"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=_FONT, title=title)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=FONT, title=title)
     return figure
 
 
@@ -96,16 +96,16 @@ def sanity_figure(rows: Sequence[Row]) -> Figure:
     panel = figure.subplots()
     for index, row in enumerate(rows):
         means = [1.0, *(row.sanity[stop].nanmean().item() for stop in stops)]
-        style = ("o-" if row.kind == "level" else "s--", _COLORS[index % len(_COLORS)])
+        style = ("o-" if row.kind == LEVEL else "s--", _COLORS[index % len(_COLORS)])
         panel.plot(range(len(means)), means, style[0], color=style[1], linewidth=2, label=row.name)
-    panel.set_xticks(range(len(stops) + 1), ["nothing", *(f"down to\n{stop}" for stop in stops)], fontsize=_FONT)
-    panel.set_xlabel("made random", fontsize=_TITLE_FONT)
-    panel.set_ylabel("rank agreement with\nthe trained model's map", fontsize=_TITLE_FONT)
+    panel.set_xticks(range(len(stops) + 1), ["nothing", *(f"down to\n{stop}" for stop in stops)], fontsize=FONT)
+    panel.set_xlabel("made random", fontsize=TITLE_FONT)
+    panel.set_ylabel("rank agreement with\nthe trained model's map", fontsize=TITLE_FONT)
     panel.axhline(0, color="0.5", linewidth=1)
     panel.set_ylim(min(-0.5, *panel.get_ylim()), 1.05)
-    panel.tick_params(axis="y", labelsize=_FONT)
+    panel.tick_params(axis="y", labelsize=FONT)
     panel.grid(alpha=0.3)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=_FONT)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=FONT)
     return figure
 
 
@@ -132,10 +132,10 @@ def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_pre
             for panel in (left, right):
                 panel.set(xticks=[], yticks=[])
                 outline(panel, images.masks[i].numpy())
-            left.set_title(f"image {i}", fontsize=_FONT)
-            right.set_title(f"{case} {row.values[measure][i]:.2f}", fontsize=_FONT)
-        line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=_TITLE_FONT)
+            left.set_title(f"image {i}", fontsize=FONT)
+            right.set_title(f"{case} {row.values[measure][i]:.2f}", fontsize=FONT)
+        line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=TITLE_FONT)
     words = _PANELS.get(measure, measure).split("\n")[-1]
     title = f"{rows[0].model}: best, median and worst by {words}"
-    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=_TITLE_FONT + 1)
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=TITLE_FONT + 1)
     return figure

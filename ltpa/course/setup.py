@@ -5,28 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
-
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    Device,
-    EachOnce,
-    LearningRate,
-    Limit,
-    Seed,
-    SettingsBase,
-    TrainConfig,
-    Variant,
-    Width,
-    settings,
-)
-from ..data.dataset import Dataset, Split
+from ..config import SettingsBase
+from ..data.dataset import Dataset
 from ..errors import closest
-from ..models.networks import parse_variant
 from ..training.report import report as report
 from ..training.run import Run
 from ..training.trainer import data_for
@@ -116,63 +99,3 @@ def check_classes(data: Dataset, classes: Sequence[str]) -> None:
             f"the classes of the data, {', '.join(data.classes)}, are not those of the run, {', '.join(classes)}; "
             "set data_dir to the folder that the run was trained on"
         )
-
-
-@settings
-class TruthConfig(SettingsBase):
-    """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`."""
-
-    models: Annotated[Sequence[Variant], EachOnce] = Field(
-        (
-            *(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("pc", "dp", "add") for normalizer in ("", " sigmoid")),
-            "vgg-gap",
-        ),
-        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
-    )
-    methods: Annotated[
-        Sequence[Literal["gradcam", "saliency", "integrated_gradients", "occlusion", "cam"]], EachOnce
-    ] = Field(("gradcam", "saliency", "occlusion", "cam"), description="of `ltpa.explain`, to compare attention with")
-    images: Annotated[int, Field(ge=2, le=10**6)] = Field(200, description="test images that are measured")
-    held_out: Count = Field(100, description="other test images, which choose thresholds and levels")
-    costly_images: Annotated[int, Field(ge=2, le=10**6)] = Field(
-        50, description="how many of `images` deletion, insertion and the sanity check take"
-    )
-    fill: Literal["blur", "mean"] = Field("blur", description="what replaces deleted pixels")
-    seed: Seed = Field(0, description="of the runs, of the controls and of the bootstrap")
-    device: Device = Field("auto", description="auto, cpu or cuda")
-    width: Width = Field(QUICK["width"], description="of the runs, as below")
-    epochs: Count = QUICK["epochs"]
-    batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
-    train_limit: Limit | None = None
-    test_limit: Limit | None = None
-
-    def runs(self) -> dict[str, TrainConfig]:
-        """The settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
-        names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
-        shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
-        found = {}
-        for variant in self.models:
-            model, normalizer = parse_variant(variant)
-            short = model.removeprefix("vgg-att3-concat-")
-            name = f"{short} {normalizer}" if "-att" in model or model == "vgg-pan" else short
-            found[name] = TrainConfig(model=model, normalizer=normalizer, **shared)
-        return found
-
-    def budget(self) -> str:
-        """How the models are trained, in words."""
-        images = "all" if self.train_limit is None else self.train_limit
-        return f"width {self.width:g}, {self.epochs} epochs of {images} training images, seed {self.seed}, n = images"
-
-    def split(self, test: Split) -> tuple[Split, Split]:
-        """Test images to measure, and others to choose on.
-
-        Raises:
-            ValueError: there are too few test images.
-        """
-        if self.images + self.held_out > len(test):
-            raise ValueError(
-                f"images={self.images} and held_out={self.held_out} need {self.images + self.held_out} test images, "
-                f"and there are {len(test)}; lower them"
-            )
-        return test[: self.images], test[self.images : self.images + self.held_out]

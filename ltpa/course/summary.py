@@ -1,59 +1,65 @@
-"""What notebooks 01 and 02 conclude about one run, in sentences made from numbers."""
+"""What notebooks 01 and 02 conclude about one run, in sentences computed from numbers."""
 
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..maps import entropy
-from ..metrics.overlap import localization
+from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import SUPPORTED, Interval, bootstrap_interval, verdict
-from ..training.health import problems
+from ..training.health import COLLAPSED_MAPS, UNIFORM_MAPS, map_defects
 
 _ONE_RUN = "All of this is one run with one seed; 03 trains several and asks whether attention is what helps."
+_DEFECTS = {
+    COLLAPSED_MAPS: "are collapsed: almost all weight lies at one position of every image",
+    UNIFORM_MAPS: "are uniform in every image, so they say nothing",
+}
 
 
-def trained(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]]) -> str:
-    """Has the network learnt anything, and are its maps healthy?
+def describe_training(
+    labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]], scores: Mapping[str, float]
+) -> str:
+    """Return whether the network has learned anything, and whether its maps are healthy.
 
     Args:
         labels, predictions: (N,), indices into the classes.
-        strongest: see `ltpa.training.health.problems`.
-
-    Returns:
-        a few lines: accuracy with its 95 % interval over the images, beside what the most frequent class alone would
-        reach; and which maps are uniform or collapsed.
-
-    Raises:
-        ValueError: no image.
+        strongest: as for `ltpa.training.health.problems`.
+        scores: of `ltpa.evaluate`, with each level's mean entropy.
     """
-    right = (predictions == labels).double().numpy()
-    accuracy, guess = bootstrap_interval(right), labels.bincount().max().item() / len(labels)
-    above = Interval(accuracy.mean - guess, accuracy.low - guess, accuracy.high - guess, accuracy.n)
+    accuracy = bootstrap_interval((predictions == labels).double().numpy())
+    guess = labels.bincount().max().item() / len(labels)
     lines = [
-        f"{_percent(accuracy)} of {len(labels)} test images are right; always the most frequent class: {guess:.1%}.",
-        f"That the network has learnt to tell the classes apart is {verdict(above)}.",
+        f"{accuracy.text(1, 100)} % of {len(labels)} test images are right; always the most frequent class: "
+        f"{guess:.1%}. (In brackets: 95 % interval over the images.)",
+        f"That the network has learned to tell the classes apart is {verdict(accuracy.minus(guess))}.",
     ]
-    told = [problem for problem in problems(labels, predictions, strongest) if problem.startswith("attention")]
+    defects = map_defects(strongest)
+    entropies = {level: f"{scores[f'entropy_{level}']:.2f}" for level in strongest}
+    lines += [f"The maps at {level} {_DEFECTS[defect]}." for level, defect in defects.items()]
+    flat = [level for level in strongest if level not in defects and entropies[level] == "1.00"]
+    if flat:
+        lines.append(f"The maps at {' and '.join(flat)} are almost uniform: their mean entropy is 1.00.")
+    healthy = [f"{level} {entropies[level]}" for level in strongest if level not in defects and level not in flat]
+    if healthy:
+        lines.append(
+            f"Neither uniform nor collapsed are the maps at (mean entropy): {', '.join(healthy)}. Look at them."
+        )
     if not strongest:
         lines.append("It has no attention maps.")
-    elif told:
-        lines += [f"{problem[0].upper()}{problem[1:]}." for problem in told]
-    else:
-        lines.append(f"No level's maps ({', '.join(strongest)}) are all uniform or all collapsed: look at them.")
     return "\n".join([*lines, _ONE_RUN])
 
 
-def looked(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = None) -> str:
-    """What the maps of all test images showed: do they lie on the object, and is that so in wrong answers as well?
+def describe_maps(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = None) -> str:
+    """Return whether the maps of all test images lie on the objects, a line for each level and a conclusion.
+
+    Right and wrong answers are compared; all intervals hold together with 95 %.
 
     Args:
         maps: level -> weights (N, h, w).
         right: bool (N,), whether the answer was right.
-        masks: of the objects, (N, H, W); without them nothing is said about objects, only about entropies.
-
-    Returns:
-        a line a level, all their intervals hold together with 95 %, and a sentence.
+        masks: of the objects, (N, H, W); without them the lines are about entropies.
     """
     if not maps:
         return "This model has no attention maps: nothing was shown."
@@ -61,43 +67,46 @@ def looked(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = Non
     if masks is None:
         values = {level: entropy(level_maps) for level, level_maps in maps.items()}
         lines = ["The mean entropy of the maps (1 = uniform, 0 = a single position), in right and in wrong answers:"]
-        lines += [f"  {level}: {_groups(value, right, 2 * len(maps), '.2f')}" for level, value in values.items()]
+        lines += [f"  {level}: {_compare_answers(value, right, 2 * len(maps), 2)}" for level, value in values.items()]
         last = "Whether they lie on objects cannot be said: these data have no masks (the dataset 'shapes' has)."
         return "\n".join([*lines, last])
 
     area = masks.float().mean((1, 2))
-    lines, on = [f"The object fills {area.mean().item():.1%} of a picture. Of the attention lies on it:"], []
+    lines = [f"The object fills {area.mean().item():.1%} of a picture. Of the attention lies on it, in percent:"]
+    verdicts = {}
     for level, level_maps in maps.items():
-        share = localization(level_maps, masks)["share"]
-        more = bootstrap_interval(_finite(share - area), 3 * len(maps))
-        said = verdict(more)
-        on += [level] * (said == SUPPORTED)
-        lines.append(f"  {level}: {_groups(share, right, 3 * len(maps), '.1%')}; more than the even share: {said}")
-    others = ", ".join(level for level in maps if level not in on)
-    lines.append(
-        f"Levels that find the object: {', '.join(on) or 'none'}; that do not, or not decidably: {others or 'none'}."
-    )
-    return "\n".join(lines)
+        share = localization_tensors(level_maps, masks)["share"]
+        verdicts[level] = verdict(bootstrap_interval(_finite(share - area), 3 * len(maps)))
+        answers = _compare_answers(share, right, 3 * len(maps), 1, 100)
+        lines.append(f"  {level}: {answers}; more than the even share: {verdicts[level]}")
+    return "\n".join([*lines, _conclude(verdicts)])
 
 
-def _groups(values: Tensor, right: Tensor, together: int, form: str) -> str:
-    """Means of right and of wrong answers with intervals, and whether these are apart."""
+def _conclude(verdicts: Mapping[str, str]) -> str:
+    """Return which levels find the object, from the verdict on each."""
+    finds = [level for level, word in verdicts.items() if word == SUPPORTED]
+    others = ", ".join(level for level in verdicts if level not in finds)
+    if not finds:
+        return f"No level was shown to have more of its attention on the object than the even share ({others})."
+    if not others:
+        return f"Every level has more of its attention on the object than the even share: {', '.join(finds)}."
+    return f"More of their attention on the object than the even share have {', '.join(finds)}; not shown for {others}."
+
+
+def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: int, scale: float = 1) -> str:
+    """Return the means of right and of wrong answers with intervals, and whether they differ in the digits printed."""
     groups = {"right": _finite(values[right]), "wrong": _finite(values[~right])}
-    found = {name: bootstrap_interval(group, together) for name, group in groups.items() if len(group)}
-    words = ", ".join(f"{name} {_interval(of, form)}" for name, of in found.items())
-    if len(found) < 2:
+    intervals = {name: bootstrap_interval(group, comparisons) for name, group in groups.items() if len(group)}
+    words = ", ".join(f"{name} {interval.text(digits, scale)}" for name, interval in intervals.items())
+    if len(intervals) < 2:
         return words
-    a, b = found.values()
-    return words + (", they differ" if a.low > b.high or b.low > a.high else ", no difference is shown")
+    return words + (", they differ" if _differ(*intervals.values(), digits, scale) else ", no difference is shown")
 
 
-def _finite(values: Tensor) -> np.ndarray:
+def _differ(a: Interval, b: Interval, digits: int, scale: float) -> bool:
+    apart = a.low > b.high or b.low > a.high
+    return apart and round(scale * a.mean, digits) != round(scale * b.mean, digits)
+
+
+def _finite(values: Tensor) -> NDArray[np.float64]:
     return values[~values.isnan()].double().numpy()
-
-
-def _percent(of: Interval) -> str:
-    return _interval(of, ".1%")
-
-
-def _interval(of: Interval, form: str) -> str:
-    return f"{of.mean:{form}} ({of.low:{form}} to {of.high:{form}})" if of.low == of.low else f"{of.mean:{form}}"

@@ -37,4 +37,4 @@ def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
 def verdict(run: Run, test: Split) -> str:
     """Return whether the network has learned anything and whether its maps are healthy, from all test images."""
     evaluation = evaluate_images(run.model, test, run.config.precision)
-    return summary.trained(test.labels, evaluation.predictions, evaluation.strongest)
+    return summary.describe_training(test.labels, evaluation.predictions, evaluation.strongest, evaluation.scores)

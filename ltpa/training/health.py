@@ -9,6 +9,7 @@ from torch import Tensor
 # image's had 0.12 of the weight or less. So a healthy run meets neither limit, as each must be met in every image.
 UNIFORM = 1.1  # times the even share: a map whose strongest position has less is uniform
 COLLAPSED = 0.95  # of a map's weight: a map is collapsed if its strongest position has more
+COLLAPSED_MAPS, UNIFORM_MAPS = "collapsed", "uniform"
 
 
 def problems(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]]) -> list[str]:
@@ -25,15 +26,22 @@ def problems(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[
             "every test image is taken for the same class. Early in a run this may pass; else try a lower "
             "learning_rate, precision='fp32', or more epochs, and check whether the labels are right"
         )
+    advice = {
+        COLLAPSED_MAPS: f"in every test image one position has more than {COLLAPSED:.0%} of the weight. Try a lower "
+        "learning_rate, normalizer='sigmoid', or a model with pc or add in place of dp",
+        UNIFORM_MAPS: f"in no test image has a position {UNIFORM} times the even share, so its maps say nothing. Try "
+        "more epochs, or a model with fewer levels (att2, att)",
+    }
+    found += [f"attention at {level} is {defect}: {advice[defect]}" for level, defect in map_defects(strongest).items()]
+    return found
+
+
+def map_defects(strongest: Mapping[str, tuple[Tensor, int]]) -> dict[str, str]:
+    """Return the levels whose maps are `COLLAPSED_MAPS` or `UNIFORM_MAPS` in all test images; arguments as above."""
+    defects = {}
     for level, (shares, positions) in strongest.items():
         if bool((shares > COLLAPSED).all()):
-            found.append(
-                f"attention at {level} is collapsed: in every test image one position has more than {COLLAPSED:.0%} of "
-                "the weight. Try a lower learning_rate, normalizer='sigmoid', or a model with pc or add in place of dp"
-            )
+            defects[level] = COLLAPSED_MAPS
         elif bool((shares * positions < UNIFORM).all()):
-            found.append(
-                f"attention at {level} is uniform: in no test image has a position {UNIFORM} times the even share, so "
-                "its maps say nothing. Try more epochs, or a model with fewer levels (att2, att)"
-            )
-    return found
+            defects[level] = UNIFORM_MAPS
+    return defects

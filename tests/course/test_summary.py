@@ -1,39 +1,48 @@
-"""What notebooks 01 and 02 conclude: every number of the sentences against the tensors that it is made from."""
-
-import re
+"""What notebooks 01 and 02 conclude: the numbers of the sentences against the tensors that they are made from."""
 
 import pytest
 import torch
 
 from ltpa import entropy
-from ltpa.course import summary as findings
+from ltpa.course.summary import describe_maps, describe_training
 from ltpa.metrics.statistics import bootstrap_interval
 
-HEALTHY = {"conv7": (torch.tensor([0.1, 0.5] * 50), 64)}
+HEALTHY = (torch.tensor([0.1, 0.5] * 50), 64)
 LABELS = torch.tensor([0, 1, 2, 2] * 25)
 
 
-def test_a_network_that_learnt_and_one_that_guesses():
-    wrong = torch.arange(100) < 10
-    text = findings.trained(LABELS, (LABELS + wrong.long()) % 3, HEALTHY)
-    found = bootstrap_interval((~wrong).double().numpy())
-    assert text.startswith(
-        f"90.0% ({found.low:.1%} to {found.high:.1%}) of 100 test images are right; always the most frequent class: 50"
-    )
-    assert "tell the classes apart is supported" in text
-    assert "No level's maps (conv7) are all uniform or all collapsed" in text
-    guess = findings.trained(LABELS, torch.full((100,), 2), HEALTHY)
-    assert "50.0% (" in guess
-    assert "tell the classes apart is not decidable at this budget" in guess
-    assert "tell the classes apart is not supported" in findings.trained(LABELS, torch.full((100,), 3), HEALTHY)
+def trained(predictions, scores=None, **strongest):
+    scores = scores or dict.fromkeys((f"entropy_{level}" for level in strongest), 0.8)
+    return describe_training(LABELS, predictions, strongest, scores)
 
 
-def test_maps_that_say_nothing_are_told():
-    flat = {"conv7": (torch.full((100,), 1.01 / 64), 64), **{"conv10": HEALTHY["conv7"]}}
-    text = findings.trained(LABELS, LABELS, flat)
-    assert "Attention at conv7 is uniform" in text
-    assert "No level's maps" not in text
-    assert "It has no attention maps." in findings.trained(LABELS, LABELS, {})
+@pytest.mark.parametrize(
+    ("predictions", "percent", "verdict"),
+    [
+        ((LABELS + (torch.arange(100) < 10).long()) % 3, "90.0", "supported"),
+        (torch.full((100,), 2), "50.0", "undecided"),
+        (torch.full((100,), 3), "0.0", "contradicted"),
+    ],
+)
+def test_accuracy_is_judged_beside_the_most_frequent_class(predictions, percent, verdict):
+    text = trained(predictions, conv7=HEALTHY)
+    interval = bootstrap_interval((predictions == LABELS).double().numpy())
+    assert text.startswith(f"{percent} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] % of 100 test images")
+    assert f"is {verdict}." in text
+    assert "conv7 0.80" in text
+
+
+def test_no_map_is_called_healthy_beside_an_entropy_of_1():
+    flat, collapsed = (torch.full((100,), 1.01 / 64), 64), (torch.full((100,), 0.99), 64)
+    scores = {"entropy_conv4": 0.02, "entropy_conv7": 0.9996, "entropy_conv10": 0.9951, "entropy_conv13": 0.994}
+    text = trained(LABELS, scores, conv4=collapsed, conv7=flat, conv10=HEALTHY, conv13=HEALTHY)
+    lines = text.splitlines()[2:6]
+    assert [("conv4" in line, "collapsed" in line) for line in lines[:2]] == [(True, True), (False, False)]
+    assert "conv7 are uniform" in lines[1]
+    assert "conv10 are almost uniform" in lines[2]
+    assert "conv13 0.99." in lines[3]
+    assert "conv10" not in lines[3]
+    assert "no attention maps" in trained(LABELS)
 
 
 def scene(count=60):
@@ -48,30 +57,40 @@ def scene(count=60):
 
 def test_levels_that_find_the_object_and_those_that_do_not():
     maps, right, masks, share = scene()
-    lines = findings.looked(maps, right, masks).splitlines()
-    assert lines[0] == "The object fills 6.2% of a picture. Of the attention lies on it:"
-    assert re.match(r"  conv7: right 6\.2% .* wrong 6\.2% .*, no difference is shown; .*: not", lines[1])
-    group = bootstrap_interval(share[right].double().numpy(), 6)
-    assert f"  conv10: right {group.mean:.1%} ({group.low:.1%} to {group.high:.1%}), wrong 3" in lines[2]
+    lines = describe_maps(maps, right, masks).splitlines()
+    assert "6.2%" in lines[0]
+    assert lines[1].startswith("  conv7: right 6.2 [6.2, 6.2], wrong 6.2 [6.2, 6.2], no difference is shown")
+    assert lines[1].endswith("undecided")
+    group = bootstrap_interval(share[right].double().numpy(), 6).text(1, 100)
+    assert f"  conv10: right {group}, wrong 3" in lines[2]
     assert lines[2].endswith("they differ; more than the even share: supported")
-    assert lines[3] == "Levels that find the object: conv10; that do not, or not decidably: conv7."
+    assert "conv10; not shown for conv7" in lines[3]
+
+
+def test_the_conclusion_is_another_one_when_no_level_or_every_level_finds_the_object():
+    maps, right, masks, _ = scene()
+    assert describe_maps({"conv7": maps["conv7"]}, right, masks).splitlines()[-1].startswith("No level")
+    assert describe_maps({"conv10": maps["conv10"]}, right, masks).splitlines()[-1].startswith("Every level")
+
+
+def test_they_differ_only_where_the_printed_digits_do():
+    _, right, masks, share = scene()
+    closer = 0.5 + 0.0002 * right + 1e-6 * share  # apart without doubt, and 0.50 both
+    on = masks / 4 * closer[:, None, None] + ~masks / 60 * (1 - closer[:, None, None])
+    line = describe_maps({"conv10": on}, right, masks).splitlines()[1]
+    assert "right 50.0 [50.0, 50.0], wrong 50.0 [50.0, 50.0], no difference is shown" in line
 
 
 def test_without_masks_or_without_wrong_answers():
     maps, right, masks, _ = scene()
-    text = findings.looked(maps, right)
+    text = describe_maps(maps, right)
     value = bootstrap_interval(entropy(maps["conv10"])[right].double().numpy(), 4)
-    assert f"  conv10: right {value.mean:.2f} ({value.low:.2f} to {value.high:.2f}), wrong" in text
-    assert text.endswith("these data have no masks (the dataset 'shapes' has).")
-    all_right = findings.looked(maps, torch.ones_like(right), masks)
+    assert f"  conv10: right {value.text(2)}, wrong" in text
+    assert "no masks" in text
+    all_right = describe_maps(maps, torch.ones_like(right), masks)
     assert "wrong" not in all_right
     assert "  conv10: right" in all_right
 
 
 def test_a_model_without_maps():
-    assert findings.looked({}, torch.tensor([True])) == "This model has no attention maps: nothing was shown."
-
-
-def test_no_image_is_refused():
-    with pytest.raises(ValueError, match="one finite value or more"):
-        findings.trained(LABELS[:0], LABELS[:0], {})
+    assert "no attention maps" in describe_maps({}, torch.tensor([True]))

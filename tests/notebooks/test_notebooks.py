@@ -21,7 +21,7 @@ KINDS = {
     "01": "config:TrainConfig",
     "02": "course.attention_maps:LookConfig",
     "03": "course.ablation:AblationConfig",
-    "04": "course.setup:TruthConfig",
+    "04": "course.map_quality:MapQualityConfig",
     "05": "course.query_training:AskConfig",
     "06": "course.robustness:AttackConfig",
     "07": "course.transfer:TransferConfig",
