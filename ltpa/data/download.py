@@ -24,22 +24,17 @@ MIN_SPEED = 100_000.0  # bytes per second; lower it on a slow line
 GIVE_UP = 1800.0  # seconds after which a download ends, whatever the mirrors do
 PROGRESS_AFTER = 2.0  # seconds that a download must last to show a progress bar
 
+Check = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download.
-
-    Attributes:
-        name: its name in the data folder.
-        urls: mirrors that hold the very same bytes, the best first.
-        hash: "md5:..." or "sha256:...".
-        size: in bytes.
-    """
+    """A file to download: its name in the data folder, "md5:..." or "sha256:...", bytes, mirrors (the best first)."""
 
     name: str
-    urls: tuple[str, ...]
     hash: str
     size: int
+    urls: tuple[str, ...]
 
     def is_in(self, folder: Path) -> bool:
         """Whether the folder holds the file with the right content."""
@@ -55,46 +50,6 @@ class _MirrorError(Exception):
     """One mirror failed: go on to the next."""
 
 
-def fetch(file: RemoteFile, folder: Path, check: Callable[[str], None] | None = None) -> Path:
-    """Return the path of a file with the right hash in `folder`; download it where it is not there.
-
-    The environment variable LTPA_MIRROR names the address of a folder that is tried first. Call it within
-    `only_process`. A dead mirror costs `WINDOW` seconds, all of them together `GIVE_UP` at most.
-
-    Args:
-        file: what to fetch.
-        folder: where it goes.
-        check: called with a mirror's address before it is used; what it raises counts as that mirror's failure.
-
-    Raises:
-        DownloadError: no mirror delivered; the message says how each failed and what to do.
-    """
-    path = folder / file.name
-    if file.is_in(folder):
-        return path
-    if shutil.disk_usage(folder).free < file.size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    pooch.get_logger().setLevel("WARNING")
-    mirror = os.environ.get("LTPA_MIRROR")
-    urls = ((f"{mirror.rstrip('/')}/{file.name}",) if mirror else ()) + file.urls
-    failures, until = [], time.monotonic() + GIVE_UP
-    for url in urls:
-        download = partial(_download, size=file.size, until=until, check=check)
-        try:
-            pooch.retrieve(url, file.hash, fname=file.name, path=folder, downloader=download)
-            return path
-        except _MirrorError as error:
-            failures.append(f"  {url}: {error}")
-        except ValueError:  # from pooch
-            failures.append(f"  {url}: sent other content (its {file.hash.split(':')[0].upper()} is wrong)")
-    wrong = f" ({path} is there, but its content is wrong)" if path.exists() else ""
-    raise DownloadError(
-        f"{file.name} could not be downloaded{wrong}. Tried:\n" + "\n".join(failures) + "\nWays out: try again later; "
-        f"or put the file ({file.hash}) into {folder} by hand; or set the environment variable LTPA_MIRROR to the "
-        'address of a folder that has it; or use dataset="shapes", which needs no network.'
-    )
-
-
 @contextmanager
 def only_process(folder: Path, name: str) -> Iterator[None]:
     """Make the folder, let one process at a time work on `name` in it, and explain what the disk refuses."""
@@ -104,9 +59,8 @@ def only_process(folder: Path, name: str) -> Iterator[None]:
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise DownloadError(
-                f"{folder / name}: another process has worked on it for {GIVE_UP:.0f} s; end it first"
-            ) from error
+            message = f"{folder / name}: another process has worked on it for {GIVE_UP:.0f} s; end it first"
+            raise DownloadError(message) from error
         except (OSError, NotImplementedError):
             pass  # some network drives have no locks; the hash guards the result all the same
         try:
@@ -116,38 +70,61 @@ def only_process(folder: Path, name: str) -> Iterator[None]:
     except DownloadError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(folder).free
-            problem = f"no space left in {folder} for {name} ({free:,} bytes are free): make room"
-        else:
-            problem = f"cannot write into {folder} ({error}): choose a folder that you may write to"
-        raise DownloadError(problem) from error
+        raise DownloadError(f"cannot write {name} into {folder} ({error}): make room or choose another one") from error
 
 
-def _download(
-    url: str, path: str, _: object, *, size: int, until: float, check: Callable[[str], None] | None = None
-) -> None:
+def fetch(file: RemoteFile, folder: Path, check: Check | None = None) -> Path:
+    """Return the path of a file in `folder`, downloaded if it is not there; call it within `only_process`.
+
+    The environment variable LTPA_MIRROR names the address of a folder that is tried first. A dead mirror costs
+    `WINDOW` seconds. `check` is called with an address before it is used: what it raises is that mirror's failure.
+
+    Raises:
+        DownloadError: no mirror delivered; the message says how each failed and what to do.
+    """
+    path = folder / file.name
+    if file.is_in(folder):
+        return path
+    if shutil.disk_usage(folder).free < file.size:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for its {file.size:,} bytes")
+    pooch.get_logger().setLevel("WARNING")
+    mirror, until = os.environ.get("LTPA_MIRROR"), time.monotonic() + GIVE_UP
+    failures = ""
+    for url in (*([f"{mirror.rstrip('/')}/{file.name}"] if mirror else []), *file.urls):
+        download = partial(_download, size=file.size, until=until, check=check)
+        try:
+            return Path(pooch.retrieve(url, file.hash, fname=file.name, path=folder, downloader=download))
+        except _MirrorError as error:
+            failures += f"  {url}: {error}\n"
+        except ValueError:  # pooch raises it for a wrong hash
+            failures += f"  {url}: sent other content (its {file.hash.split(':')[0].upper()} is wrong)\n"
+    wrong = f" ({path} is there, but its content is wrong)" if path.exists() else ""
+    raise DownloadError(
+        f"{file.name} could not be downloaded{wrong}. Tried:\n{failures}Ways out: try again later; or put the file "
+        f"({file.hash}) into {folder} by hand; or set the environment variable LTPA_MIRROR to the address of a folder "
+        'that has it; or use dataset="shapes", which needs no network.'
+    )
+
+
+def _download(url: str, path: str, _: object, *, size: int, until: float, check: Check | None) -> None:
     """Download a file, for pooch; a thread receives, so that a server that hangs or trickles is left in time."""
     blocks: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
     left = threading.Event()
     threading.Thread(target=_receive, args=(url, blocks, left, check), daemon=True).start()
-    bar = tqdm(
-        desc=Path(url.split("?")[0]).name, total=size, unit="B", unit_scale=True,
-        delay=PROGRESS_AFTER, mininterval=0.5, file=bar_file(),
-    )  # fmt: skip
+    name, options = Path(url.split("?")[0]).name, {"unit": "B", "unit_scale": True, "mininterval": 0.5}
     done, done_before, due = 0, 0, time.monotonic() + WINDOW
     try:
-        with bar, open(path, "wb") as target:
+        with (
+            tqdm(desc=name, total=size, delay=PROGRESS_AFTER, file=bar_file(), **options) as bar,
+            open(path, "wb") as target,
+        ):
             while done < size:
-                now = time.monotonic()
-                if now > until:
+                if (now := time.monotonic()) > until:
                     raise _MirrorError(f"not finished, because {GIVE_UP:.0f} s are over")
                 if now > due:
                     if (speed := (done - done_before) / WINDOW) < MIN_SPEED:
-                        raise _MirrorError(
-                            f"too slow: {speed:,.0f} bytes/s after {done:,} of {size:,} bytes, less than "
-                            f"MIN_SPEED = {MIN_SPEED:,.0f}"
-                        )
+                        progress = f"{speed:,.0f} bytes/s after {done:,} of {size:,} bytes"
+                        raise _MirrorError(f"too slow: {progress}, less than MIN_SPEED = {MIN_SPEED:,.0f}")
                     done_before, due = done, now + WINDOW
                 try:
                     block = blocks.get(timeout=max(0.0, min(due, until) - now) + 0.01)
@@ -164,9 +141,7 @@ def _download(
         left.set()
 
 
-def _receive(
-    url: str, blocks: "queue.SimpleQueue[bytes | Exception]", left: threading.Event, check: Callable[[str], None] | None
-) -> None:
+def _receive(url: str, blocks: queue.SimpleQueue, left: threading.Event, check: Check | None) -> None:
     """Put what the server sends into the queue, then b"" or the error."""
     try:
         if check is not None:

@@ -227,7 +227,7 @@ def get(server, tmp_path):
     def get(*kinds):
         urls = tuple(kind if "://" in kind else server.url(kind) for kind in kinds)
         with only_process(tmp_path, ARCHIVE):
-            return fetch(RemoteFile(ARCHIVE, urls, f"md5:{md5_of(DATA)}", len(DATA)), tmp_path)
+            return fetch(RemoteFile(ARCHIVE, f"md5:{md5_of(DATA)}", len(DATA), urls), tmp_path)
 
     return get
 
@@ -243,10 +243,12 @@ def source(monkeypatch, server):
         test = {"test_batch": files.pop("test_batch")}
         table: Cifar = dataclasses.replace(
             CIFAR["cifar10"],
-            archive=RemoteFile(ARCHIVE, tuple(map(server.url, kinds)), f"md5:{md5_of(archive)}", len(archive)),
+            archive=RemoteFile(ARCHIVE, f"md5:{md5_of(archive)}", len(archive), tuple(map(server.url, kinds))),
             batches={"train": files, "test": test},
-            parquet=RemoteFile(
-                PARQUET, (), f"sha256:{hashlib.sha256(server.parquet).hexdigest()}", len(server.parquet)
+            parquet=dataclasses.replace(
+                CIFAR["cifar10"].parquet,
+                hash=f"sha256:{hashlib.sha256(server.parquet).hexdigest()}",
+                size=len(server.parquet),
             ),
             test_images=20,
         )
@@ -354,29 +356,28 @@ def test_an_existing_file_needs_no_network_and_a_wrong_one_is_replaced(get, serv
 def test_too_little_space_is_said_before_the_download(get, server, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(len(DATA), 1, len(DATA) - 1))
-    with pytest.raises(DownloadError, match=f"no space left in {tmp_path} for {ARCHIVE} .{len(DATA) - 1:,} bytes"):
+    with pytest.raises(
+        DownloadError, match=f"cannot write {ARCHIVE} into {tmp_path} .*No space left .* {len(DATA):,} bytes"
+    ):
         get("good")
     assert server.log == []
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [(errno.ENOSPC, "no space left"), (errno.EACCES, "cannot write into"), (errno.EROFS, "cannot write into")],
-)
-def test_a_disk_that_refuses_stops_at_once(get, server, monkeypatch, tmp_path, code, words):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_refuses_stops_at_once(get, server, monkeypatch, tmp_path, code):
     class Disk(io.FileIO):
         def write(self, data):
             raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(download, "open", Disk, raising=False)
-    with pytest.raises(DownloadError, match=f"{words} .*{tmp_path}|{words} {tmp_path}"):
+    with pytest.raises(DownloadError, match=f"cannot write .* into {tmp_path} .*{os.strerror(code)}"):
         get("good", "unsized")
     assert server.log == ["good"]
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DownloadError, match="cannot write into"), only_process(tmp_path / "file" / "data", ARCHIVE):
+    with pytest.raises(DownloadError, match="cannot write"), only_process(tmp_path / "file" / "data", ARCHIVE):
         pass
 
 
@@ -498,7 +499,7 @@ def test_no_space_to_unpack(source, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(DownloadError, match=f"no space left in {tmp_path}"):
+    with pytest.raises(DownloadError, match=f"cannot write .* into {tmp_path} .*No space left"):
         load_data("cifar10", tmp_path)
 
 
@@ -576,7 +577,7 @@ def test_the_test_images_alone_come_from_the_hub(source, server, tmp_path):
         ("broken", "500"),
         ("silent", "too slow|timed out"),
         ("dripping", "too slow|timed out"),
-        ("circling", "redirect|302"),
+        ("circling", "redirect|302|too slow"),  # some versions of huggingface_hub go round for ever
         ("offline", "refused|offline"),
     ],
 )
@@ -615,7 +616,7 @@ def test_the_tables():
         assert list(source.classes) == sorted(set(source.classes))
         assert all(source.archive.name in url for url in source.archive.urls)
         assert source.archive.urls[-1].startswith("https://www.cs.toronto.edu")
-        assert len(source.hub_file[1]) == 40
+        assert source.parquet.urls[0].startswith("https://huggingface.co/datasets/uoft-cs/cifar")
         assert source.batches.keys() == {"train", "test"}
     assert CIFAR["cifar10"].archive.size == 170_498_071
     assert sum(map(len, CIFAR["cifar10"].batches.values())) == 6
@@ -634,7 +635,7 @@ def test_svhn(server, tmp_path, monkeypatch):
     for split in ("train", "test"):
         scipy_io.savemat(tmp_path / SVHN[split].name, {"X": pixels, "y": digits[:, None].astype(np.uint8)})
         content = (tmp_path / SVHN[split].name).read_bytes()
-        file = RemoteFile(SVHN[split].name, (server.url("missing"),), f"md5:{md5_of(content)}", len(content))
+        file = RemoteFile(SVHN[split].name, f"md5:{md5_of(content)}", len(content), (server.url("missing"),))
         monkeypatch.setitem(SVHN, split, file)
     data = load_data("svhn", tmp_path)
     for part in (data.train, data.test):
