@@ -1,7 +1,7 @@
 """Augmentation of whole batches, drawn for each sample from (seed, epoch, sample) alone.
 
-So a picture is changed in the same way whatever batch, process or machine it falls into, and however often the run
-was interrupted.
+So a picture is changed in the same way in every batch, process and machine, and however often the run was
+interrupted.
 """
 
 import torch
@@ -14,7 +14,7 @@ _DIGITS = ("svhn",)
 
 
 def choose_augmentation(name: str, dataset: str) -> str:
-    """What "auto" means for a data set: flips and shifts, but no flips of digits."""
+    """Return what "auto" means for a data set: flips and shifts, but no flips of digits."""
     if name != "auto":
         return name
     return "shift" if dataset in _DIGITS else "flip+shift"
@@ -23,9 +23,9 @@ def choose_augmentation(name: str, dataset: str) -> str:
 def augmented_batch(
     images: Tensor, index: Tensor, mode: str, seed: int, epoch: int, at: Tensor | None = None
 ) -> Tensor:
-    """Picks samples and augments them: flipped with probability 1/2, shifted by up to an eighth of the side.
+    """Pick samples and augment them: flipped with probability 1/2, shifted by up to an eighth of the side.
 
-    What a shift leaves free is filled by reflection.
+    What a shift leaves free is filled by reflection. Returns uint8 (B, 3, H, W) in channels_last memory format.
 
     Args:
         images: all training images, uint8 (N, 3, H, W), on any device.
@@ -33,12 +33,6 @@ def augmented_batch(
         mode: "flip+shift", "shift" or "none".
         seed, epoch: with the sample's number they determine its augmentation.
         at: int64 (B,), where `images` has the samples, if that is not given by their numbers.
-
-    Returns:
-        uint8 (B, 3, H, W) in channels_last memory format.
-
-    Raises:
-        ValueError: another mode.
     """
     if mode not in AUGMENTATIONS[1:]:
         raise ValueError(f"mode={mode!r}: {closest(mode, AUGMENTATIONS[1:])}")
@@ -57,7 +51,7 @@ def augmented_batch(
 
 
 def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """63 random bits a sample, as non-negative int64, from (seed, epoch, sample): the SplitMix64 finalizer, chained."""
+    """Return 63 random bits a sample, as int64, from (seed, epoch, sample): the SplitMix64 finalizer, chained."""
     bits = torch.zeros_like(index)
     for value in (seed, epoch, index):
         bits = bits + value + -7046029254386353131  # 0x9E3779B97F4A7C15; int64 arithmetic wraps
@@ -68,7 +62,7 @@ def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, side: int) -> Tensor:
-    """Source positions (B, side) of a shift by -side/8 ... side/8, reflected at both ends."""
+    """Return the source positions (B, side) of a shift by -side/8 ... side/8, reflected at both ends."""
     most = side // 8
     shift = (bits & (1 << 20) - 1) % (2 * most + 1) - most
     position = torch.arange(side, device=bits.device) + shift[:, None]

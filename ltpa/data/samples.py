@@ -9,7 +9,7 @@ from PIL import Image
 
 from .dataset import Dataset
 from .images import crop_square
-from .split import Split, channel_statistics
+from .split import Split
 
 PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # what, scikit-image's name
 UNKNOWN = -1  # the label of a picture that shows none of the classes
@@ -17,33 +17,28 @@ STAND_INS = (  # what it shows, the class of CIFAR-10 if it is one, the library'
     ("a cat", "cat", "chelsea", (0, 0, 300, 300)),
     ("a cat's face", "cat", "chelsea", (75, 0, 375, 300)),
     ("a horse (a silhouette)", "horse", "horse", None),
-    ("a rocket", None, "rocket", (160, 107, 480, 427)),
-    ("a space shuttle (a model)", None, "astronaut", (300, 0, 512, 212)),
-    ("an astronaut", None, "astronaut", (80, 0, 380, 300)),
-    ("a cup of coffee", None, "coffee", (60, 0, 460, 400)),
-    ("a tower", None, "china.jpg", (0, 0, 427, 427)),
-    ("a flower", None, "flower.jpg", (107, 0, 534, 427)),
+    ("a rocket", "", "rocket", (160, 107, 480, 427)),
+    ("a space shuttle (a model)", "", "astronaut", (300, 0, 512, 212)),
+    ("an astronaut", "", "astronaut", (80, 0, 380, 300)),
+    ("a cup of coffee", "", "coffee", (60, 0, 460, 400)),
+    ("a tower", "", "china.jpg", (0, 0, 427, 427)),
+    ("a flower", "", "flower.jpg", (107, 0, 534, 427)),
 )
 
 
 @dataclass(frozen=True)
 class Photographs(Dataset):
-    """A handful of pictures in the place of a data set: `test` holds them, `train` is empty.
-
-    Labels of pictures that show none of the classes are `UNKNOWN`.
+    """A handful of pictures in place of a data set: `test` holds them, `train` is empty.
 
     Attributes:
-        names: what each shows.
+        names: what each shows; the label of a picture that shows none of the classes is `UNKNOWN`.
     """
 
     names: tuple[str, ...] = ()
 
 
 def photographs(size: int = 64) -> tuple[Split, tuple[str, ...]]:
-    """Four color photographs, each a class of its own: images (4, 3, size, size), labels 0 to 3; and their names.
-
-    Args:
-        size: side in pixels; the middle square is scaled.
+    """Return four color photographs, each a class of its own (4, 3, size, size), and their names.
 
     Raises:
         ImportError: scikit-image is missing.
@@ -53,39 +48,32 @@ def photographs(size: int = 64) -> tuple[Split, tuple[str, ...]]:
 
 
 def stand_ins(classes: Sequence[str], size: int = 32) -> Photographs:
-    """Nine pictures to look at where there are no test images: two of a cat, a drawn horse, and six of other things.
-
-    Args:
-        classes: names of the classes that a network knows; what is among them has its label.
-        size: side in pixels.
+    """Return nine pictures for a network that knows `classes`: two of a cat, a drawn horse, and six of other things.
 
     Raises:
         ImportError: scikit-image or scikit-learn is missing.
     """
-    squares, labels, cache = [], [], {}
-    for _, kind, source, box in STAND_INS:
-        if source not in cache:
-            cache[source] = _picture(source)
-        squares.append(cache[source].resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3.0))
-        labels.append(list(classes).index(kind) if kind is not None and kind in classes else UNKNOWN)
-    split = Split(_batch(squares), torch.tensor(labels))
-    return Photographs(
-        "photographs", tuple(classes), split[:0], split, *channel_statistics(split.images),
-        names=tuple(name for name, *_ in STAND_INS),
-    )  # fmt: skip
+    pictures = {source: _picture(source) for _, _, source, _ in STAND_INS}
+    squares = [
+        pictures[source].resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+        for _, _, source, box in STAND_INS
+    ]
+    labels = [list(classes).index(kind) if kind in classes else UNKNOWN for _, kind, _, _ in STAND_INS]
+    split, names = Split(_batch(squares), torch.tensor(labels)), tuple(name for name, *_ in STAND_INS)
+    mean, std = split.statistics()
+    return Photographs("photographs", tuple(classes), split[:0], split, mean, std, names=names)
 
 
 def _picture(source: str) -> Image.Image:
-    if source.endswith(".jpg"):
-        try:
-            from sklearn.datasets import load_sample_image
-        except ImportError as error:
-            raise ImportError("these pictures come with scikit-learn: pip install 'ltpa[notebooks]'") from error
-        return Image.fromarray(load_sample_image(source))
     try:
+        if source.endswith(".jpg"):
+            from sklearn.datasets import load_sample_image
+
+            return Image.fromarray(load_sample_image(source))
         from skimage import data
     except ImportError as error:
-        raise ImportError("these pictures come with scikit-image: pip install 'ltpa[notebooks]'") from error
+        library = "scikit-learn" if source.endswith(".jpg") else "scikit-image"
+        raise ImportError(f"these pictures come with {library}: pip install 'ltpa[notebooks]'") from error
     picture = getattr(data, source)()
     if picture.dtype == bool:  # the silhouette
         picture = np.uint8(255) * picture
@@ -93,5 +81,5 @@ def _picture(source: str) -> Image.Image:
 
 
 def _batch(squares: Sequence[Image.Image]) -> torch.Tensor:
-    """Images of one size as uint8 (N, 3, H, W)."""
+    """Return images of one size as uint8 (N, 3, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).contiguous()

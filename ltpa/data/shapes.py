@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws pictures, balanced over the classes within every block of 500.
+    """Draw pictures, balanced over the classes within every block of 500.
 
     Args:
         count: N, number of pictures.
@@ -31,9 +31,6 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
     Returns:
         images uint8 (N, 3, S, S); labels int64 (N,) and masks bool (N, S, S), for two objects (N, 2) and (N, 2, S, S).
         A pixel belongs to the mask if the object covers two or more of four points spread evenly over it.
-
-    Raises:
-        ValueError: a number out of range.
     """
     if count < 1 or image_size < 16 or seed < 0 or objects not in (1, 2):
         raise ValueError(f"cannot draw {count=} shapes with {image_size=}, {seed=}, {objects=}: see the docstring")
@@ -57,7 +54,7 @@ class _Uniform:
         self._bits, self._start, self._stop = np.random.PCG64(key), start, stop
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
-        """Numbers of a shape for each of the pictures; those of the other pictures of the block are skipped."""
+        """Return numbers of a shape for each of the pictures; those of the other pictures of the block are skipped."""
         each = int(np.prod(shape))
         self._bits.advance(self._start * each)
         raw = self._bits.random_raw((self._stop - self._start) * each) >> np.uint64(11)
@@ -66,7 +63,7 @@ class _Uniform:
 
 
 def _labels(draw: _Uniform) -> NDArray[np.int64]:
-    """Classes of a first and another object in each picture of a block: (n, 2)."""
+    """Return the classes of a first and another object in each picture of a block, (n, 2)."""
     first = np.argsort(draw(), kind="stable") % len(CLASSES)
     other = first + 1 + (draw() * (len(CLASSES) - 1)).astype(np.int64)
     return np.stack([first, other % len(CLASSES)], axis=1).astype(np.int64)
@@ -93,17 +90,17 @@ def _draw_portion(
 
 
 def _paint(picture: Array, cover: Array, color: Array) -> Array:
-    """Blends a color (n, 3) over a picture (n, 3, S, S) where cover (n, S, S) is not zero."""
+    """Blend a color (n, 3) over a picture (n, 3, S, S) where cover (n, S, S) is not zero."""
     return picture + cover[:, None] * (color[:, :, None, None] - picture)
 
 
 def _color(draw: _Uniform, base: Array) -> Array:
-    """Colors (n, 3), brighter than the base color in every channel; objects and strokes alike."""
+    """Return colors (n, 3), brighter than the base color in every channel; objects and strokes alike."""
     return base + draw(3, low=0.1, high=0.5)
 
 
 def _background(draw: _Uniform, base: Array, size: int) -> Array:
-    """Base color, soft blotches at two scales and a grating: (n, 3, S, S)."""
+    """Draw the base color, soft blotches at two scales and a grating, (n, 3, S, S)."""
     picture = np.broadcast_to(base[:, :, None, None], (*base.shape, size, size)).copy()
     for cells, strength in ((3, 0.12), (8, 0.10)):
         up = _upsample(cells, size)
@@ -116,19 +113,19 @@ def _background(draw: _Uniform, base: Array, size: int) -> Array:
 
 
 def _upsample(cells: int, size: int) -> Array:
-    """Matrix (S, cells) of linear interpolation."""
+    """Return the matrix (S, cells) of linear interpolation."""
     at = np.linspace(0, cells - 1, size)[:, None]
     return (1 - np.abs(at - np.arange(cells))).clip(0)
 
 
 def _grid(size: int) -> tuple[Array, Array]:
-    """Pixel centers: y (S, 1) and x (1, S)."""
+    """Return the pixel centers y (S, 1) and x (1, S)."""
     centers: Array = np.arange(size, dtype=np.float64) + 0.5
     return centers[:, None], centers[None, :]
 
 
 def _stroke(draw: _Uniform, size: int) -> Array:
-    """A distractor that is no class: a line with round ends, from speck to half the side long; coverage (n, S, S)."""
+    """Draw a distractor, a line with round ends from a speck to half the side long; coverage (n, S, S)."""
     y, x = _grid(size)
     x0, y0, angle = draw(high=size), draw(high=size), draw(high=2 * np.pi)
     length = size * 0.5 * draw() ** 2
@@ -141,7 +138,7 @@ def _stroke(draw: _Uniform, size: int) -> Array:
 
 
 def _places(draw: _Uniform, objects: int) -> Array:
-    """Diameter and center of each object as fractions of the side, wholly inside the picture: (n, objects, 3).
+    """Draw diameter and center of each object as fractions of the side, wholly inside the picture, (n, objects, 3).
 
     Two objects lie in different halves, side by side or one above the other.
     """
@@ -155,7 +152,7 @@ def _places(draw: _Uniform, objects: int) -> Array:
 
 
 def _object(draw: _Uniform, labels: NDArray[np.int64], place: Array, size: int) -> Array:
-    """Coverage (n, S, S) in quarters: four sample points a pixel."""
+    """Return the coverage (n, S, S) in quarters: four sample points a pixel."""
     angle = draw(high=2 * np.pi)
     cover = np.zeros((len(labels), size, size))
     for label in range(len(CLASSES)):
@@ -202,7 +199,7 @@ def _inside(name: str, u: Array, v: Array) -> NDArray[np.bool_]:
 
 
 def _light(draw: _Uniform, size: int) -> Array:
-    """Brightness that changes over the picture, from one random side: factors (n, 1, S, S) around 1."""
+    """Draw a brightness that changes over the picture, from one random side: factors (n, 1, S, S) around 1."""
     y, x = _grid(size)
     angle, strength = draw(high=2 * np.pi), draw(high=0.35)
     along = (np.cos(angle)[:, None, None] * (x / size - 0.5) + np.sin(angle)[:, None, None] * (y / size - 0.5)) * 2

@@ -19,6 +19,7 @@ import time
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
@@ -244,7 +245,7 @@ def source(monkeypatch, server):
         table: Cifar = dataclasses.replace(
             CIFAR["cifar10"],
             archive=RemoteFile(ARCHIVE, f"md5:{md5_of(archive)}", len(archive), tuple(map(server.url, kinds))),
-            batches={"train": files, "test": test},
+            reader=SimpleNamespace(base_folder=FOLDER, train_list=files.items(), test_list=test.items()),
             parquet=dataclasses.replace(
                 CIFAR["cifar10"].parquet,
                 hash=f"sha256:{hashlib.sha256(server.parquet).hexdigest()}",
@@ -617,9 +618,8 @@ def test_the_tables():
         assert all(source.archive.name in url for url in source.archive.urls)
         assert source.archive.urls[-1].startswith("https://www.cs.toronto.edu")
         assert source.parquet.urls[0].startswith("https://huggingface.co/datasets/uoft-cs/cifar")
-        assert source.batches.keys() == {"train", "test"}
     assert CIFAR["cifar10"].archive.size == 170_498_071
-    assert sum(map(len, CIFAR["cifar10"].batches.values())) == 6
+    assert [len(CIFAR["cifar10"].batches(split)) for split in ("train", "test")] == [5, 1]
     for file in (*(s.archive for s in CIFAR.values()), *(s.parquet for s in CIFAR.values()), *SVHN.values()):
         kind, digest = file.hash.split(":")
         assert len(bytes.fromhex(digest)) == {"md5": 16, "sha256": 32}[kind]

@@ -185,10 +185,10 @@ def test_the_workers_of_a_killed_process_end_too(tmp_path):
     """Else they would hold what they inherited: the lock of the run, the connections to other processes."""
     if not Path("/proc").is_dir():
         pytest.skip("processes are counted in /proc")
-    Image.fromarray(np.full((512, 512, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
+    Image.fromarray(np.full((128, 128, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
     code = (
         "import sys, time, torch; from pathlib import Path; from ltpa.data.files import FileSplit\n"
-        "images = FileSplit([Path(sys.argv[1])] * 400, torch.zeros(400), 512)\n"
+        "images = FileSplit([Path(sys.argv[1])] * 400, torch.zeros(400), 128)\n"
         "batches = images.batches(list(torch.arange(400).split(16))); next(batches); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
