@@ -1,4 +1,4 @@
-"""Questions about scenes of two objects: which picture is asked for what, with queries drawn from single images."""
+"""Scenes of two objects, and queries for them that are drawn from images of single objects."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ..data.dataset import Split
 
+KINDS = ("1st", "2nd", "absent")  # what the three queries of a scene show
+
 
 @dataclass(frozen=True)
 class Questions:
-    """Scenes of two objects, and for each of them three queries.
+    """Scenes of two objects, each with three queries.
 
     Attributes:
         scenes: N scenes, labels (N, 2), masks (N, 2, H, W).
@@ -24,33 +26,30 @@ class Questions:
     labels: Tensor
 
     def sheet(self, chosen: Tensor, classes: tuple[str, ...]) -> tuple[Tensor, list[str]]:
-        """Each chosen scene followed by its three queries, as images of one size (4 K, 3, H, W), and their titles."""
+        """Return each chosen scene followed by its queries, as images of one size (4 K, 3, H, W), and their titles."""
         height, width = self.scenes.images.shape[2:]
         images, titles = [], []
         for scene in chosen.tolist():
             images.append(self.scenes.images[scene])
             titles.append(" and ".join(classes[label] for label in self.scenes.labels[scene].tolist()))
-            for query, label, asked in zip(self.queries, self.labels, ("1st", "2nd", "absent"), strict=True):
+            for query, label, kind in zip(self.queries, self.labels, KINDS, strict=True):
                 wide, high = width - query.shape[3], height - query.shape[2]
                 border = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
                 images.append(torch.nn.functional.pad(query[scene], border, value=255))
-                titles.append(f"asks for {asked}: {classes[label[scene]]}")
+                titles.append(f"query: {classes[label[scene]]} ({kind})")
         return torch.stack(images), titles
 
 
 def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
-    """Draws the queries for scenes of two objects from single images.
+    """Draw the queries for scenes of two objects.
 
     Args:
         scenes: labels (N, 2) of different classes, masks (N, 2, H, W).
         bank: images of one object, labels (M,): of every class in the scenes, and of three classes at least.
         seed: of the draw.
-
-    Raises:
-        ValueError: no scenes of two objects with masks, or a bank that lacks a class.
     """
     if scenes.labels.ndim != 2 or scenes.labels.shape[1] != 2 or scenes.masks is None or not len(scenes):
-        raise ValueError("questions are asked about scenes of two objects: labels (N, 2) and masks (N, 2, H, W)")
+        raise ValueError("queries need scenes of two objects: labels (N, 2) and masks (N, 2, H, W)")
     count = int(max(scenes.labels.max(), bank.labels.max())) + 1
     numbers = torch.bincount(bank.labels, minlength=count)
     if (numbers[scenes.labels] == 0).any() or (numbers > 0).sum() < 3:
@@ -66,7 +65,7 @@ def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
 
 
 def side_by_side(split: Split, count: int, seed: int = 0) -> Split:
-    """Scenes of two images beside one another: what real images without masks allow; a mask is a half.
+    """Return scenes of two images side by side, which real images without masks allow; each mask is a half.
 
     Args:
         split: single images (M, 3, H, W), labels (M,) of two classes at least.
@@ -75,9 +74,6 @@ def side_by_side(split: Split, count: int, seed: int = 0) -> Split:
 
     Returns:
         images (N, 3, H, 2W), labels (N, 2), masks (N, 2, H, 2W).
-
-    Raises:
-        ValueError: all images are of one class.
     """
     if len(split.labels.unique()) < 2:
         raise ValueError("scenes need images of two classes at least")

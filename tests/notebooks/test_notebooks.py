@@ -22,7 +22,7 @@ KINDS = {
     "02": "course.attention_maps:LookConfig",
     "03": "course.ablation:AblationConfig",
     "04": "course.map_quality:MapQualityConfig",
-    "05": "course.query_training:AskConfig",
+    "05": "course.query:AskConfig",
     "06": "course.robustness:AttackConfig",
     "07": "course.transfer:TransferConfig",
 }
@@ -344,7 +344,7 @@ def test_no_cell_takes_the_name_of_a_parameter(notebook):
 def test_notebooks_that_need_runs_check_that_there_are_some(number):
     (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
     code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
-    collects = next(i for i, source in enumerate(code) if "ablation.collect(" in source)
+    collects = next(i for i, source in enumerate(code) if ".collect(" in source)
     assert "grid.require_runs()" in code[collects]
     assert not any("grid.results" in source for source in code[:collects])
 
