@@ -1,6 +1,7 @@
 """What maps say alone: their spread, their scale, their size, the order of their positions."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     return maps
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps (N, h, w) at another size (H, W), bilinearly, or averaged where that is smaller.
 
     Computed in float64 and rounded, so that equal neighbors stay exactly equal.

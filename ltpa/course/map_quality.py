@@ -91,13 +91,13 @@ class MapQualityConfig(SettingsBase):
     def runs(self) -> dict[str, TrainConfig]:
         """Return the settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
         names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
-        shared = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
+        shared: dict[str, Any] = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
         configs = {}
         for variant in self.models:
             model, normalizer = parse_variant(variant)
             short = model.removeprefix("vgg-att3-concat-")
             name = f"{short} {normalizer}" if "-att" in model or model == "vgg-pan" else short
-            configs[name] = TrainConfig(model=model, normalizer=normalizer, **shared)
+            configs[name] = TrainConfig(**shared | {"model": model, "normalizer": normalizer})
         return configs
 
     def budget(self) -> str:

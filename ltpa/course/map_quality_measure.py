@@ -94,6 +94,10 @@ class Row:
     threshold: Threshold | None = None
     held_out: float = math.nan
 
+    def title(self) -> tuple[str, str]:
+        """Return the names of model and map."""
+        return self.model, self.name
+
     def interval(self, measure: str) -> Interval:
         """Return the mean of a measure with its 95 % interval over the images; n is 0 where it was not measured."""
         return image_interval(self.values[measure]) if measure in self.values else Interval(math.nan)
@@ -136,7 +140,8 @@ def compare(
         raise ValueError("maps are measured against masks, which these data lack; the dataset 'shapes' has them")
     if not len(images) or not len(held_out):
         raise ValueError("there must be images to measure on, and held-out ones to choose thresholds on")
-    shared = _Measurement(images, held_out, images[: min(costly, len(images))], fill, seed)
+    few = images.images[: min(costly, len(images))]
+    shared = _Measurement(images.images, images.masks, few, held_out.images, held_out.masks, fill, seed)
     maps_by_control = controls(images.images, seed)
     held_out_by_control = controls(held_out.images, seed + 1)
     plans = {name: methods_of(model, images.images[:1], methods) for name, model in models.items()}
@@ -145,7 +150,7 @@ def compare(
         for name, plan in plans.items():
             for row in shared.rows(name, models[name], plan, maps_by_control, held_out_by_control):
                 rows.append(row)
-                bar.update(len(rows), lambda row=row: (row.model, row.name))
+                bar.update(len(rows), row.title)
     return rows
 
 
@@ -176,9 +181,11 @@ def controls(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
 class _Measurement:
     """What all rows are measured with; `few` are the images for what is costly."""
 
-    images: Split
-    held_out: Split
-    few: Split
+    images: Tensor
+    masks: Tensor
+    few: Tensor
+    held_out: Tensor
+    held_out_masks: Tensor
     fill: str
     seed: int
 
@@ -190,14 +197,14 @@ class _Measurement:
         maps_by_control: Mapping[str, Tensor],
         held_out_by_control: Mapping[str, Tensor],
     ) -> Iterator[Row]:
-        target = attend(model, self.images.images, "fp32").logits.argmax(1)
-        permuted = permuted_attention(model, self.few.images, self.seed) if hasattr(model, "attention") else {}
+        target = attend(model, self.images, "fp32").logits.argmax(1)
+        permuted = permuted_attention(model, self.few, self.seed) if hasattr(model, "attention") else {}
         for map_name, method in plan.items():
             start = time.perf_counter()
-            maps = method.maps_of(model, self.images.images, target)
+            maps = method.maps_of(model, self.images, target)
             seconds = time.perf_counter() - start
             row = Row(name, map_name, method.family, method.kind, maps, {})
-            self._localize(row, method.maps_of(model, self.held_out.images, None))
+            self._localize(row, method.maps_of(model, self.held_out, None))
             self._faithfulness(row, model, target)
             self._sanity(row, model, target, method.maps_of)
             row.values["ms"] = torch.tensor([seconds / len(self.images) * 1000])
@@ -211,30 +218,30 @@ class _Measurement:
             yield row
 
     def _localize(self, row: Row, held_out_maps: Tensor) -> None:
-        row.values |= localization_tensors(row.maps, self.images.masks)
-        row.threshold = best_threshold(held_out_maps, self.held_out.masks)
-        row.values["jaccard"] = jaccard(row.threshold.mark(row.maps), self.images.masks)
+        row.values |= localization_tensors(row.maps, self.masks)
+        row.threshold = best_threshold(held_out_maps, self.held_out_masks)
+        row.values["jaccard"] = jaccard(row.threshold.mark(row.maps), self.masks)
         row.values["entropy"] = entropy(row.maps)
-        precision = localization_tensors(held_out_maps, self.held_out.masks)["average_precision"]
+        precision = localization_tensors(held_out_maps, self.held_out_masks)["average_precision"]
         row.held_out = precision.nanmean().item()
 
     def _faithfulness(self, row: Row, model: ImageClassifier, target: Tensor) -> None:
         few = len(self.few)
         curves = deletion_insertion(
-            model, self.few.images, row.maps[:few], target[:few], fill=self.fill, steps=_STEPS, seed=self.seed
+            model, self.few, row.maps[:few], target[:few], fill=self.fill, steps=_STEPS, seed=self.seed
         )
         row.values |= {"deletion": curves.deletion_area, "insertion": curves.insertion_area}
         row.curves = (curves.fractions, curves.deletion.mean(0), curves.insertion.mean(0))
 
     def _sanity(self, row: Row, model: ImageClassifier, target: Tensor, maps_of: MapsOf) -> None:
         """Compare the maps at stops from the top down: head, attention, a third of the trunk and all of it."""
-        images, target = self.few.images, target[: len(self.few)]
-        layers = layers_top_down(model, images)
+        target = target[: len(self.few)]
+        layers = layers_top_down(model, self.few)
         trunk = [layer for layer in layers if layer.startswith("trunk.")]
         above = [layer for layer in layers if layer not in trunk]
         stops = list(dict.fromkeys([above[0], above[-1], trunk[len(trunk) // 3], trunk[-1]]))
         similarities = randomization(
-            model, images, lambda net, x: {"": maps_of(net, x, target)}, stops=stops, seed=self.seed
+            model, self.few, lambda net, x: {"": maps_of(net, x, target)}, stops=stops, seed=self.seed
         )
         row.sanity = {layer: by_name[""]["rank_agreement"] for layer, by_name in similarities.items()}
         row.values["sanity"] = row.sanity[stops[-1]]

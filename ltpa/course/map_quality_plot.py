@@ -22,22 +22,21 @@ _PANELS = {
 
 
 def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS)) -> Figure:
-    """Draws one panel a measure, one line a kind of map, one point a model, with 95 % intervals over the images."""
+    """Draw one panel a measure, one line a kind of map, one point a model, with 95 % intervals over the images."""
     names = list(dict.fromkeys(row.name for row in rows))
-    # The controls last, whatever the first model has.
     names.sort(key=lambda name: [LEVEL, METHOD, CONTROL].index(next(r.kind for r in rows if r.name == name)))
     models = list(dict.fromkeys(row.model for row in rows))
     figure = Figure((3.0 * len(measures) + 1.4, 0.55 * len(names) + 1.9), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for panel, measure in zip(axes, measures, strict=True):
         for number, model in enumerate(models):
-            found = [(names.index(r.name), r.interval(measure)) for r in rows if _has(r, measure, model)]
-            found = [(place, value) for place, value in found if value.n]
+            means = [(names.index(row.name), row.interval(measure)) for row in rows if row.model == model]
+            means = [(place, mean) for place, mean in means if mean.n]
             shift = 0.7 * ((number + 0.5) / len(models) - 0.5)
             panel.errorbar(
-                [value.mean for _, value in found],
-                [place + shift for place, _ in found],
-                xerr=[[v.mean - v.low for _, v in found], [v.high - v.mean for _, v in found]],
+                [m.mean for _, m in means],
+                [place + shift for place, _ in means],
+                xerr=[[m.mean - m.low for _, m in means], [m.high - m.mean for _, m in means]],
                 fmt=_MARKERS[number % len(_MARKERS)],
                 color=_COLORS[number % len(_COLORS)],
                 markersize=5,
@@ -55,22 +54,18 @@ def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS))
     return figure
 
 
-def _has(row: Row, measure: str, model: str) -> bool:
-    return row.model == model and measure in row.values
-
-
 def curves_figure(rows: Sequence[Row]) -> Figure:
-    """Draws mean deletion (left) and insertion curves (right) of the rows of one model, each with its area."""
-    rows = [row for row in rows if row.curves is not None]
-    figure = Figure((11, 4.2 + 0.25 * -(-len(rows) // 3)), dpi=100, layout="constrained")
+    """Draw mean deletion (left) and insertion curves (right) of the rows of one model, each with its area."""
+    curves = [(row, row.curves) for row in rows if row.curves is not None]
+    figure = Figure((11, 4.2 + 0.25 * -(-len(curves) // 3)), dpi=100, layout="constrained")
     axes = figure.subplots(1, 2)
     for panel, number, title in zip(axes, (1, 2), ("deletion: low is good", "insertion: high is good"), strict=True):
-        for index, row in enumerate(rows):
+        for index, (row, values) in enumerate(curves):
             style = {LEVEL: "-", METHOD: "--", CONTROL: ":"}[row.kind]
             areas = " / ".join(f"{row.values[name].mean():.2f}" for name in ("deletion", "insertion"))
             panel.plot(
-                row.curves[0] * 100,
-                row.curves[number],
+                values[0] * 100,
+                values[number],
                 style,
                 color=_COLORS[index % len(_COLORS)],
                 linewidth=2,
@@ -89,7 +84,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
 
 
 def sanity_figure(rows: Sequence[Row]) -> Figure:
-    """Draws for the rows of one model how alike maps stay while layers become random, from the top down."""
+    """Draw for the rows of one model how alike maps stay while layers become random, from the top down."""
     rows = [row for row in rows if row.sanity]
     stops = list(rows[0].sanity) if rows else []
     figure = Figure((10, 4.2), dpi=100, layout="constrained")
@@ -110,15 +105,10 @@ def sanity_figure(rows: Sequence[Row]) -> Figure:
 
 
 def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_precision") -> Figure:
-    """Draws for each row of one model the best, the median and the worst image, each with its map and its value.
+    """Draw for each row of one model the best, the median and the worst image, each with its map and its value.
 
     Every map has its own scale, from 0 to its highest value: what counts here is where it lies. The outline is the
-    object's.
-
-    Args:
-        rows: of one model.
-        images: the images that were measured.
-        measure: by which the cases are chosen.
+    object's. `images` are those that were measured, and `measure` chooses the cases.
     """
     height = 1.95 * len(rows) + 0.5
     figure = Figure((11, height), dpi=100)  # not "constrained", which takes seconds for so many axes
@@ -131,7 +121,8 @@ def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_pre
             right.imshow(row.maps[i].numpy(), cmap="viridis", vmin=0, interpolation="nearest")
             for panel in (left, right):
                 panel.set(xticks=[], yticks=[])
-                outline(panel, images.masks[i].numpy())
+                if images.masks is not None:
+                    outline(panel, images.masks[i].numpy())
             left.set_title(f"image {i}", fontsize=FONT)
             right.set_title(f"{case} {row.values[measure][i]:.2f}", fontsize=FONT)
         line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=TITLE_FONT)

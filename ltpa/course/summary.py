@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..maps import entropy
 from ..metrics.overlap import localization_tensors
-from ..metrics.statistics import SUPPORTED, Interval, bootstrap_interval, verdict
+from ..metrics.statistics import SUPPORTED, bootstrap_interval, verdict
 from ..training.health import COLLAPSED_MAPS, UNIFORM_MAPS, map_defects
 
 _ONE_RUN = "All of this is one run with one seed; 03 trains several and asks whether attention is what helps."
@@ -100,12 +100,10 @@ def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: in
     words = ", ".join(f"{name} {interval.text(digits, scale)}" for name, interval in intervals.items())
     if len(intervals) < 2:
         return words
-    return words + (", they differ" if _differ(*intervals.values(), digits, scale) else ", no difference is shown")
-
-
-def _differ(a: Interval, b: Interval, digits: int, scale: float) -> bool:
+    a, b = intervals.values()
     apart = a.low > b.high or b.low > a.high
-    return apart and round(scale * a.mean, digits) != round(scale * b.mean, digits)
+    printed_apart = round(scale * a.mean, digits) != round(scale * b.mean, digits)
+    return words + (", they differ" if apart and printed_apart else ", no difference is shown")
 
 
 def _finite(values: Tensor) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ Both concern a model and its maps together: a map that lies on the object need n
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -133,8 +134,8 @@ def permuted_attention(model: ImageClassifier, images: Tensor, seed: int = 0) ->
     before = attend(model, images, "fp32").logits.softmax(1)
     distances = {}
     for name, level in levels.items():
-        generator = torch.Generator().manual_seed(seed)
-        hook = level.register_forward_hook(lambda *call, g=generator: _permuted(*call, g))
+        permute = partial(_permuted, generator=torch.Generator().manual_seed(seed))
+        hook = level.register_forward_hook(permute)
         try:
             after = attend(model, images, "fp32").logits.softmax(1)
         finally:

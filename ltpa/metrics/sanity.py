@@ -72,7 +72,7 @@ def randomization(
     return similarities
 
 
-def layers_top_down(model: nn.Module, images: Tensor) -> list[str]:
+def layers_top_down(model: ImageClassifier, images: Tensor) -> list[str]:
     """Return the names of the layers with weights, in the order from the logits down to the image.
 
     A layer is a convolution with its norm (`trunk.conv13`), a stage of a ResNet, the global branch, the attention of a
@@ -113,7 +113,7 @@ def _make_random(module: nn.Module) -> None:
     elif isinstance(module, Attention):
         if module.compatibility != "dp":
             module.u.copy_(torch.randn_like(module.u) / len(module.u) ** 0.5)
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
     elif any(True for _ in module.parameters(recurse=False)):
         raise ValueError(f"{type(module).__name__} has weights but no reset_parameters() that makes them random again")
