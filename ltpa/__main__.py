@@ -1,43 +1,127 @@
-"""The command line: `python -m ltpa COMMAND ...`; each command is a module with `add_arguments` and `main`."""
+"""The command line: `python -m ltpa COMMAND ...`.
+
+    python -m ltpa train -f notebooks/params/quick/01_train.yaml --model vgg-att3-concat-dp --epochs 10
+
+A killed or interrupted run goes on when the same command is given again. Several processes train one model together
+under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
+"""
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-COMMANDS = {  # name: (module, what it does)
-    "train": ("train_command", "train a model, or go on with a run; the options are the fields of ltpa.TrainConfig"),
+from .config import TrainConfig
+from .distributed import launched
+from .training.report import report
+from .training.trainer import fit
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add `-f` for files of parameters, and an option for every field of `TrainConfig`."""
+    parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="options override files")
+    helps, defaults = TrainConfig.descriptions(), TrainConfig.defaults()
+    for field in fields(TrainConfig):
+        name, default = field.name, defaults[field.name]
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+        text = f"{helps[name]} (default: {default})".replace("%", "%%")
+        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
+        if switch:
+            no: dict[str, Any] = {
+                "action": "store_const",
+                "const": "false",
+                "default": argparse.SUPPRESS,
+                "help": argparse.SUPPRESS,
+            }
+            parser.add_argument(*_spellings(f"no-{name}"), dest=name, **no)
+
+
+def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
+    """Check all settings at once, print them, and train."""
+    first = launched().first
+    config = _settings(options, unknown)
+    if first:
+        report(config)
+    try:
+        run = fit(config)
+    except (KeyboardInterrupt, SystemExit):
+        if first:
+            print(f"to go on, give the same command again; what is saved is in {config.path}", file=sys.stderr)
+        raise
+    if first:
+        print(run)
+
+
+COMMANDS = {  # name: (what it does, a function that adds its options, one that gets options and what it did not know)
+    "train": ("train a model, or go on with a run; the options are the fields of TrainConfig", add_train_options, train)
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; what a user can mend is told in a line or two, without a traceback.
+    """Run one command; an error is shown in a few lines, without a traceback.
 
-    Returns:
-        the exit status: 0, 1 after an error, or 130 after Ctrl-C; wrong use of a command exits with 2.
+    Returns the exit status: 0, 1 after an error, or 130 after Ctrl-C; wrong use exits with 2.
     """
     parser = argparse.ArgumentParser(
         prog="python -m ltpa", description="Attention CNNs you can look into.", allow_abbrev=False
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        implementation = importlib.import_module(f".{module}", __package__)
-        implementation.add_arguments(command)
-        command.set_defaults(main=implementation.main, takes_unknown=getattr(implementation, "TAKES_UNKNOWN", False))
-    chosen, chosen.unknown = parser.parse_known_args(arguments)
-    if chosen.unknown and not chosen.takes_unknown:
-        parser.error(f"unrecognized arguments: {' '.join(chosen.unknown)}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, (text, add_options, _) in COMMANDS.items():
+        add_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+    options, unknown = parser.parse_known_args(arguments)
     try:
-        chosen.main(chosen)
+        COMMANDS[options.command][2](vars(options), unknown)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes of a machine, one tells
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one of the processes of a machine
             print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _spellings(name: str) -> list[str]:
+    """Return an option with hyphens and with underscores."""
+    return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")))
+
+
+def _settings(options: Mapping[str, Any], unknown: Sequence[str]) -> TrainConfig:
+    """Return the settings of files and options; one ValueError names all that is wrong with them."""
+    values: dict[str, Any] = {}
+    for file in options["file"]:
+        values |= _read(file)
+    values |= {field.name: options[field.name] for field in fields(TrainConfig) if field.name in options}
+    lines, before = [], ""
+    for word in unknown:
+        if word.startswith("--"):
+            values[word[2:].partition("=")[0].replace("-", "_")] = ""
+        elif not before.startswith("--") or "=" in before:
+            lines.append(f"unexpected {word!r}: settings are given as --name value")
+        before = word
+    try:
+        config = TrainConfig.from_text(values)
+    except ValueError as error:
+        lines = [*str(error).splitlines(), *lines]
+    if lines:
+        raise ValueError("\n".join(lines))
+    return config
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("files of parameters need PyYAML: pip install pyyaml") from error
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold lines such as 'epochs: 10', not {str(values)[:40]!r}")
+    return values
 
 
 if __name__ == "__main__":

@@ -214,11 +214,11 @@ def test_commands_name_every_setting_that_differs(packed):
     assert lossless == jpeg.replace("--dataset folder --data-dir DIR", "--dataset cifar10")
     import argparse
 
-    from ltpa.train_command import add_arguments, config_from
+    from ltpa.__main__ import _settings, add_train_options
 
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    config = config_from([], vars(parser.parse_args(lossless.split()[4:])))
+    add_train_options(parser)
+    config = _settings(vars(parser.parse_args(lossless.split()[4:])), [])
     assert config.identity() == {**packed[1]["settings"], "dataset": "cifar10"}
 
 

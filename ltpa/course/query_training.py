@@ -8,6 +8,7 @@ counts, and the logits are made of what the map gathers from the scene.
 import copy
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -57,6 +58,10 @@ class Asked(nn.Module):
         return self.model.attend(scenes, query=queries).logits
 
 
+def _describe(loss: Tensor) -> tuple[str, str]:
+    return "learning to be asked", f"loss {loss.item():.3f}"
+
+
 def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
     """Trains a copy of a run's model to answer for the object of a scene that a query shows.
 
@@ -98,7 +103,7 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
                 smoothing=0.1,
                 dtype=dtype,
             )
-            bar.update(step + 1, lambda loss=loss: ("learning to be asked", f"loss {loss.item():.3f}"))
+            bar.update(step + 1, partial(_describe, loss))
     return model.eval()
 
 

@@ -185,7 +185,14 @@ def train(trainer: Trainer) -> None:
     finally:
         trainer.call("on_stop")
     if not run.complete:  # not in the except block, whose traceback keeps the tensors of the step
-        raise OutOfMemory(_out_of_memory_words(trainer))
+        config, count = run.config, trainer.processes.count
+        half = max(2, trainer.batch_size // (2 * count)) * count
+        kept = any((run.path / "checkpoints").glob("step-*"))
+        raise OutOfMemory(
+            f"batch_size={trainer.batch_size} at width {config.width:g} and {config.image_size} pixels needs more memory "
+            f"than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another run), or a smaller "
+            "width. " + (f"What was saved of this run stays in {run.path}" if kept else "Nothing of it was saved yet")
+        )
 
 
 def fit(
@@ -263,9 +270,9 @@ def _trainer(
     return Trainer(
         run=run,
         state=state,
-        network=processes.shared(run.model, device),
-        loader=Loader(data.train, device, choose_augmentation(config.augment, config.dataset), config.seed),
         schedule=Steps(steps) if config.minutes is None else Clock(60 * config.minutes, spent),
+        loader=Loader(data.train, device, choose_augmentation(config.augment, config.dataset), config.seed),
+        network=processes.shared(run.model, device),
         test=data.test,
         processes=processes,
         precision=config.precision,
@@ -274,15 +281,4 @@ def _trainer(
         peak=config.learning_rate,
         smoothing=config.label_smoothing,
         seed=config.seed,
-    )
-
-
-def _out_of_memory_words(trainer: Trainer) -> str:
-    config, count = trainer.run.config, trainer.processes.count
-    half = max(2, trainer.batch_size // (2 * count)) * count
-    kept = any((trainer.run.path / "checkpoints").glob("step-*"))
-    return (
-        f"batch_size={trainer.batch_size} at width {config.width:g} and {config.image_size} pixels needs more memory "
-        f"than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another run), or a smaller "
-        "width. " + (f"What was saved of this run stays in {config.path}" if kept else "Nothing of it was saved yet")
     )

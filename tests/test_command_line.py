@@ -1,4 +1,4 @@
-"""`python -m ltpa train`: every field is an option, every problem is told at once, and nothing is trained before."""
+"""`python -m ltpa train`: every field is an option, all problems are named at once, and nothing is trained before."""
 
 import os
 import signal
@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 import ltpa
-from ltpa import TrainConfig, TrainingDiverged, train_command
+from ltpa import TrainConfig, TrainingDiverged
+from ltpa import __main__ as command_line
 from ltpa.__main__ import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TINY = {"dataset": "shapes", "width": 0.03125, "train_limit": 64, "test_limit": 20, "epochs": 1, "batch_size": 32}
 
 
@@ -31,9 +32,9 @@ def trained(monkeypatch):
 
     def fit(config):
         configs.append(config)
-        return ltpa.Run(config, (), None, config.path, [{"test_accuracy": 0.5}])
+        return ltpa.Run(config, (), None, config.path, [{"test_accuracy": 0.5, "train_loss": 1.0}])
 
-    monkeypatch.setattr(train_command, "fit", fit)
+    monkeypatch.setattr(command_line, "fit", fit)
     return configs
 
 
@@ -48,10 +49,8 @@ def test_trains_what_fit_trains(tmp_path, capsys):
     run = ltpa.load_run(config.path)
     assert run.config == replace(config, run_dir=str(config.path))
     assert run.complete
-    assert f"run folder {config.path}" in printed
-    assert "  epochs = 1  (changed)" in printed
-    accuracy = f"{run.history[-1]['test_accuracy']:.1%}"
-    assert f"test accuracy after 1 epochs: {accuracy}; run in {config.path}" in printed
+    for words in (f"run folder {config.path}", "  epochs = 1  (changed)", f"{run.history[-1]['test_accuracy']:.1%}"):
+        assert words in printed
     assert main(["train", *options(TINY, "_")]) == 0
     assert "is complete: nothing to train" in capsys.readouterr().out
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -59,34 +58,26 @@ def test_trains_what_fit_trains(tmp_path, capsys):
 
 @pytest.mark.parametrize("separator", ["-", "_"])
 def test_every_field_is_an_option(trained, separator):
-    values = {
-        **{field.name: field.default for field in fields(TrainConfig)},
-        **{
-            "dataset": "shapes",
-            "device": "cpu",
-            "dropout": True,
-            "validation": 0.25,
-            "train_limit": 7,
-            "run_dir": "12",
-        },
-    }
+    changed = {"dataset": "shapes", "device": "cpu", "dropout": True, "validation": 0.25, "train_limit": 7}
+    values = {**TrainConfig.defaults(), **changed, "run_dir": "12"}
     assert main(["train", *options(values, separator)]) == 0
     assert trained == [TrainConfig(**values)]
     assert trained[0].run_dir == "12", "a folder's name stays text"
-    assert main(["train", "--device", "cpu", "--dropout"]) == 0
-    assert trained[1] == TrainConfig(device="cpu", dropout=True)
 
 
 @pytest.mark.parametrize(
     ("typed", "name", "value"),
     [
         (["--train-limit", "None"], "train_limit", None),
-        (["--train-limit=null"], "train_limit", None),
+        (["--run-dir=none"], "run_dir", None),
+        (["--run_dir", ""], "run_dir", None),
+        (["--minutes", "~"], "minutes", None),
         (["--learning-rate", "5e-2"], "learning_rate", 0.05),
         (["--learning_rate=1"], "learning_rate", 1.0),
+        (["--dropout"], "dropout", True),
         (["--dropout", "False"], "dropout", False),
+        (["--dropout", "--no-dropout"], "dropout", False),
         (["--epochs", "3", "--epochs", "4"], "epochs", 4),
-        (["--data-dir", "None"], "data_dir", "None"),
     ],
 )
 def test_values(trained, typed, name, value):
@@ -98,31 +89,32 @@ def test_values(trained, typed, name, value):
 def test_all_problems_in_one_message_and_nothing_trained(trained, tmp_path, capsys):
     typed = ["--epoch", "3", "--widht=2", "more", "--batch-size", "x", "--seed", "1.5", "--learning-rate", "nan"]
     Path("some.yaml").write_text("modle: vgg\ntest_limit: 0\n")
-    assert main(["train", "-f", "some.yaml", *typed, "--model", "vgg-lat"]) == 1
-    seen = capsys.readouterr()
-    assert seen.out == ""
-    lines = seen.err.splitlines()
-    for number, words in enumerate(
-        [
-            "error: unknown parameter 'modle': did you mean 'model'?",
-            "unknown parameter 'epoch': did you mean 'epochs'?",
-            "unknown parameter 'widht': did you mean 'width'?",
-            "unexpected 'more': settings are given as --name value",
-            "model='vgg-lat': did you mean 'vgg-late'?",
-            "test_limit must be at least 1",
-            "batch_size must be a whole number, not 'x'",
-            "learning_rate must be above 0 and at most 100, not nan",
-            "seed must be a whole number, not 1.5",
-        ]
-    ):
-        assert lines[number].startswith(words)
-    assert len(lines) == 9
+    assert main(["train", "-f", "some.yaml", *typed, "--model", "vgg-lat", "--no-x"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    expected = {
+        "'modle'": "did you mean 'model'?",
+        "'epoch'": "did you mean 'epochs'?",
+        "'widht'": "did you mean 'width'?",
+        "'more'": "--name value",
+        "vgg-lat'": "did you mean 'vgg-late'?",
+        "test_limit": "at least 1",
+        "batch_size": "'x'",
+        "learning_rate": "number",
+        "seed": "1.5",
+        "'no_x'": "unknown",
+    }
+    lines = err.splitlines()
+    assert len(lines) == len(expected)
+    for name, words in expected.items():
+        assert any(name in line and words in line for line in lines), name
     assert trained == []
     assert os.listdir(tmp_path) == ["some.yaml"]
 
 
 def test_a_beginning_is_no_abbreviation(trained, capsys):
-    for typed in (["--epoch", "3"], ["--epoch=3"], ["--learning", "0.1"]):
+    for typed in (["--epoch", "3"], ["--learning", "0.1"]):
         assert main(["train", *typed]) == 1
         assert "did you mean" in capsys.readouterr().err
     assert trained == []
@@ -130,16 +122,18 @@ def test_a_beginning_is_no_abbreviation(trained, capsys):
 
 def test_options_override_files_and_later_files_earlier_ones(trained):
     Path("one.yaml").write_text(yaml.safe_dump({**TINY, "epochs": 7, "seed": 3}))
-    Path("two.yaml").write_text("seed: 4\nnormalizer: sigmoid\n# a remark\n")
+    Path("two.yaml").write_text(
+        "seed: 4\nnormalizer: sigmoid\n# a remark\nlearning_rate: 1e-2\nrun_dir: None\nminutes:\n"
+    )
     Path("none.yaml").write_text("# nothing\n")
     files = ["-f", "one.yaml", "-f", "two.yaml", "--file", "none.yaml"]
     assert main(["train", "--epochs", "2", *files, "--device", "cpu"]) == 0
-    assert trained == [TrainConfig(**{**TINY, "epochs": 2, "seed": 4, "normalizer": "sigmoid", "device": "cpu"})]
+    changes = {"epochs": 2, "seed": 4, "normalizer": "sigmoid", "learning_rate": 0.01, "device": "cpu"}
+    assert trained == [TrainConfig(**{**TINY, **changes})]
 
 
 def test_files_of_the_notebooks(trained):
-    path = ROOT / "notebooks" / "params" / "quick" / "01_train.yaml"
-    assert main(["train", "-f", str(path)]) == 0
+    assert main(["train", "-f", str(ROOT / "notebooks" / "params" / "quick" / "01_train.yaml")]) == 0
     assert trained == [TrainConfig(**ltpa.QUICK)]
 
 
@@ -149,9 +143,8 @@ def test_files_of_the_notebooks(trained):
         (b"epochs: [1", "some.yaml is not a YAML file"),
         (b"\xff\xfe\x00", "some.yaml is not a YAML file"),
         (b"- epochs", "some.yaml must hold lines such as 'epochs: 10', not"),
-        (b"epochs", "some.yaml must hold lines such as"),
-        (b"epochs: ten", "epochs must be a whole number, not 'ten'"),
-        (b"3: 4", "unknown parameter 3"),
+        (b"epochs: ten", "'ten'"),
+        (b"3: 4", "unknown parameter '3'"),
         (b"a: !!python/object/apply:os.getcwd []", "some.yaml is not a YAML file"),
         (None, "some.yaml"),
     ],
@@ -160,10 +153,10 @@ def test_files_that_cannot_be_used(trained, content, words, capsys):
     if content is not None:
         Path("some.yaml").write_bytes(content)
     assert main(["train", "-f", "some.yaml"]) == 1
-    seen = capsys.readouterr().err
-    assert seen.startswith("error: ")
-    assert words in seen
-    assert len(seen.splitlines()) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
     assert trained == []
 
 
@@ -172,12 +165,6 @@ def test_without_pyyaml(trained, monkeypatch, capsys):
     assert main(["train", "-f", "some.yaml"]) == 1
     assert "pip install pyyaml" in capsys.readouterr().err
     assert main(["train", "--device", "cpu"]) == 0
-
-
-def test_what_the_machine_lacks_is_told_before_anything_is_trained(trained, capsys):
-    assert main(["train", "--precision", "fp16", "--device", "cpu"]) == 1
-    assert "precision='fp16' needs a GPU" in capsys.readouterr().err
-    assert trained == []
 
 
 @pytest.mark.parametrize(
@@ -189,19 +176,18 @@ def test_what_the_machine_lacks_is_told_before_anything_is_trained(trained, caps
         (SystemExit(143), 143, "to go on, give the same command again; what is saved is in runs"),
     ],
 )
-def test_what_stops_a_training_is_told_in_a_line(monkeypatch, error, status, words, capsys):
+def test_what_stops_a_training_is_one_line(monkeypatch, error, status, words, capsys):
     def fit(config):
         raise error
 
-    monkeypatch.setattr(train_command, "fit", fit)
+    monkeypatch.setattr(command_line, "fit", fit)
     try:
         found = main(["train", "--device", "cpu"])
     except SystemExit as stop:
         found = stop.code
     assert found == status
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert words in lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 def test_a_signal_saves_and_the_same_command_goes_on():
@@ -230,14 +216,12 @@ def test_help_explains_every_field(capsys):
         main(["train", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for field in fields(TrainConfig):
-        assert f"--{field.name.replace('_', '-')}" in text
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(TrainConfig))
     assert "passes over the training images (default: 10)" in text
-    assert all(train_command._helps()[field.name] for field in fields(TrainConfig))
 
 
 def test_wrong_use_exits_with_2(trained, capsys):
-    for typed in (["train", "--epochs"], ["trian"], [], ["table", "--epochs", "3"]):
+    for typed in (["train", "--epochs"], ["trian"], []):
         with pytest.raises(SystemExit) as stop:
             main(typed)
         assert stop.value.code == 2
