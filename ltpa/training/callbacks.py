@@ -15,7 +15,7 @@ import torch
 from ..data.dataset import Dataset
 from ..inference import evaluate_images
 from ..progress import Progress, logger
-from .checkpoint import load_tensors
+from .checkpoint import load_tensors, remove_checkpoints
 from .health import problems
 from .optim import Clock, Steps
 from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices
@@ -197,17 +197,19 @@ class Saving(Callback):
         return attempt(trainer, state.save, trainer.run.path / "checkpoints", sums) if trainer.processes.first else None
 
 
-class EndWhenInterrupted(Callback):
-    """Ends the training after an epoch, when all other callbacks have been called."""
+class Ending(Callback):
+    """Ends the training after an epoch, when all other callbacks have been called: interrupted, or complete."""
 
     def __init__(self, saving: Saving) -> None:
         self._saving = saving
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """End all processes after the same epoch."""
+        """End all processes after the same epoch; a complete run needs no checkpoint."""
         (stop,) = trainer.processes.largest(bool(self._saving.interrupted))
         if stop:
             self._saving.end(f"epoch {len(trainer.run.history)}")
+        if trainer.run.complete and trainer.processes.first:
+            remove_checkpoints(trainer.run.path / "checkpoints")
 
 
 class ProgressBar(Callback):
@@ -269,7 +271,7 @@ def all_callbacks(
     clock = [TimeLimit(schedule)] if isinstance(schedule, Clock) else []
     maps = [Snapshots(data, snapshots)] if first and snapshots else []
     bar = [ProgressBar()] if first and progress else []
-    return [*clock, HealthCheck(), *maps, saving, *bar, *trainer.callbacks, EndWhenInterrupted(saving)]
+    return [*clock, HealthCheck(), *maps, saving, *bar, *trainer.callbacks, Ending(saving)]
 
 
 def attempt(trainer: "Trainer", save: Callable[..., Any], *arguments: Any) -> OSError | None:

@@ -22,7 +22,7 @@ from ..data.split import stratified
 from ..inference import attend, choose_device
 from ..models.classifier import ImageClassifier
 from ..progress import logger
-from .checkpoint import State, fill, load_tensors, remove_parts, save_tensors, write
+from .checkpoint import State, fill, load_tensors, remove_checkpoints, remove_parts, save_tensors, write
 
 _NO_SETTINGS = {"classes", "data", "ltpa"}  # what config.json holds beside settings
 
@@ -170,27 +170,29 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return history
 
 
-def restore(run: Run, state: State) -> bool:
-    """Fill run and state from the newest checkpoint (then True), or a complete run from its weights, or start anew."""
-    weights = run.path / "weights.safetensors"
-    if state.restore(run.path / "checkpoints"):
+def restore(run: Run, state: State) -> None:
+    """Fill run and state from the newest checkpoint, or a complete run from its weights; else change nothing."""
+    weights, checkpoints = run.path / "weights.safetensors", run.path / "checkpoints"
+    if state.restore(checkpoints):
         planned = run.config.planned_epochs
         epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
         logger.info(f"going on with {run.path} after {epochs} (step {state.step})")
-        return True
-    if weights.is_file() and (run.path / "history.csv").is_file():
+        if run.complete:
+            save_epoch(run)  # it may have ended when this could not be written
+    elif weights.is_file() and (run.path / "history.csv").is_file():
         run.history[:] = read_history(run.path)
         if run.complete:
             fill(run.model, load_tensors(weights)[0], weights)
             logger.info(f"{run.path} is complete: nothing to train")
             if run.config.snapshots and not snapshot_files(run.path):
                 logger.warning(
-                    f"snapshots={run.config.snapshots}, but this run has kept no maps by epoch; it is used as it is"
+                    f"snapshots={run.config.snapshots}: this run has kept no maps by epoch, and is used as it is"
                 )
         else:
             run.history.clear()
             logger.warning(f"{run.path} has no checkpoint to go on from: it is trained from the start")
-    return False
+    if run.complete:
+        remove_checkpoints(checkpoints)
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from ..distributed import Processes, joined
 from ..inference import Evaluation, autocast, choose_device, choose_precision, evaluate_images, to_float
 from ..progress import logger, messages
 from .callbacks import AfterEpoch, Callback, TrainingDiverged, all_callbacks, check_finite, interrupts
-from .checkpoint import State, remove_checkpoints
+from .checkpoint import State
 from .inputs import check_alike, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
 from .optim import Clock, Steps, make_optimizer, one_cycle
-from .run import Run, claim_folder, locked, restore, save_epoch
+from .run import Run, claim_folder, locked, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
 
@@ -189,9 +189,10 @@ def train(trainer: Trainer) -> None:
         half = max(2, trainer.batch_size // (2 * count)) * count
         kept = any((run.path / "checkpoints").glob("step-*"))
         raise OutOfMemory(
-            f"batch_size={trainer.batch_size} at width {config.width:g} and {config.image_size} pixels needs more memory "
-            f"than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another run), or a smaller "
-            "width. " + (f"What was saved of this run stays in {run.path}" if kept else "Nothing of it was saved yet")
+            f"batch_size={trainer.batch_size} at width {config.width:g} and {config.image_size} pixels needs more "
+            f"memory than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another run), or "
+            "a smaller width. "
+            + (f"What was saved of this run stays in {run.path}" if kept else "Nothing of it was saved yet")
         )
 
 
@@ -244,7 +245,7 @@ def fit(
         run = Run(config, data.classes, model, config.path, notes=notes)
         optimizer = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         state = State.start(model, optimizer, dtype, run.history)
-        restored = processes.in_first(restore, run, state)
+        processes.in_first(restore, run, state)
         state.copy_from_first(processes)
         trainer = _trainer(config, data, run, state, dtype, processes)
         trainer.callbacks = own if processes.first else []
@@ -254,10 +255,6 @@ def fit(
             with interrupts() as interrupted:
                 trainer.callbacks = all_callbacks(trainer, data, config.snapshots, progress, interrupted)
                 train(trainer)
-        elif restored:
-            save_epoch(run)  # the run may have ended when this could not be written
-        if processes.first:
-            remove_checkpoints(config.path / "checkpoints")
     return run
 
 
