@@ -58,10 +58,10 @@ def _known_model(value: str) -> str:
 
 def _known_variant(value: str) -> str:
     try:
-        parse_variant(value)
+        model, normalizer = parse_variant(value)
     except ValueError as error:
         raise ValueError(f"={value!r}: {error}") from error
-    return value
+    return model if normalizer == "softmax" else f"{model} {normalizer}"  # each variant is written in one way
 
 
 def _device(value: str) -> str:

@@ -1,257 +1,112 @@
-"""The ablation: a grid of models and seeds, each a run like any other, trained here or elsewhere, then compared."""
+"""Notebook 03: what attention adds to the accuracy, what it costs, and whether the network looks at its query."""
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-import torch
-from pydantic import Field
-from torch import Tensor
+import pandas as pd
+from matplotlib.figure import Figure
 
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    DatasetName,
-    Device,
-    EachOnce,
-    FilePath,
-    LearningRate,
-    Limit,
-    Seed,
-    SettingsBase,
-    TrainConfig,
-    Variant,
-    Width,
-    settings,
+from ..metrics.statistics import write_effects
+from ..viz.style import FONT, TITLE_FONT
+from .effects import (
+    Comparison,
+    accuracy_table,
+    add_legend,
+    compare,
+    comparison_table,
+    conclusion,
+    draw_comparisons,
+    draw_row,
+    style_rows,
 )
-from ..data.dataset import Dataset
-from ..errors import closest
-from ..inference import attend_batches
-from ..models.networks import parse_variant
-from ..training.run import Run, fingerprint, load_run
-from ..training.trainer import TrainingDiverged, data_for, fit
+from .global_feature import attention_models, exchanged_maps, gradient_table, moved_attention
+from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
+from .setup import parameters, report
 
-MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
-
-
-@settings
-class AblationConfig(SettingsBase):
-    """Parameters of the ablation; settings that are not among them have `TrainConfig`'s defaults."""
-
-    models: Annotated[Sequence[Variant], EachOnce] = Field(
-        (*MODELS, "vgg"),
-        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
-    )
-    baseline: Variant = Field("vgg-late", description="the one of `models` that the others are compared with")
-    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
-    budget: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
-    )
-    dataset: DatasetName = Field(QUICK["dataset"], description="of all runs, as the settings below")
-    data_dir: FilePath = "data"
-    width: Width = QUICK["width"]
-    train_limit: Limit | None = None
-    test_limit: Limit | None = None
-    epochs: Count = QUICK["epochs"]
-    batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
-    device: Device = "auto"
-    data_name: FilePath = Field("auto", description="what tables call the data; 'auto' is the data set or the folder")
-
-    @classmethod
-    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
-        """Refuse a baseline that is not among the models."""
-        baseline, models = values.get("baseline"), values.get("models")
-        if baseline and models and baseline not in models:
-            return [f"baseline={baseline!r}: {closest(baseline, models)}"]
-        return []
-
-    def grid(self) -> "list[Cell]":
-        """Every run of the ablation, seed by seed, so that a grid that is half full compares all variants."""
-        return [Cell(variant, seed, self.train_config(variant, seed)) for seed in self.seeds for variant in self.models]
-
-    def train_config(self, variant: str, seed: int) -> TrainConfig:
-        """The settings of one run."""
-        model, normalizer = parse_variant(variant)
-        return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
-
-    def described(self) -> str:
-        """How the models are trained, in words."""
-        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
-        return f"width {self.width:g}, {self.epochs} epochs of {images} training images, {len(self.seeds)} seeds"
-
-    def data_described(self) -> str:
-        """What the models are trained and tested on, in words."""
-        if self.data_name != "auto":
-            return self.data_name
-        return f"folder {Path(self.data_dir).name}" if self.dataset == "folder" else self.dataset
-
-    def common(self) -> dict[str, Any]:
-        """The settings that all runs share."""
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}
-        return {name: getattr(self, name) for name in sorted(shared)}
+__all__ = [
+    "MODELS",
+    "AblationConfig",
+    "Cell",
+    "Comparison",
+    "Grid",
+    "Result",
+    "ablation_figure",
+    "accuracy_table",
+    "attention_models",
+    "collect",
+    "compare",
+    "comparison_table",
+    "conclusion",
+    "cost_figure",
+    "cost_table",
+    "exchanged_maps",
+    "gradient_table",
+    "moved_attention",
+    "parameters",
+    "report",
+    "train_missing",
+    "write_results",
+]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One place of the grid."""
-
-    variant: str
-    seed: int
-    config: TrainConfig
-
-    def __str__(self) -> str:
-        return f"{self.variant}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run of the grid, tested.
-
-    Attributes:
-        cell: its place.
-        run: the run.
-        correct: bool (N,), whether each test image is classified rightly.
-    """
-
-    cell: Cell
-    run: Run
-    correct: Tensor
-
-    @property
-    def accuracy(self) -> float:
-        """Of the test images, in [0, 1]."""
-        return self.correct.double().mean().item()
-
-    @property
-    def seconds(self) -> float:
-        """Time of the training with its tests."""
-        return sum(row["seconds"] for row in self.run.history)
-
-    @property
-    def entropies(self) -> dict[str, float]:
-        """Mean entropy of the test images' maps of each level, 1 = uniform."""
-        last = self.run.history[-1]
-        return {key.removeprefix("entropy_"): value for key, value in last.items() if key.startswith("entropy_")}
+def cost_table(grid: Grid) -> pd.DataFrame:
+    """Return parameters, operations and seconds of a run, and the entropy of each level's maps, means over seeds."""
+    rows = {}
+    for variant in grid.variants:
+        results, costs = grid.results_of(variant), grid.costs(variant)
+        row = {"parameters": f"{costs['parameters']:,}", "GMAC an image": f"{costs['GMAC']:.3f}"}
+        row["seconds a run"] = f"{sum(r.seconds for r in results) / len(results):.0f}"
+        for level in results[0].entropies:
+            row[f"entropy {level}"] = f"{sum(r.entropies[level] for r in results) / len(results):.2f}"
+        rows[variant] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").fillna("")
 
 
-@dataclass
-class Grid:
-    """What there is of an ablation.
-
-    Attributes:
-        config: its parameters.
-        results: a result for each run that is there, in the order of the grid.
-        missing: for each run that is not, why.
-    """
-
-    config: AblationConfig
-    results: list[Result] = field(default_factory=list)
-    missing: dict[Cell, str] = field(default_factory=dict)
-
-    def of(self, variant: str) -> list[Result]:
-        """The results of one variant, a seed each."""
-        return [result for result in self.results if result.cell.variant == variant]
-
-    @property
-    def variants(self) -> list[str]:
-        """The variants that have results, in the order of `config.models`."""
-        return [variant for variant in self.config.models if self.of(variant)]
-
-    def complaints(self) -> str:
-        """Which runs are missing and why, a line each; says so where none is."""
-        if not self.missing:
-            return f"all {len(self.results)} runs are there"
-        lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
-        return "\n".join(lines + [f"  {cell}: {why}" for cell, why in self.missing.items()])
-
-    def require_runs(self) -> None:
-        """Stops a notebook that could only go on with a run.
-
-        Raises:
-            ValueError: there is no run at all; why, and what to do.
-        """
-        if not self.results:
-            raise ValueError(
-                f"there is no run to go on with; {self.complaints()}\n"
-                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
-                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
-                "again"
-            )
+def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
+    """Draw accuracy (left) and difference to the baseline (right), a row a variant, a point a seed."""
+    _check(grid)
+    rows = {variant: row for row, variant in enumerate(grid.variants)}
+    figure = Figure(figsize=(12, 1.9 + 0.5 * len(rows)), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for variant, row in rows.items():
+        draw_row(left, row, [r.accuracy for r in grid.results_of(variant)], {"C0": grid.accuracy(variant)})
+    style_rows(left, rows)
+    draw_comparisons(right, comparisons, rows)
+    baseline = grid.config.baseline
+    if baseline in rows:
+        right.text(0, rows[baseline], "baseline ", ha="right", va="center", fontsize=FONT, color="0.35")
+    left.set_xlabel("test accuracy (%)", fontsize=TITLE_FONT)
+    right.set_xlabel(f"difference to {baseline} with the same seed (points)", fontsize=TITLE_FONT)
+    add_legend(figure, comparisons)
+    return figure
 
 
-def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
-    """Trains the runs of the grid that are not there yet, as far as the budget goes; failures are told, not raised.
-
-    Args:
-        config: the parameters.
-        data: the data set, if it is loaded already.
-    """
-    started, longest = time.monotonic(), 0.0
-    cells = config.grid()
-    if config.budget == 0:
-        print("budget=0: nothing is trained")
-        return
-    data = data_for(cells[0].config) if data is None else data
-    images = fingerprint(data)
-    todo = [cell for cell in cells if _found(cell, images)[0] is None]
-    for number, cell in enumerate(todo, start=1):
-        spent = time.monotonic() - started
-        if config.budget is not None and spent + longest > 60 * config.budget:
-            print(f"the budget of {config.budget:g} minutes is used up: {len(todo) - number + 1} runs are not trained")
-            return
-        print(f"run {number} of {len(todo)}: {cell}")
-        try:
-            fit(cell.config, data)
-        except (TrainingDiverged, ValueError, OSError, RuntimeError) as error:  # RuntimeError: a GPU's memory
-            print(f"left out: {error}")
-        longest = max(longest, time.monotonic() - started - spent)
+def cost_figure(grid: Grid) -> Figure:
+    """Draw the accuracy of every run against the operations that one image costs."""
+    _check(grid)
+    figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for number, variant in enumerate(grid.variants):
+        cost, accuracies = 1000 * grid.costs(variant)["GMAC"], [100 * r.accuracy for r in grid.results_of(variant)]
+        marker = "os^Dvp*Xhd"[number % 10]
+        axes.plot([cost] * len(accuracies), accuracies, marker, label=variant, markersize=8, alpha=0.7)
+    axes.set_xlabel("million multiply-accumulate operations an image", fontsize=TITLE_FONT)
+    axes.set_ylabel("test accuracy (%)", fontsize=TITLE_FONT)
+    axes.set_xlim(left=0)
+    axes.tick_params(labelsize=FONT)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=FONT)
+    return figure
 
 
-def collect(config: AblationConfig, data: Dataset | None = None) -> Grid:
-    """Reads every run of the grid and tests it; what is missing, unfinished or broken is named in `missing`.
-
-    Args:
-        config: the parameters.
-        data: the data set, if it is loaded already.
-    """
-    grid = Grid(config)
-    data = data_for(config.grid()[0].config) if data is None else data
-    images = fingerprint(data)
-    for cell in config.grid():
-        run, why = _found(cell, images)
-        if run is None:
-            grid.missing[cell] = why
-            continue
-        if run.classes != data.classes:
-            grid.missing[cell] = f"{run.path} was trained on other classes"
-            continue
-        grid.results.append(Result(cell, run, _correct(run, data)))
-    return grid
+def write_results(grid: Grid, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> list[Path]:
+    """Write `ablation_runs.csv`, a row a run, and `effects_03.csv`, a row a comparison; return their paths."""
+    runs = Path(folder) / "ablation_runs.csv"
+    runs.parent.mkdir(parents=True, exist_ok=True)
+    grid.frame().to_csv(runs, index=False, lineterminator="\n")
+    return [runs, write_effects(comparisons, runs.with_name("effects_03.csv"))]
 
 
-def _found(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
-    """The complete run of a cell, trained on these images (see `fingerprint`); or None, and why."""
-    path = cell.config.path
-    if not path.exists():
-        return None, f"not trained ({path} does not exist)"
-    try:
-        run = load_run(path, cell.config.device)
-    except (ValueError, OSError) as error:
-        return None, str(error)
-    if run.config.identity() != cell.config.identity():
-        return None, f"{path} belongs to other settings"
-    if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
-        return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"
-    if not run.complete:
-        return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
-    return run, ""
-
-
-def _correct(run: Run, data: Dataset) -> Tensor:
-    batches = attend_batches(run.model, data.test, run.config.precision)
-    return torch.cat([seen.logits.argmax(1).cpu() for _, seen in batches]) == data.test.labels
+def _check(grid: Grid) -> None:
+    if not grid.variants:
+        raise ValueError("there is no run to draw: " + grid.complaints())

@@ -1,4 +1,4 @@
-"""Attacks: images changed a little so that a network errs, what trained networks withstand, and whether it is real.
+"""Notebook 06: images changed a little so that a network errs, what trained networks withstand, and whether it is real.
 
 FGSM (Goodfellow et al. 2015, arXiv 1412.6572) takes one step along the sign of the gradient of the loss; PGD (Madry et
 al. 2018, arXiv 1706.06083) takes many small ones from a random start and stays within epsilon of the image. Epsilons
@@ -6,14 +6,15 @@ are in levels of a pixel: 2 is 2/255 of the range. A network whose gradient says
 being robust (gradient masking, Athalye et al. 2018, arXiv 1802.00420): `checks` looks for signs of that.
 """
 
-import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pydantic import Field
 from torch import Tensor
 
@@ -21,15 +22,42 @@ from ..config import EachOnce, Variant, settings
 from ..data.dataset import Dataset
 from ..data.split import Split, stratified
 from ..errors import closest
-from ..inference import attend_batches, to_float
-from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval
+from ..inference import attend, evaluate_images, to_float
+from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval, write_effects
 from ..models.classifier import ImageClassifier, evaluation_mode
-from .ablation import MODELS, AblationConfig, Cell, Grid, Result
-from .comparison import MARGIN, Comparison, compare_scores, sorted_out
+from ..training.run import Run
+from ..viz.figures import attention_figure, captions
+from ..viz.style import FONT, TITLE_FONT
+from .effects import MARGIN, Comparison, compare_scores, effects_figure, few_seeds, paragraph, sorted_out
+from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
+from .setup import parameters, report
+
+__all__ = [
+    "ATTACKS",
+    "AttackConfig",
+    "Attacked",
+    "Check",
+    "accuracy_figure",
+    "accuracy_table",
+    "attack_grid",
+    "check_table",
+    "checks",
+    "collect",
+    "conclusion",
+    "effects",
+    "effects_figure",
+    "example_figure",
+    "maps_figure",
+    "parameters",
+    "perturb",
+    "report",
+    "train_missing",
+    "write_effects",
+]
 
 ATTACKS = ("FGSM", "PGD")
+CLAIM = "Attention makes a network more robust"
 _BATCH = 100
-
 
 Epsilon = Annotated[float, Field(gt=0, le=255)]
 
@@ -59,8 +87,11 @@ class AttackConfig(AblationConfig):
         return lines
 
     def sample(self, data: Dataset) -> Split:
-        """The test images that are attacked."""
+        """Return the test images that are attacked."""
         return data.test[stratified(data.test.labels, self.images, seed=0)]
+
+
+# Attacks
 
 
 def perturb(
@@ -72,7 +103,7 @@ def perturb(
     steps: int = 10,
     seed: int = 0,
 ) -> Tensor:
-    """Changes images so that the model's loss grows, in float32 and evaluation mode, with captum.
+    """Change images so that the model's loss grows, in float32 and evaluation mode.
 
     Args:
         model: any model of `ltpa.create_model`; it stays as it is.
@@ -85,39 +116,34 @@ def perturb(
 
     Returns:
         float32 (N, 3, H, W) in [0, 1] on the CPU, no value farther than epsilon / 255 from the image's.
-
-    Raises:
-        ValueError: an unknown attack.
-        ImportError: captum is missing.
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack={attack!r}: {closest(attack, ATTACKS)}")
-    try:
-        from captum.robust import FGSM, PGD
-    except ImportError as error:
-        raise ImportError("attacks need captum: pip install 'ltpa[notebooks]'") from error
-    attacker = (FGSM if attack == "FGSM" else PGD)(model, _losses, 0.0, 1.0)
-    # captum takes gradients below 1e-6 for zero: a confident network would seem robust.
-    (attacker if attack == "FGSM" else attacker.fgsm).zero_thresh = 0.0
-    radius = epsilon / 255
-    how = {"epsilon": radius}
-    if attack == "PGD":
-        how = {"radius": radius, "step_size": 2.5 * radius / steps, "step_num": steps, "random_start": True}
-    device = model.mean.device
-    found = []
-    own_random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with evaluation_mode(model), own_random, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the images are made to require a gradient
+    radius, device = epsilon / 255, model.mean.device
+    step, count = (radius, 1) if attack == "FGSM" else (2.5 * radius / steps, steps)
+    changed = []
+    with evaluation_mode(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for batch, of in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-            batch = to_float(batch.to(device)).float().contiguous(memory_format=torch.channels_last)
-            found.append(attacker.perturb(batch.detach().clone(), target=of.to(device), **how).detach().cpu())
-    return torch.cat(found).contiguous()
+        for batch, truth in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+            clean = to_float(batch.to(device)).float().contiguous(memory_format=torch.channels_last).detach()
+            x = clean
+            if attack == "PGD":
+                x = (clean + (torch.rand_like(clean) * radius * 2 - radius)).clamp(0, 1)
+            for _ in range(count):
+                x = x + step * _gradient(model, x, truth).sign()
+                x = (clean + (x - clean).clamp(-radius, radius)).clamp(0, 1)
+            changed.append(x.cpu())
+    return torch.cat(changed).contiguous()
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, in float64, where sure answers have a gradient (on the CPU: not all GPUs can)."""
-    return torch.nn.functional.cross_entropy(logits.cpu().double(), labels.cpu(), reduction="none")
+def _gradient(model: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of each image's cross-entropy with respect to the image.
+
+    The loss is in float64, where sure answers have a gradient, too; on the CPU, because not all GPUs know float64.
+    """
+    x = images.clone().requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(model(x).cpu().double(), labels.cpu(), reduction="sum")
+    return torch.autograd.grad(loss, x)[0]
 
 
 @dataclass(frozen=True)
@@ -144,48 +170,70 @@ class Attacked:
 
 
 def attack_grid(grid: Grid, split: Split) -> list[Attacked]:
-    """Attacks every run of a grid, and tells what it withstands.
+    """Attack every run of a grid that was collected with an `AttackConfig`, and print what it withstands.
 
     Args:
-        grid: what was collected with an `AttackConfig`.
+        grid: the runs.
         split: the images to attack, see `AttackConfig.sample`.
     """
-    config = grid.config
-    found, made = [], {}
+    config = _config(grid)
+    attacked, changed = [], {}
     for result in grid.results:
         model, white_box = result.run.model, {}
         for attack, epsilon in product(ATTACKS, config.epsilons):
             images = perturb(model, split.images, split.labels, epsilon, attack, config.pgd_steps)
-            white_box[attack, epsilon] = _right(model, images, split.labels)
+            white_box[attack, epsilon] = _correct(model, images, split.labels)
             if epsilon == config.epsilon:
-                made[result.cell.variant, result.cell.seed, attack] = images
-        found.append(Attacked(result, _right(model, split.images, split.labels), white_box))
-        after = ", ".join(f"{attack} {_percent(white_box[attack, config.epsilon])}" for attack in ATTACKS)
-        print(f"{result.cell}: {_percent(found[-1].clean)} % right; at epsilon {config.epsilon:g}: {after}")
-    for run in found:
+                changed[result.cell.variant, result.cell.seed, attack] = images
+        run = Attacked(result, _correct(model, split.images, split.labels), white_box)
+        after = ", ".join(f"{name} {100 * mean_accuracy([white_box[name, config.epsilon]]):.1f}" for name in ATTACKS)
+        print(f"{run.cell}: {100 * mean_accuracy([run.clean]):.1f} % right; at epsilon {config.epsilon:g}: {after}")
+        attacked.append(run)
+    for run in attacked:
         for (source, cell), attack in product(_sources(run.cell, grid).items(), ATTACKS):
-            images = made[cell.variant, cell.seed, attack]
-            run.transferred[attack, source] = _right(run.result.run.model, images, split.labels)
-    return found
+            images = changed[cell.variant, cell.seed, attack]
+            run.transferred[attack, source] = _correct(run.result.run.model, images, split.labels)
+    return attacked
 
 
-def _right(model: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
-    batches = attend_batches(model, images, "fp32")
-    return torch.cat([seen.logits.argmax(1).cpu() for _, seen in batches]) == labels
+def _correct(model: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    return evaluate_images(model, Split(images, labels), "fp32").correct
 
 
-def _percent(right: Tensor) -> str:
-    return f"{100 * right.double().mean():.1f}"
+def mean_accuracy(correct: Sequence[Tensor]) -> float:
+    """Return the mean of bool (N,), one a seed."""
+    return torch.stack(list(correct)).double().mean().item()
 
 
 def _sources(cell: Cell, grid: Grid) -> dict[str, Cell]:
-    """The runs whose adversarial images are tried on this one."""
+    """Return the runs whose adversarial images are tried on this one."""
     cells = [result.cell for result in grid.results]
     seeds = [c for c in cells if c.variant == cell.variant]
     others = [c for c in cells if c.seed == cell.seed and c.variant != cell.variant]
     others.sort(key=lambda c: c.variant != grid.config.baseline)  # the baseline first; else the order of the grid
-    found = {"other seed": seeds[(seeds.index(cell) + 1) % len(seeds)]} if len(seeds) > 1 else {}
-    return found | ({"other model": others[0]} if others else {})
+    sources = {"other seed": seeds[(seeds.index(cell) + 1) % len(seeds)]} if len(seeds) > 1 else {}
+    return sources | ({"other model": others[0]} if others else {})
+
+
+def accuracy_table(grid: Grid, attacked: Sequence[Attacked]) -> pd.DataFrame:
+    """Return the accuracy in %, the mean over seeds, without attack and at every epsilon."""
+    rows = {}
+    for attack, variant in product(ATTACKS, grid.variants):
+        runs = [run for run in attacked if run.cell.variant == variant]
+        row = {"clean": mean_accuracy([run.clean for run in runs])}
+        for epsilon in _epsilons(grid):
+            row[f"{epsilon:g}/255"] = mean_accuracy([run.white_box[attack, epsilon] for run in runs])
+        rows[attack, variant] = {name: round(100 * value, 1) for name, value in row.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["attack", "model"])
+
+
+def _epsilons(grid: Grid) -> list[float]:
+    return sorted(_config(grid).epsilons)
+
+
+def _config(grid: Grid) -> AttackConfig:
+    assert isinstance(grid.config, AttackConfig), "the grid must be collected with an AttackConfig"
+    return grid.config
 
 
 # Gradient masking
@@ -213,109 +261,158 @@ class Check:
 
 
 def checks(grid: Grid, attacked: Sequence[Attacked]) -> list[Check]:
-    """Signs of gradient masking: PGD weaker than FGSM, an attack that knows the network weaker than one that does not,
-    or an accuracy above chance where the image is all but gone (PGD at the largest epsilon).
+    """Return whether each sign of gradient masking shows in each model.
 
-    Args:
-        grid: the runs.
-        attacked: what they withstand.
+    Signs are PGD weaker than FGSM, an attack that knows the network weaker than one that does not, and an accuracy
+    above chance where the image is all but gone (PGD at the largest epsilon).
     """
-    config, largest = grid.config, max(grid.config.epsilons)
+    config = _config(grid)
+    largest = max(config.epsilons)
     values: dict[tuple[str, str], list[Tensor]] = {}
     for run in attacked:
-        white, of = run.white_box, {}
-        for epsilon in config.epsilons:
-            of[f"PGD against FGSM at {epsilon:g}"] = white["PGD", epsilon].double() - white["FGSM", epsilon].double()
-        for (attack, source), right in run.transferred.items():
+        white_box = {key: correct.double() for key, correct in run.white_box.items()}
+        excesses = {f"PGD against FGSM at {e:g}": white_box["PGD", e] - white_box["FGSM", e] for e in config.epsilons}
+        for (attack, source), correct in run.transferred.items():
             name = f"{attack} at {config.epsilon:g} against images of the {source}"
-            of[name] = white[attack, config.epsilon].double() - right.double()
-        of[f"PGD at {largest:g} against chance"] = white["PGD", largest].double() - 1 / len(run.result.run.classes)
-        for name, value in of.items():
-            values.setdefault((name, run.cell.variant), []).append(value)
+            excesses[name] = white_box[attack, config.epsilon] - correct.double()
+        excesses[f"PGD at {largest:g} against chance"] = white_box["PGD", largest] - 1 / len(run.result.run.classes)
+        for name, excess in excesses.items():
+            values.setdefault((name, run.cell.variant), []).append(excess)
     means = {key: torch.stack(each).mean(0).numpy() for key, each in values.items()}
     return [Check(*key, bootstrap_interval(mean, len(means))) for key, mean in means.items()]
 
 
-def check_table(found: Sequence[Check]) -> str:
-    """The checks as lines of text: of all models the one with the largest excess, and which show a sign of masking."""
-    by_name: dict[str, list[Check]] = {}
-    for check in found:
-        by_name.setdefault(check.name, []).append(check)
-    width = max(map(len, by_name), default=0)
-    lines = [f"{'':{width}}  largest excess of accuracy in points [95 %]   signs of masking"]
-    for name, of in by_name.items():
-        worst = max(of, key=lambda check: check.excess.mean)
-        mean, low, high = (100 * v for v in (worst.excess.mean, worst.excess.low, worst.excess.high))
-        excess = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] {worst.variant}"
-        signs = ", ".join(check.variant for check in of if check.sign) or "none"
-        lines.append(f"{name:{width}}  {excess:45}  {signs}")
-    return "\n".join(lines)
+def check_table(found: Sequence[Check]) -> pd.DataFrame:
+    """Return for each check the model with the largest excess, and which models show a sign of masking."""
+    rows = {}
+    for name in dict.fromkeys(check.name for check in found):
+        each = [check for check in found if check.name == name]
+        worst = max(each, key=lambda check: check.excess.mean)
+        rows[name] = {
+            "largest excess of accuracy, points [95 %]": worst.excess.text(1, 100, sign=True),
+            "in model": worst.variant,
+            "signs of masking": ", ".join(check.variant for check in each if check.sign) or "none",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("check")
 
 
-# What is concluded
+# Effects
 
 
-def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) -> dict[str, list[Comparison]]:
-    """Every model against the baseline at `epsilon`, for both attacks: what remains right, and how little was lost.
+def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) -> list[Comparison]:
+    """Compare every model with the baseline at `epsilon`, for both attacks: accuracy, and how little of it was lost.
 
-    What remains right is the accuracy after the attack. What was lost is that minus the accuracy without attack: it
-    tells a robust model from one that is better anyway. Where the checks show a sign of masking in the model or the
-    baseline, the attack did not do what it could, and nothing is decided.
-
-    Args:
-        grid: the runs.
-        attacked: what they withstand.
-        found: the checks.
-
-    Returns:
-        measure -> comparisons; the intervals of all of them hold together with 95 %.
+    Accuracy after the attack minus clean accuracy tells a robust model from one that is better anyway. Where the checks
+    show a sign of masking in the model or the baseline, the attack did not do what it could, and nothing is decided.
+    The intervals of all comparisons hold together with 95 %.
     """
-    config = grid.config
+    config = _config(grid)
     masked = {check.variant for check in found if check.sign}
     measures: dict[str, dict[str, dict[int, Tensor]]] = {}
     for attack, run in product(ATTACKS, attacked):
-        right, of = run.white_box[attack, config.epsilon].double(), (run.cell.variant, run.cell.seed)
-        for words, score in (("accuracy", right), ("accuracy minus clean accuracy", right - run.clean.double())):
-            by_variant = measures.setdefault(f"{attack} {config.epsilon:g}/255: {words}", {})
-            by_variant.setdefault(of[0], {})[of[1]] = score
+        correct = run.white_box[attack, config.epsilon].double()
+        for words, score in (("accuracy", correct), ("accuracy minus clean accuracy", correct - run.clean.double())):
+            scores = measures.setdefault(f"{attack} {config.epsilon:g}/255: {words}", {})
+            scores.setdefault(run.cell.variant, {})[run.cell.seed] = score
     together = len(measures) * max(1, len(grid.variants) - 1)
-    compared = {name: compare_scores(scores, config.baseline, together) for name, scores in measures.items()}
-    return {name: [_unless(masked, c, config.baseline) for c in of] for name, of in compared.items()}
-
-
-def _unless(masked: set[str], comparison: Comparison, baseline: str) -> Comparison:
-    return replace(comparison, verdict=UNDECIDED) if masked & {comparison.variant, baseline} else comparison
-
-
-def accuracy_table(grid: Grid, attacked: Sequence[Attacked]) -> str:
-    """Accuracy in %, the mean over seeds, without attack and at every epsilon (levels of 255), as lines of text."""
-    epsilons, width = grid.config.epsilons, max(map(len, grid.config.models))
-    lines = [f"{'':{width}}        clean" + "".join(f"{f'{epsilon:g}/255':>9}" for epsilon in epsilons)]
-    for attack, variant in product(ATTACKS, grid.variants):
-        of = [run for run in attacked if run.cell.variant == variant]
-        cells = [mean_accuracy([r.clean for r in of])]
-        cells += [mean_accuracy([r.white_box[attack, epsilon] for r in of]) for epsilon in epsilons]
-        first, *others = (f"{100 * value:.1f}" for value in cells)
-        lines.append(f"{variant:{width}}  {attack:4}  {first:>5}" + "".join(f"{value:>9}" for value in others))
-    return "\n".join(lines)
-
-
-def mean_accuracy(right: Sequence[Tensor]) -> float:
-    """Of bool (N,), one a seed."""
-    return torch.stack(list(right)).double().mean().item()
-
-
-def conclusion(grid: Grid, measures: Mapping[str, Sequence[Comparison]], found: Sequence[Check]) -> str:
-    """What can and what cannot be concluded, in a few sentences."""
-    count = sum(map(len, measures.values()))
-    if not count:
-        return f"Nothing can be concluded: there is no pair of a model and {grid.config.baseline} with the same seed."
-    signs = sorted({check.variant for check in found if check.sign})
-    lines = [
-        f"{count} comparisons with {grid.config.baseline}, intervals that hold together with 95 %, a margin of "
-        f"{100 * MARGIN:g} points; signs of gradient masking: {', '.join(signs) or 'none'}"
-        + (" (nothing is decided about these)." if signs else ".")
+    comparisons = [
+        comparison
+        for measure, scores in measures.items()
+        for comparison in compare_scores(
+            scores, config.baseline, config, claim=CLAIM, measure=measure, together=together
+        )
     ]
-    lines += [f"{name}: {sorted_out(of, grid.config.baseline)}." for name, of in measures.items()]
-    lines.append("This says nothing about networks that were trained to withstand attacks, nor about larger ones.")
-    return "\n".join(textwrap.fill(line, 110, break_on_hyphens=False) for line in lines)
+    return [replace(c, verdict=UNDECIDED) if masked & {c.model, c.baseline} else c for c in comparisons]
+
+
+def conclusion(comparisons: Sequence[Comparison], found: Sequence[Check]) -> str:
+    """Return what can and what cannot be concluded, in a few sentences."""
+    if not comparisons:
+        return "Nothing can be concluded: no other model has a run with the same seed as the baseline."
+    signs = sorted({check.variant for check in found if check.sign})
+    by_measure = {c.measure: [other for other in comparisons if other.measure == c.measure] for c in comparisons}
+    return "\n".join(
+        [
+            paragraph(
+                f"{len(comparisons)} comparisons with {comparisons[0].baseline}, intervals that hold together with "
+                f"95 %, a margin of {100 * MARGIN:g} points; signs of gradient masking: {', '.join(signs) or 'none'}"
+                + (" (nothing is decided about these)." if signs else "."),
+                few_seeds(comparisons),
+            ),
+            *(paragraph(f"{measure}: {sorted_out(each)}.") for measure, each in by_measure.items()),
+            paragraph("This says nothing about networks trained to withstand attacks, nor about larger ones."),
+        ]
+    )
+
+
+# Figures
+
+
+def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
+    """Draw accuracy against epsilon, a panel an attack, a color a model, a point a run; the lines are means."""
+    if not attacked:
+        raise ValueError("there is no run to draw: " + grid.complaints())
+    epsilons = _epsilons(grid)
+    figure = Figure(figsize=(12, 5.2), dpi=100, layout="constrained")
+    for axes, attack in zip(figure.subplots(1, 2, sharey=True), ATTACKS, strict=True):
+        for number, variant in enumerate(grid.variants):
+            runs = [run for run in attacked if run.cell.variant == variant]
+            columns = [[r.clean for r in runs], *([r.white_box[attack, e] for r in runs] for e in epsilons)]
+            shift = 0.09 * (number - (len(grid.variants) - 1) / 2)
+            places = [place + shift for place in range(len(columns))]
+            for place, column in zip(places, columns, strict=True):
+                points = [100 * mean_accuracy([correct]) for correct in column]
+                axes.plot([place] * len(points), points, "o", color=f"C{number}", markersize=5, alpha=0.6)
+            axes.plot(places, [100 * mean_accuracy(column) for column in columns], color=f"C{number}", linewidth=1.5)
+        axes.axhline(100 / len(attacked[0].result.run.classes), color="0.4", linestyle=":", linewidth=1.5)
+        axes.set_xticks(range(len(epsilons) + 1), ["no\nattack", *(f"{e:g}\n{e / 255:.2g}" for e in epsilons)])
+        axes.set_title(attack, fontsize=TITLE_FONT)
+        axes.set_xlabel("epsilon: levels of 255, and in [0, 1]; steps not to scale", fontsize=FONT)
+        axes.tick_params(labelsize=FONT)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(-2, 102)
+    figure.axes[0].set_ylabel("accuracy (%)", fontsize=TITLE_FONT)
+    handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(grid.variants)]
+    handles.append(Line2D([], [], color="0.4", linestyle=":", label="chance"))
+    columns_of_legend = min(4, len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns_of_legend, fontsize=FONT, frameon=False)
+    return figure
+
+
+def example_figure(run: Run, split: Split, epsilon: float) -> Figure:
+    """Draw a row an image: the image, what FGSM changes in it, the image after FGSM and after PGD, with the answers.
+
+    The change is scaled so that the largest is black or white; gray is none.
+
+    Args:
+        run: whose model is attacked.
+        split: the images.
+        epsilon: in levels of 255.
+    """
+    images = to_float(split.images)
+    changed = [perturb(run.model, images, split.labels, epsilon, name) for name in ATTACKS]
+    change = 0.5 + 0.5 * (changed[0] - images) / (changed[0] - images).abs().max().clamp_min(1e-9)
+    clean, fgsm, pgd = (
+        captions(attend(run.model, x, "fp32").logits, run.classes, split.labels) for x in (images, *changed)
+    )
+    titles = [
+        text
+        for answers in zip(clean, fgsm, pgd, strict=True)
+        for text in (answers[0], "the change, enlarged", f"FGSM | {answers[1]}", f"PGD | {answers[2]}")
+    ]
+    return attention_figure(torch.stack([images, change, *changed], dim=1).flatten(0, 1), {}, titles=titles)
+
+
+def maps_figure(run: Run, split: Split, epsilon: float) -> Figure:
+    """Draw images with the maps of the middle level before and after FGSM; the titles are the answers after it."""
+    changed = perturb(run.model, split.images, split.labels, epsilon)
+    clean, after = (attend(run.model, images, "fp32") for images in (split.images, changed))
+    levels = list(clean.maps)
+    middle = levels[len(levels) // 2 : len(levels) // 2 + 1]  # none where the model has no attention
+    maps = {
+        f"{level}, {words}": output.maps[level]
+        for level in middle
+        for words, output in (("clean", clean), ("FGSM", after))
+    }
+    titles = captions(after.logits, run.classes, split.labels)
+    return attention_figure(split.images, maps, titles=titles, masks=split.masks)

@@ -22,9 +22,8 @@ from ..inference import attend, to_float
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, t_interval
 from ..models.networks import ImageClassifier, create_model
 from ..training.run import Run
-from . import comparison
-from .ablation import MODELS, AblationConfig, Grid
-from .comparison import MARGIN, Comparison, compare_scores
+from .effects import MARGIN, Comparison, compare_scores
+from .grid import MODELS, AblationConfig, Grid
 
 CLAIM = "Features with attention transfer better"
 PIXELS, UNTRAINED = "pixels", ", untrained"
@@ -261,15 +260,24 @@ def effects(probes: Probes) -> Effects:
         for count, of in probes.right.items()
     }
     found = Effects({}, {}, {})
+    config = probes.grid.config
     for count, of in scores.items():
+        words = {
+            "claim": CLAIM,
+            "measure": f"accuracy on {probes.target.name}, {count_words(count)}",
+            "data": f"{config.data_described()} to {probes.target.name}",
+        }
         trained = {name: of[name] for name in probes.trained}
         others = len(probes.right) * max(1, len(trained) - 1)
-        found.baseline[count] = compare_scores(trained, probes.baseline, others)
-        found.pixels[count] = compare_scores(trained | {PIXELS: of[PIXELS]}, PIXELS, together) if trained else []
+        with_pixels = trained | {PIXELS: of[PIXELS]} if trained else {}
+        found.baseline[count] = compare_scores(trained, probes.baseline, config, together=others, **words)
+        found.pixels[count] = compare_scores(with_pixels, PIXELS, config, together=together, **words)
         found.untrained[count] = [
             compared
             for name in trained
-            for compared in compare_scores({name: of[name], "": of[name + UNTRAINED]}, "", together)
+            for compared in compare_scores(
+                {name: of[name], "untrained": of[name + UNTRAINED]}, "untrained", config, together=together, **words
+            )
         ]
     return found
 
@@ -286,7 +294,7 @@ def claim_verdict(found: Effects, count: int | None, name: str) -> str:
         compared.verdict
         for of in (found.baseline, found.untrained, found.pixels)
         for compared in of[count]
-        if compared.variant == name
+        if compared.model == name
     ]
     if CONTRADICTED in verdicts:
         return CONTRADICTED
@@ -314,31 +322,28 @@ def accuracy_table(probes: Probes) -> str:
 
 def effect_table(found: Mapping[int | None, Sequence[Comparison]]) -> str:
     """Comparisons of one question as lines of text, in percentage points, with the wider of both intervals."""
-    width = max((len(c.variant) for of in found.values() for c in of), default=0)
+    width = max((len(c.model) for of in found.values() for c in of), default=0)
     lines = [f"{'':{width}}" + "".join(f"  {count_words(count):>22}" for count in found)]
-    for name in dict.fromkeys(c.variant for of in found.values() for c in of):
+    for name in dict.fromkeys(c.model for of in found.values() for c in of):
         cells = []
         for of in found.values():
-            (interval,) = (c.interval for c in of if c.variant == name)
+            (interval,) = (c.interval for c in of if c.model == name)
             mean, low, high = (f"{100 * v:+.1f}" for v in (interval.mean, interval.low, interval.high))
             cells.append(f"{mean} [{low}, {high}]" if interval.low == interval.low else mean)
         lines.append(f"{name:{width}}" + "".join(f"  {cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 
-def effect_rows(probes: Probes, found: Effects) -> list[dict[str, Any]]:
-    """The three comparisons of the descriptors with the fewest and the most labels, as rows of a CSV file."""
+def written_effects(probes: Probes, found: Effects) -> list[Comparison]:
+    """Return the three comparisons of the descriptors with the fewest and the most labels, for the file of effects."""
     counts = list(dict.fromkeys((next(iter(probes.right)), list(probes.right)[-1])))
-    data, rows = f"{probes.grid.config.data_described()} to {probes.target.name}", []
-    for against, of in ((probes.baseline, found.baseline), ("untrained", found.untrained), (PIXELS, found.pixels)):
-        measures = {
-            f"accuracy on {probes.target.name}, {count_words(count)}": [
-                c for c in of[count] if c.variant.endswith(": g_s")
-            ]
-            for count in counts
-        }
-        rows += comparison.effect_rows(CLAIM, probes.grid, measures, against, data)
-    return rows
+    return [
+        c
+        for of in (found.baseline, found.untrained, found.pixels)
+        for count in counts
+        for c in of[count]
+        if c.model.endswith(": g_s")
+    ]
 
 
 def accuracy_rows(probes: Probes) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import csv
-import sys
 from collections import OrderedDict
 from itertools import product
 from pathlib import Path
@@ -14,19 +12,15 @@ import torch
 from scipy import stats
 
 import ltpa
-from ltpa.course import ablation, comparison
-from ltpa.course import robustness as attack
-from ltpa.course import robustness_plot as attack_plot
-from ltpa.course.ablation import Grid, Result
-from ltpa.course.ablation_plot import effects_figure
+from ltpa.course import robustness
+from ltpa.course.grid import Grid, Result
 from ltpa.course.robustness import AttackConfig, Attacked
-from ltpa.course.tables import write_rows
-from ltpa.metrics.statistics import SUPPORTED, UNDECIDED, Interval
+from ltpa.metrics.statistics import SUPPORTED, UNDECIDED
 from ltpa.models.networks import AttentionOutput, ImageClassifier
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 
-TINY = {**GRID, "images": 20, "epsilons": [1, 128], "epsilon": 1, "pgd_steps": 2}
+TINY = {**GRID, "images": 10, "epsilons": [1, 128], "epsilon": 1, "pgd_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +28,10 @@ def trained(tmp_path_factory):
     """A tiny grid, its data, and what it withstands."""
     with contextlib.chdir(tmp_path_factory.mktemp("attack")):
         config = AttackConfig(**TINY)
-        ablation.train_missing(config)
+        robustness.train_missing(config)
         data = ltpa.data_for(config.grid()[0].config)
-        grid = ablation.collect(config, data)
-        return grid, config.sample(data), attack.attack_grid(grid, config.sample(data))
+        grid = robustness.collect(config, data)
+        return grid, config.sample(data), robustness.attack_grid(grid, config.sample(data))
 
 
 def network(name="vgg-att3-concat-dp", seed=0):
@@ -61,19 +55,19 @@ def gradient(model, images, labels):
 # The attacks
 
 
-@pytest.mark.parametrize("name", ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp"])
+@pytest.mark.parametrize("name", ["vgg-late", "vgg-att3-concat-dp"])
 def test_fgsm_is_one_step_along_the_sign_of_the_gradient(name):
     model, (images, labels) = network(name), pictures()
     clean = images.float() / 255
     slope = gradient(model, clean, labels)
     expected = (clean + 3 / 255 * slope.sign()).clamp(0, 1)
-    found = attack.perturb(model, images, labels, 3)
+    found = robustness.perturb(model, images, labels, 3)
     clear = slope.abs() > 1e-4 * slope.abs().max()  # where no rounding can turn the sign
     assert clear.double().mean() > 0.9
     assert torch.allclose(found[clear], expected[clear], atol=1e-7)
     assert ((found - clean).abs() <= 3 / 255 + 1e-7).all()
     assert (found.dtype, found.min() >= 0, found.max() <= 1) == (torch.float32, True, True)
-    assert torch.equal(attack.perturb(model, clean, labels, 3), found), "float images are the same images"
+    assert torch.equal(robustness.perturb(model, clean, labels, 3), found), "float images are the same images"
 
 
 def test_pgd_is_many_such_steps_from_a_random_start():
@@ -85,15 +79,15 @@ def test_pgd_is_many_such_steps_from_a_random_start():
     for _ in range(steps):
         x = x + 2.5 * radius / steps * gradient(model, x, labels).sign()
         x = torch.maximum(torch.minimum(x, clean + radius), clean - radius).clamp(0, 1)
-    found = attack.perturb(model, images, labels, 8, "PGD", steps=steps, seed=5)
+    found = robustness.perturb(model, images, labels, 8, "PGD", steps=steps, seed=5)
     # A value near a step's sign change may end elsewhere.
     assert ((found - x).abs() < 1e-6).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 8, 128, 255])
+@pytest.mark.parametrize("epsilon", [0.5, 255])
 def test_pgd_stays_near_the_image_and_is_an_image(epsilon):
     model, (images, labels) = network(), pictures()
-    found = attack.perturb(model, images, labels, epsilon, "PGD", steps=3)
+    found = robustness.perturb(model, images, labels, epsilon, "PGD", steps=3)
     assert (found - images.float() / 255).abs().max() <= epsilon / 255 + 1e-6
     assert found.min() >= 0
     assert found.max() <= 1
@@ -103,18 +97,18 @@ def test_the_seed_decides_and_nobody_elses_random_numbers_change():
     model, (images, labels) = network(), pictures()
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    first, again, other = (attack.perturb(model, images, labels, 8, "PGD", 2, seed) for seed in (0, 0, 1))
+    first, again, other = (robustness.perturb(model, images, labels, 8, "PGD", 2, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("name", attack.ATTACKS)
+@pytest.mark.parametrize("name", robustness.ATTACKS)
 def test_the_model_and_the_images_stay_as_they_are(name):
     model, (images, labels) = network().train(), pictures()
     images = images.float() / 255
     before, kept = {key: value.clone() for key, value in model.state_dict().items()}, images.clone()
-    attack.perturb(model, images, labels, 8, name, 2)
+    robustness.perturb(model, images, labels, 8, name, 2)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -123,18 +117,16 @@ def test_the_model_and_the_images_stay_as_they_are(name):
 
 
 def test_the_loss_grows_and_pgd_makes_it_grow_more():
-    model, (images, labels) = network(), pictures(10)
+    model, (images, labels) = network(), pictures()
     losses = [torch.nn.functional.cross_entropy(model(images.float() / 255), labels).item()]
-    for name in attack.ATTACKS:
-        found = attack.perturb(model, images, labels, 4, name, 10)
+    for name in robustness.ATTACKS:
+        found = robustness.perturb(model, images, labels, 4, name, 5)
         losses.append(torch.nn.functional.cross_entropy(model(found), labels).item())
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_a_sure_network_is_attacked_too(monkeypatch):
-    """Its gradients are below captum's threshold, which would leave the images as they are."""
-    from captum.robust import FGSM
-
+def test_a_sure_network_is_attacked_too():
+    """Its loss is 0 in float32, and so would be the gradient."""
     model, (images, _) = network("vgg-late"), pictures()
     clean = images.float() / 255
     with torch.no_grad():
@@ -145,42 +137,32 @@ def test_a_sure_network_is_attacked_too(monkeypatch):
         first, second = model(clean).topk(2).values.T
     sure = (first - second > 25) & (first - second < 60)
     assert sure.any()
-    monkeypatch.setattr("warnings.warn", lambda *_, **__: None)
-    blind = FGSM(model, torch.nn.CrossEntropyLoss(reduction="none"), 0.0, 1.0).perturb(clean.clone(), 4 / 255, labels)
-    assert torch.equal(blind[sure], clean[sure])
-    found = attack.perturb(model, images, labels, 4)
+    changed = robustness.perturb(model, images, labels, 4)
     slope = gradient(copy.deepcopy(model).double(), clean.double(), labels)[sure]
     expected = (clean[sure] + 4 / 255 * slope.sign()).clamp(0, 1).float()
-    largest = slope.abs().amax((1, 2, 3), keepdim=True)
-    clear = slope.abs() > 1e-3 * largest
+    clear = slope.abs() > 1e-3 * slope.abs().amax((1, 2, 3), keepdim=True)
     assert clear.double().mean() > 0.5
-    assert torch.allclose(found[sure][clear], expected[clear], atol=1e-6)
+    assert torch.allclose(changed[sure][clear], expected[clear], atol=1e-6)
 
 
-def test_what_is_not_an_attack_or_not_installed_is_told(monkeypatch):
-    model, (images, labels) = network(), pictures()
+def test_an_unknown_attack_is_named():
     with pytest.raises(ValueError, match=r"attack='fgsm'.*known: FGSM, PGD"):
-        attack.perturb(model, images, labels, 1, "fgsm")
-    monkeypatch.setitem(sys.modules, "captum.robust", None)
-    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
-        attack.perturb(model, images, labels, 1)
+        robustness.perturb(network(), *pictures(), 1, "fgsm")
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"epsilon": 2}, ValueError, r"epsilon=2 must be one of epsilons, \[1, 128\]"),
-        ({"epsilon": 0}, ValueError, "epsilon must be above 0 and at most 255"),
-        ({"epsilons": []}, TypeError, "epsilons must be a list of numbers"),
-        ({"epsilons": [1, 300]}, ValueError, "epsilons: epsilon must be above 0 and at most 255, not 300"),
-        ({"epsilons": [1, 1]}, ValueError, "epsilons has a number twice"),
-        ({"images": 1}, ValueError, "images must be at least 2"),
-        ({"pgd_steps": 0}, ValueError, "pgd_steps must be at least 1"),
-        ({"baseline": "vgg"}, ValueError, "baseline='vgg'"),
+        ({"epsilon": 2}, r"epsilon=2 must be one of epsilons, \[1, 128\]"),
+        ({"epsilon": 0}, "epsilon must be a number, above 0 and at most 255"),
+        ({"epsilons": [1, 300]}, "epsilons must be a list, each a number, above 0 and at most 255"),
+        ({"epsilons": [1, 1]}, "epsilons must be a list of one or more different values"),
+        ({"images": 1, "pgd_steps": 0}, "(?s)images must be .* at least 2.*pgd_steps must be .* at least 1"),
+        ({"baseline": "vgg"}, "baseline='vgg'"),
     ],
 )
-def test_bad_parameters_are_named(changes, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_parameters_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
         AttackConfig(**{**TINY, **changes})
 
 
@@ -190,12 +172,12 @@ def test_bad_parameters_are_named(changes, error, message):
 def test_what_a_run_withstands_is_what_its_model_answers(trained):
     grid, split, found = trained
     assert [run.cell for run in found] == grid.config.grid()
-    for run in found:
+    for run in found[:2]:
         model = run.result.run.model
         assert torch.equal(run.clean, model(split.images.float() / 255).argmax(1) == split.labels)
         assert set(run.white_box) == set(product(("FGSM", "PGD"), (1, 128)))
         for (name, epsilon), right in run.white_box.items():
-            made = attack.perturb(model, split.images, split.labels, epsilon, name, 2)
+            made = robustness.perturb(model, split.images, split.labels, epsilon, name, 2)
             assert torch.equal(right, model(made).argmax(1) == split.labels)
 
 
@@ -203,14 +185,14 @@ def test_transferred_images_are_those_of_the_right_network(trained):
     _, split, found = trained
     models = {(run.cell.variant, run.cell.seed): run.result.run.model for run in found}
     late, dp = TINY["models"]
-    for run in found:
+    for run in (found[0], found[-1]):
         sources = {
             "other seed": (run.cell.variant, 1 - run.cell.seed),
             "other model": (dp if run.cell.variant == late else late, run.cell.seed),
         }
         assert set(run.transferred) == set(product(("FGSM", "PGD"), sources))
         for (name, source), right in run.transferred.items():
-            made = attack.perturb(models[sources[source]], split.images, split.labels, 1, name, 2)
+            made = robustness.perturb(models[sources[source]], split.images, split.labels, 1, name, 2)
             assert torch.equal(right, models[run.cell.variant, run.cell.seed](made).argmax(1) == split.labels)
 
 
@@ -241,7 +223,7 @@ class Brightness(ImageClassifier):
 def brightness_grid():
     """A blind network that looks robust beside one that sees; and pictures that a small change turns."""
     config = AttackConfig(
-        models=["vgg-late", "vgg"], seeds=[0, 1], images=60, epsilons=[4, 128], epsilon=4, pgd_steps=3, device="cpu"
+        models=["vgg-late", "vgg"], seeds=[0, 1, 2], images=60, epsilons=[4, 128], epsilon=4, pgd_steps=3, device="cpu"
     )
     grid = Grid(config)
     for cell in config.grid():
@@ -255,12 +237,12 @@ def brightness_grid():
 
 def test_a_blind_network_is_found_out_and_nothing_is_decided():
     grid, split = brightness_grid()
-    found = attack.attack_grid(grid, split)
+    found = robustness.attack_grid(grid, split)
     late, blind = found[0], found[1]
     assert late.clean.all()
     assert not late.white_box["FGSM", 4].any()
     assert blind.white_box["FGSM", 4].all(), "it looks robust"
-    checks = attack.checks(grid, found)
+    checks = robustness.checks(grid, found)
     signs = {(check.name, check.variant) for check in checks if check.sign}
     assert {variant for _, variant in signs} == {"vgg"}
     assert {name for name, _ in signs} == {
@@ -268,17 +250,17 @@ def test_a_blind_network_is_found_out_and_nothing_is_decided():
         "PGD at 4 against images of the other model",
         "PGD at 128 against chance",
     }
-    table = attack.check_table(checks).splitlines()
-    assert len(table) == 1 + len({check.name for check in checks})
-    assert sum(line.endswith("  vgg") for line in table) == 3
-    measures = attack.effects(grid, found, checks)
-    assert {c.verdict for of in measures.values() for c in of} == {UNDECIDED}
-    assert all(c.over_images.mean == 1 for c in measures["FGSM 4/255: accuracy"])
-    text = " ".join(attack.conclusion(grid, measures, checks).split())
+    table = robustness.check_table(checks)
+    assert list(table.index) == list(dict.fromkeys(check.name for check in checks))
+    assert list(table["signs of masking"]).count("vgg") == 3
+    comparisons = robustness.effects(grid, found, checks)
+    assert {c.verdict for c in comparisons} == {UNDECIDED}
+    assert comparisons[0].measure == "FGSM 4/255: accuracy"
+    assert comparisons[0].over_images.mean == 1
+    text = " ".join(robustness.conclusion(comparisons, checks).split())
     assert "signs of gradient masking: vgg (nothing is decided about these)" in text
     # Without the checks it would be called robust.
-    trusted = attack.effects(grid, found, [])
-    assert {c.verdict for of in trusted.values() for c in of} == {SUPPORTED}
+    assert {c.verdict for c in robustness.effects(grid, found, [])} == {SUPPORTED}
 
 
 def made_up(right, images=200):
@@ -307,7 +289,7 @@ def numbers(clean, fgsm, pgd):
 
 def test_pgd_that_is_weaker_than_fgsm_is_a_sign():
     grid, found = made_up({"vgg-late": numbers(0.9, 0.5, 0.4), "vgg": numbers(0.9, 0.5, 0.7)})
-    checks = attack.checks(grid, found)
+    checks = robustness.checks(grid, found)
     assert [(check.name, check.variant) for check in checks if check.sign] == [("PGD against FGSM at 1", "vgg")]
     (excess,) = (c.excess for c in checks if (c.name, c.variant) == ("PGD against FGSM at 1", "vgg-late"))
     assert excess.mean == pytest.approx(-0.1)
@@ -322,21 +304,18 @@ def test_effects_are_paired_and_tell_robust_from_better():
     grid, found = made_up(
         {"vgg-late": numbers(0.8, 0.5, 0.4), "vgg": numbers(0.9, 0.6, 0.5), "vgg-pan": numbers(0.8, 0.65, 0.55)}
     )
-    measures = attack.effects(grid, found, attack.checks(grid, found))
-    assert list(measures) == [
-        *("FGSM 1/255: accuracy", "FGSM 1/255: accuracy minus clean accuracy"),
-        *("PGD 1/255: accuracy", "PGD 1/255: accuracy minus clean accuracy"),
-    ]
-    got = {name: {c.variant: c for c in of} for name, of in measures.items()}
-    for name in ("FGSM", "PGD"):
-        kept, lost = (got[f"{name} 1/255: accuracy{end}"] for end in ("", " minus clean accuracy"))
-        assert kept["vgg"].over_seeds.mean == pytest.approx(0.1)
-        assert lost["vgg"].over_seeds.mean == pytest.approx(0.0, abs=1e-12)
-        assert kept["vgg"].verdict == SUPPORTED
-        assert lost["vgg"].verdict != SUPPORTED
-        assert lost["vgg-pan"].over_seeds.mean == pytest.approx(0.15)
-        assert (kept["vgg-pan"].verdict, lost["vgg-pan"].verdict) == (SUPPORTED, SUPPORTED)
-    text = " ".join(attack.conclusion(grid, measures, []).split())
+    comparisons = robustness.effects(grid, found, robustness.checks(grid, found))
+    measures = [f"{name} 1/255: accuracy{end}" for name in robustness.ATTACKS for end in ("", " minus clean accuracy")]
+    assert list(dict.fromkeys(c.measure for c in comparisons)) == measures
+    by_name = {(c.measure, c.model): c for c in comparisons}
+    for kept, lost in (measures[:2], measures[2:]):
+        assert by_name[kept, "vgg"].interval.mean == pytest.approx(0.1)
+        assert by_name[lost, "vgg"].interval.mean == pytest.approx(0.0, abs=1e-12)
+        assert by_name[kept, "vgg"].verdict == SUPPORTED
+        assert by_name[lost, "vgg"].verdict != SUPPORTED
+        assert by_name[lost, "vgg-pan"].interval.mean == pytest.approx(0.15)
+        assert {by_name[kept, "vgg-pan"].verdict, by_name[lost, "vgg-pan"].verdict} == {SUPPORTED}
+    text = " ".join(robustness.conclusion(comparisons, []).split())
     assert "8 comparisons with vgg-late" in text
     assert "minus clean accuracy: better than vgg-late: vgg-pan (+15.0 points);" in text
 
@@ -344,58 +323,46 @@ def test_effects_are_paired_and_tell_robust_from_better():
 def test_intervals_are_corrected_for_all_effects_shown():
     right = {name: numbers(0.8, 0.5, 0.4) for name in ("vgg-late", "vgg", "vgg-pan")}
     right["vgg"]["FGSM", 1] = [0.50, 0.55, 0.65]
-    grid, found = made_up(right)
-    (compared,) = (c for c in attack.effects(grid, found, [])["FGSM 1/255: accuracy"] if c.variant == "vgg")
+    compared = robustness.effects(*made_up(right), [])[0]
     values = np.array([0.50, 0.55, 0.65]) - np.array([0.495, 0.5, 0.505])
     low, high = stats.t.interval(1 - 0.05 / 8, 2, loc=values.mean(), scale=stats.sem(values))
     assert (compared.over_seeds.low, compared.over_seeds.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_the_interval_of_an_effect_has_the_farther_ends():
-    one = comparison.Comparison("vgg", {0: 0.1}, Interval(0.1, -0.2, 0.3), Interval(0.1, 0.0, 0.4), UNDECIDED)
-    assert (one.interval.mean, one.interval.low, one.interval.high) == (0.1, -0.2, 0.4)
-    nan = float("nan")
-    alone = comparison.Comparison("vgg", {0: 0.1}, Interval(0.1, nan, nan), Interval(0.1, 0.0, 0.4), UNDECIDED)
-    assert np.isnan([alone.interval.low, alone.interval.high]).all()
-
-
-def test_files_tables_and_figures(trained, tmp_path):
+def test_tables_and_figures(trained):
     grid, split, found = trained
-    checks = attack.checks(grid, found)
-    measures = attack.effects(grid, found, checks)
-    path = write_rows(tmp_path / "new" / "a.csv", comparison.effect_rows("robust to FGSM", grid, measures))
-    rows = list(csv.DictReader(path.open()))
-    assert [row["measure"] for row in rows] == list(measures)
-    for row, (c,) in zip(rows, measures.values(), strict=True):
-        assert float(row["effect"]) == pytest.approx(c.over_seeds.mean, abs=1e-6)
-        assert float(row["low"]) == pytest.approx(min(c.over_seeds.low, c.over_images.low), abs=1e-6)
-        assert (row["n"], row["data"], row["verdict"]) == ("2", "shapes", c.verdict)
-        assert row["budget"] == grid.config.described()
-    table = attack.accuracy_table(grid, found).splitlines()
-    clean = np.mean([100 * r.clean.double().mean().item() for r in found if r.cell.variant == "vgg-late"])
-    assert table[1].split()[:3] == ["vgg-late", "FGSM", f"{clean:.1f}"]
-    assert len(table) == 1 + 2 * 2
+    comparisons = robustness.effects(grid, found, robustness.checks(grid, found))
+    table = robustness.accuracy_table(grid, found)
+    runs = [run for run in found if run.cell.variant == "vgg-late"]
+    clean = np.mean([100 * run.clean.double().mean().item() for run in runs])
+    assert table.loc[("PGD", "vgg-late"), "clean"] == pytest.approx(clean, abs=0.05)
+    assert (table.shape, list(table)) == ((4, 3), ["clean", "1/255", "128/255"])
 
-    figure = attack_plot.accuracy_figure(grid, found)
+    figure = robustness.accuracy_figure(grid, found)
     points = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in points) == 2 * len(found) * 3
     drawn = sorted(y for line in points[:3] for y in line.get_ydata())
-    of = [run for run in found if run.cell.variant == "vgg-late"]
-    expected = [r for run in of for r in (run.clean, run.white_box["FGSM", 1], run.white_box["FGSM", 128])]
+    expected = [r for run in runs for r in (run.clean, run.white_box["FGSM", 1], run.white_box["FGSM", 128])]
     assert drawn == pytest.approx(sorted(100 * r.double().mean().item() for r in expected))
-    bars = effects_figure(measures, "vgg-late")
-    assert [axes.get_title() for axes in bars.axes] == list(measures)
-    examples = attack_plot.example_figure(found[0].result.run, split[:2], 8)
+    bars = robustness.effects_figure(comparisons)
+    assert [axes.get_title() for axes in bars.axes] == [c.measure for c in comparisons]
+    late, attention = found[0].result.run, found[1].result.run
+    examples, maps, images = (
+        robustness.example_figure(late, split[:2], 8),
+        robustness.maps_figure(attention, split[:2], 8),
+        robustness.maps_figure(late, split[:2], 8),
+    )
     assert len(examples.axes) == 8
-    for made in (figure, bars, examples):
+    assert len(maps.axes) > len(images.axes)
+    for made in (figure, bars, examples, maps):
         assert len(to_png(made)) > 8_000
 
 
-def test_nothing_to_draw_or_to_conclude_is_told():
+def test_nothing_to_draw_or_to_conclude_is_named():
     grid = Grid(AttackConfig(**TINY))
     with pytest.raises(ValueError, match="no run to draw"):
-        attack_plot.accuracy_figure(grid, [])
-    measures = attack.effects(grid, [], [])
+        robustness.accuracy_figure(grid, [])
+    comparisons = robustness.effects(grid, [], [])
     with pytest.raises(ValueError, match="no comparison to draw"):
-        effects_figure(measures, "vgg-late")
-    assert "Nothing can be concluded" in attack.conclusion(grid, measures, [])
+        robustness.effects_figure(comparisons)
+    assert "Nothing can be concluded" in robustness.conclusion(comparisons, [])

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import ltpa
-from ltpa.course import ablation, comparison, transfer, transfer_plot
+from ltpa.course import ablation, effects, transfer, transfer_plot
 from ltpa.course.ablation import Grid, Result
-from ltpa.course.tables import write_rows
 from ltpa.course.transfer import Probes, TransferConfig
-from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
+from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
 
@@ -298,9 +297,9 @@ def test_a_claim_needs_the_baseline_and_both_controls(attention, before, pixels,
     probes = made_up(of)
     found = transfer.effects(probes)
     assert [c.over_seeds.mean for c in found.baseline[5]] == [pytest.approx(attention - 0.7)]
-    by_name = {c.variant: c.over_seeds.mean for c in found.untrained[None]}
+    by_name = {c.model: c.over_seeds.mean for c in found.untrained[None]}
     assert by_name == {LATE: pytest.approx(0.1), ATT: pytest.approx(attention - before)}
-    by_name = {c.variant: c.over_images.mean for c in found.pixels[None]}
+    by_name = {c.model: c.over_images.mean for c in found.pixels[None]}
     assert by_name == {LATE: pytest.approx(0.7 - pixels), ATT: pytest.approx(attention - pixels)}
     assert transfer.claim_verdict(found, 5, ATT) == verdict
     text = " ".join(transfer.conclusion(probes, found).split())
@@ -321,25 +320,25 @@ def test_chance_in_one_control_leaves_it_open():
 
 def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
     of = {ATT: 0.9, LATE: 0.7, f"{ATT}, untrained": 0.8, f"{LATE}, untrained": 0.6, "pixels": 0.5}
-    together, t_interval = [], comparison.t_interval
-    monkeypatch.setattr(comparison, "t_interval", lambda values, n: together.append(n) or t_interval(values, n))
+    together, t_interval = [], effects.t_interval
+    monkeypatch.setattr(effects, "t_interval", lambda x, n, **rest: together.append(n) or t_interval(x, n, **rest))
     transfer.effects(made_up(of))
     assert sorted(together) == [2] * 2 + [4] * 8
 
 
 def test_files_tables_and_figure(probed, tmp_path):
     found = transfer.effects(probed)
-    rows = list(csv.DictReader(write_rows(tmp_path / "a.csv", transfer.effect_rows(probed, found)).open()))
+    rows = list(csv.DictReader(write_effects(transfer.written_effects(probed, found), tmp_path / "a.csv").open()))
     assert len(rows) == 3 * 2 * 2
     assert [row["baseline"] for row in rows] == ["vgg-late: g"] * 4 + ["untrained"] * 4 + ["pixels"] * 4
     assert {row["measure"] for row in rows} == {
         "accuracy on digits, 2 labels a class",
         "accuracy on digits, all labels",
     }
-    (one,) = [c for c in found.untrained[None] if c.variant == "vgg-att3-concat-dp: g_s"]
-    row = next(r for r in rows[4:] if r["model"] == one.variant and r["measure"].endswith("all labels"))
+    (one,) = [c for c in found.untrained[None] if c.model == "vgg-att3-concat-dp: g_s"]
+    row = next(r for r in rows[4:] if r["model"] == one.model and r["measure"].endswith("all labels"))
     assert float(row["effect"]) == pytest.approx(one.over_seeds.mean, abs=1e-6)
-    assert (row["verdict"], row["data"], row["n"]) == (one.verdict, "shapes to digits", "2")
+    assert (row["verdict"], row["data"], row["n"]) == (one.verdict, "shapes to digits", "30")
     each = transfer.accuracy_rows(probed)
     assert len(each) == 2 * 9 * 2
     right = probed.right[None]["pixels"][0].double().mean().item()

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ltpa.course.ablation import AblationConfig
-from ltpa.course.comparison import MARGIN
+from ltpa.course.effects import MARGIN
 from ltpa.course.robustness import AttackConfig
 from ltpa.course.transfer import TransferConfig
 from tests.tools.results import BEGIN, COLUMNS, END, FOLDER, effects_tables, pages, read_effects

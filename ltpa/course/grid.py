@@ -1,0 +1,275 @@
+"""A grid of models and seeds, each a run like any other, trained here or elsewhere; shared by several notebooks."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import Field
+from torch import Tensor
+
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    DatasetName,
+    Device,
+    EachOnce,
+    FilePath,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    TrainConfig,
+    Variant,
+    Width,
+    settings,
+)
+from ..data.dataset import Dataset
+from ..errors import closest
+from ..inference import evaluate_images
+from ..metrics.statistics import Interval, t_interval
+from ..models.cost import gmac, parameters
+from ..models.networks import parse_variant
+from ..training.run import Run, fingerprint, load_run
+from ..training.trainer import TrainingDiverged, data_for, fit
+
+MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
+
+
+@settings
+class AblationConfig(SettingsBase):
+    """Parameters of the ablation; settings that are not among them have `TrainConfig`'s defaults."""
+
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        (*MODELS, "vgg"),
+        description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
+    )
+    baseline: Variant = Field("vgg-late", description="the one of `models` that the others are compared with")
+    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
+    budget: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
+    )
+    dataset: DatasetName = Field(QUICK["dataset"], description="of all runs, as the settings below")
+    data_dir: FilePath = "data"
+    width: Width = QUICK["width"]
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    device: Device = "auto"
+    data_name: FilePath = Field("auto", description="what tables call the data; 'auto' is the data set or the folder")
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
+        """Refuse a baseline that is not among the models."""
+        baseline, models = values.get("baseline"), values.get("models")
+        if baseline and models and baseline not in models:
+            return [f"baseline={baseline!r}: {closest(baseline, models)}"]
+        return []
+
+    def grid(self) -> "list[Cell]":
+        """Return every run of the grid, seed by seed, so that a grid that is half full compares all variants."""
+        return [Cell(variant, seed, self.train_config(variant, seed)) for seed in self.seeds for variant in self.models]
+
+    def train_config(self, variant: str, seed: int) -> TrainConfig:
+        """Return the settings of one run."""
+        model, normalizer = parse_variant(variant)
+        return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
+
+    def common(self) -> dict[str, Any]:
+        """Return the settings that all runs share."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}
+        return {name: getattr(self, name) for name in sorted(shared)}
+
+    def described(self) -> str:
+        """Return how the models are trained, in words."""
+        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
+
+    def data_described(self) -> str:
+        """Return what the models are trained and tested on, in words."""
+        if self.data_name != "auto":
+            return self.data_name
+        return f"folder {Path(self.data_dir).name}" if self.dataset == "folder" else self.dataset
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid."""
+
+    variant: str
+    seed: int
+    config: TrainConfig
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of the grid, tested.
+
+    Attributes:
+        cell: its place.
+        run: the run.
+        correct: bool (N,), whether each test image is classified rightly.
+    """
+
+    cell: Cell
+    run: Run
+    correct: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Of the test images, in [0, 1]."""
+        return self.correct.double().mean().item()
+
+    @property
+    def seconds(self) -> float:
+        """Time of the training with its tests."""
+        return sum(row["seconds"] for row in self.run.history)
+
+    @property
+    def entropies(self) -> dict[str, float]:
+        """Mean entropy of the test images' maps by level, 1 = uniform."""
+        last = self.run.history[-1]
+        return {key.removeprefix("entropy_"): value for key, value in last.items() if key.startswith("entropy_")}
+
+
+@dataclass
+class Grid:
+    """The runs of a grid that are there.
+
+    Attributes:
+        config: the parameters.
+        results: a result for each of these runs, in the order of the grid.
+        missing: why each of the other runs is left out.
+    """
+
+    config: AblationConfig
+    results: list[Result] = field(default_factory=list)
+    missing: dict[Cell, str] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that have results, in the order of `config.models`."""
+        return [variant for variant in self.config.models if self.results_of(variant)]
+
+    def results_of(self, variant: str) -> list[Result]:
+        """Return the results of one variant, a seed each."""
+        return [result for result in self.results if result.cell.variant == variant]
+
+    def accuracy(self, variant: str) -> Interval:
+        """Return the mean accuracy of a variant on the test images, in [0, 1], with its interval over seeds."""
+        return t_interval([result.accuracy for result in self.results_of(variant)], bounds=(0, 1))
+
+    def costs(self, variant: str) -> dict[str, float]:
+        """Return the parameters of a variant's model, and the GMAC (1e9 multiply-accumulates) that one image costs."""
+        run = self.results_of(variant)[0].run
+        return {"parameters": parameters(run.model), "GMAC": gmac(run.model, run.config.image_size)}
+
+    def frame(self) -> pd.DataFrame:
+        """Return a table with one row a run: accuracy, seconds, cost, entropies and all settings."""
+        costs = {variant: self.costs(variant) for variant in self.variants}
+        shared = {key: value for key, value in self.config.common().items() if key not in ("data_dir", "device")}
+        rows = [
+            {"variant": r.cell.variant, "seed": r.cell.seed, "accuracy": r.accuracy, "test_images": len(r.correct)}
+            | {"seconds": round(r.seconds, 1), "parameters": costs[r.cell.variant]["parameters"]}
+            | {"gmac": round(costs[r.cell.variant]["GMAC"], 4)}
+            | {f"entropy_{level}": round(value, 4) for level, value in r.entropies.items()}
+            | shared
+            for variant in self.variants
+            for r in self.results_of(variant)
+        ]
+        return pd.DataFrame(rows).round({"accuracy": 6})
+
+    def complaints(self) -> str:
+        """Return which runs are missing and why, a line each; or that none is."""
+        if not self.missing:
+            return f"all {len(self.results)} runs are there"
+        lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
+        return "\n".join(lines + [f"  {cell}: {reason}" for cell, reason in self.missing.items()])
+
+    def require_runs(self) -> None:
+        """Raise a ValueError that says what to do if there is no run at all."""
+        if not self.results:
+            raise ValueError(
+                f"there is no run to go on with; {self.complaints()}\n"
+                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
+                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
+                "again"
+            )
+
+
+def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
+    """Train the runs of the grid that are not there yet, as far as the budget goes; print failures and go on.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    started, longest = time.monotonic(), 0.0
+    if config.budget == 0:
+        print("budget=0: nothing is trained")
+        return
+    cells = config.grid()
+    data = data_for(cells[0].config) if data is None else data
+    images = fingerprint(data)
+    missing = [cell for cell in cells if _find_run(cell, images)[0] is None]
+    for number, cell in enumerate(missing, start=1):
+        spent = time.monotonic() - started
+        if config.budget is not None and spent + longest > 60 * config.budget:
+            left = len(missing) - number + 1
+            print(f"the budget of {config.budget:g} minutes is used up: {left} runs are not trained")
+            return
+        print(f"run {number} of {len(missing)}: {cell}")
+        try:
+            fit(cell.config, data)
+        except (TrainingDiverged, ValueError, OSError, RuntimeError) as error:  # RuntimeError: a GPU's memory
+            print(f"left out: {error}")
+        longest = max(longest, time.monotonic() - started - spent)
+
+
+def collect(config: AblationConfig, data: Dataset | None = None) -> Grid:
+    """Load and test every run of the grid; what is missing, unfinished or broken is named in `missing`.
+
+    Args:
+        config: the parameters.
+        data: the data set, if it is loaded already.
+    """
+    grid = Grid(config)
+    data = data_for(config.grid()[0].config) if data is None else data
+    images = fingerprint(data)
+    for cell in config.grid():
+        run, reason = _find_run(cell, images)
+        if run is None:
+            grid.missing[cell] = reason
+        elif run.classes != data.classes:
+            grid.missing[cell] = f"{run.path} was trained on other classes"
+        else:
+            tested = evaluate_images(run.model, data.test, run.config.precision)
+            grid.results.append(Result(cell, run, tested.correct))
+    return grid
+
+
+def _find_run(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
+    """Return the complete run of a cell, trained on these images (see `fingerprint`); or None, and why."""
+    path = cell.config.path
+    if not path.exists():
+        return None, f"not trained ({path} does not exist)"
+    try:
+        run = load_run(path, cell.config.device)
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    if run.config.identity() != cell.config.identity():
+        return None, f"{path} belongs to other settings"
+    if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
+        return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"
+    if not run.complete:
+        return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
+    return run, ""
