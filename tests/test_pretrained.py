@@ -66,7 +66,10 @@ def test_it_is_a_model_in_float32_and_evaluation_mode_with_its_classes():
     assert " ".join(model.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
     assert facts["dataset"] == "cifar10"
     assert len(facts["history"]) == facts["settings"]["epochs"]
-    assert len(str(model).splitlines()) < 12
+    output = ltpa.attend(model, torch.rand(2, 3, 40, 48), "fp32")
+    assert list(output.maps) == ["conv7", "conv10", "conv13"]
+    for maps in output.maps.values():
+        assert torch.allclose(maps.sum((1, 2)), torch.ones(2), atol=1e-5)
 
 
 def test_loading_is_deterministic_and_draws_no_random_number():
@@ -76,14 +79,6 @@ def test_loading_is_deterministic_and_draws_no_random_number():
     first, second = (ltpa.load_pretrained(device="cpu").state_dict() for _ in range(2))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_attention_weights_sum_to_one():
-    model = ltpa.load_pretrained(device="cpu")
-    seen = ltpa.attend(model, stand_ins(model.classes).test.images, "fp32")
-    assert list(seen.maps) == ["conv7", "conv10", "conv13"]
-    for maps in seen.maps.values():
-        assert torch.allclose(maps.sum((1, 2)), torch.ones(len(maps)), atol=1e-5)
 
 
 def test_index_names_every_file_with_its_checksum():
@@ -112,7 +107,7 @@ def test_card_and_page_are_those_of_the_files():
         assert f"{100 * accuracy['mean']:.1f} %" in text
         assert "data_dir" not in json.dumps(facts), "a folder of the machine it was trained on"
     _, _, rest = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition(pack.BEGIN)
-    assert rest.partition(pack.END)[0].strip() == pack.readme_table(everything)
+    assert rest.partition(pack.END)[0].strip() == pack.weights_table(everything)
 
 
 def test_unknown_names_are_answered_with_the_closest():
@@ -120,23 +115,16 @@ def test_unknown_names_are_answered_with_the_closest():
         ltpa.load_pretrained("cifar10-smal")
 
 
-@pytest.mark.parametrize("place", [0, 9, 0.5, -1])
-def test_one_altered_byte_is_refused(folder, place):
+@pytest.mark.parametrize("change", ["first byte", "middle byte", "last byte", "empty", "cut short"])
+def test_a_file_that_was_altered_or_cut_off_is_refused(folder, change):
     path = folder / f"{NAME}.safetensors"
     content = bytearray(path.read_bytes())
-    content[int(place * len(content)) if isinstance(place, float) else place] ^= 1
+    if "byte" in change:
+        content[{"first byte": 0, "middle byte": len(content) // 2, "last byte": -1}[change]] ^= 1
+    else:
+        del content[0 if change == "empty" else -1 :]
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"was altered or cut off: .* SHA-256 .*install ltpa again; in a checkout: git"
-    ):
-        ltpa.load_pretrained(NAME)
-
-
-@pytest.mark.parametrize("length", [0, 100, -1])
-def test_a_file_that_was_cut_off_is_refused(folder, length):
-    path = folder / f"{NAME}.safetensors"
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="was altered or cut off"):
+    with pytest.raises(ValueError, match=r"was altered or cut off: .* SHA-256 .*install ltpa again"):
         ltpa.load_pretrained(NAME)
 
 
