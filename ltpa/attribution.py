@@ -16,8 +16,6 @@ from .maps import resize
 from .models.classifier import check_images, chosen_classes, evaluation_mode
 from .models.networks import VGGGAP
 
-Method = Callable[[Tensor, Tensor], Tensor]  # images (n, 3, H, W), classes (n,) -> maps (n, h, w)
-
 METHODS = ("saliency", "gradcam", "integrated_gradients", "occlusion", "cam", "attention")
 _PIXELS = 64 * 32 * 32  # of the images in one pass, which bounds the memory
 _STEPS = 50  # of the integral
@@ -62,26 +60,26 @@ def explain(
     check_images(to_float(images[:1]))
     if method == "attention":
         return _attention(model, images, layer)
-    compute = _METHODS[method](model, layer)
     size = (images.shape[2], images.shape[3])
     step = max(1, _PIXELS // (size[0] * size[1]))
-    results = [images.new_zeros((0, *size), dtype=torch.float32, device="cpu")]
+    targets = _targets(target, len(images))
+    results = [torch.zeros(0, *size)]
     parameter = next(model.parameters())  # the images must be on its device and of its precision
     # Gradients are computed even in a caller's inference_mode.
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         for start in range(0, len(images), step):
-            batch = to_float(images[start : start + step].to(parameter.device)).to(parameter.dtype, copy=True)
+            part = slice(start, start + step)
+            batch = to_float(images[part].to(parameter.device)).to(parameter.dtype, copy=True)
             with torch.no_grad():
                 logits = model(batch)
-            classes = _part(target, slice(start, start + step), len(images))
-            classes = logits.argmax(1) if classes is None else chosen_classes(classes, logits).expand(len(batch))
-            maps = compute(batch.requires_grad_(), classes)
+            classes = logits.argmax(1) if targets is None else chosen_classes(targets[part], logits)
+            maps = _METHODS[method](model, batch.requires_grad_(), classes, layer)
             results.append(resize(maps.detach().float().cpu(), size))
     return torch.cat(results)
 
 
-def _part(target: Tensor | int | None, part: slice, count: int) -> Tensor | int | None:
-    """Return the targets of a batch; one class for all stays one."""
+def _targets(target: Tensor | int | None, count: int) -> Tensor | None:
+    """Return a class for each image, or None."""
     if target is None:
         return None
     try:
@@ -90,7 +88,7 @@ def _part(target: Tensor | int | None, part: slice, count: int) -> Tensor | int 
         raise ValueError(f"target must be a class, or one for each of {count} images, not {target!r}") from error
     if classes.shape not in ((), (count,)):
         raise ValueError(f"target must be a class, or one for each of {count} images, not of shape {classes.shape}")
-    return classes if classes.ndim == 0 else classes[part]
+    return classes.expand(count)
 
 
 def _attention(model: Any, images: Tensor, level: str | None) -> Tensor:
@@ -114,60 +112,40 @@ def _captum() -> Any:
     return captum.attr
 
 
-def _saliency(model: nn.Module, _: str | None) -> Method:
-    method = _captum().Saliency(model)
-    return lambda images, target: method.attribute(images, target=target).amax(1)
+def _saliency(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+    return _captum().Saliency(model).attribute(images, target=target).amax(1)
 
 
-def _gradcam(model: nn.Module, layer: str | None) -> Method:
+def _gradcam(model: nn.Module, images: Tensor, target: Tensor, layer: str | None) -> Tensor:
     method = _captum().LayerGradCam(model, _module(model, layer))
-
-    def compute(images: Tensor, target: Tensor) -> Tensor:
-        maps = method.attribute(images, target=target, relu_attributions=True)
-        if maps.ndim != 4:
-            raise ValueError(f"gradcam needs feature maps (N, C, h, w), and the output of {layer!r} has no positions")
-        return maps.squeeze(1)
-
-    return compute
+    maps = method.attribute(images, target=target, relu_attributions=True)
+    if maps.ndim != 4:
+        raise ValueError(f"gradcam needs feature maps (N, C, h, w), and the output of {layer!r} has no positions")
+    return maps.squeeze(1)
 
 
-def _integrated_gradients(model: nn.Module, _: str | None) -> Method:
-    method = _captum().IntegratedGradients(model)
-
-    def compute(images: Tensor, target: Tensor) -> Tensor:
-        gray = _mean_color(model, images)
-        gradients = method.attribute(images, gray, target, n_steps=_STEPS, internal_batch_size=len(images))
-        return gradients.sum(1).abs()
-
-    return compute
+def _integrated_gradients(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+    method, start = _captum().IntegratedGradients(model), _mean_color(model, images)
+    return method.attribute(images, start, target, n_steps=_STEPS, internal_batch_size=len(images)).sum(1).abs()
 
 
-def _occlusion(model: nn.Module, _: str | None) -> Method:
-    method = _captum().Occlusion(model)
-
-    def compute(images: Tensor, target: Tensor) -> Tensor:
-        side = min(images.shape[-2:])
-        window, stride = math.ceil(side / 4), math.ceil(side / 8)
-        gray = _mean_color(model, images)
-        with torch.no_grad():
-            falls = method.attribute(images, (3, window, window), (3, stride, stride), gray, target)
-        return falls[:, 0].relu()  # a window hides all channels together
-
-    return compute
+def _occlusion(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+    side = min(images.shape[-2:])
+    window, stride = math.ceil(side / 4), math.ceil(side / 8)
+    method, color = _captum().Occlusion(model), _mean_color(model, images)
+    with torch.no_grad():
+        falls = method.attribute(images, (3, window, window), (3, stride, stride), color, target)
+    return falls[:, 0].relu()  # a window hides all channels together
 
 
-def _cam(model: nn.Module, _: str | None) -> Method:
+def _cam(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
     if not isinstance(model, VGGGAP):
         raise ValueError("only vgg-gap has a class activation map of its own; gradcam makes one for every model")
-
-    def compute(images: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model.attend(images, target=target).maps["cam"]
-
-    return compute
+    with torch.no_grad():
+        return model.attend(images, target=target).maps["cam"]
 
 
-_METHODS: dict[str, Callable[[nn.Module, str | None], Method]] = {
+_METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, str | None], Tensor]] = {
     "saliency": _saliency,
     "gradcam": _gradcam,
     "integrated_gradients": _integrated_gradients,

@@ -290,6 +290,8 @@ def create_model(
     """
     if name not in _NAMES:
         raise ValueError(f"unknown model {name!r}: {closest(name, _NAMES)}")
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
         raise TypeError(f"num_classes must be a whole number, not {num_classes!r}")
     if num_classes < 2:
@@ -301,8 +303,6 @@ def create_model(
     for label, value in (("dropout", dropout), ("head_norm", head_norm), ("faithful", faithful)):
         if not isinstance(value, bool):
             raise TypeError(f"{label} must be True or False, not {value!r}")
-    if normalizer not in NORMALIZERS:
-        raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
     model = _build(name, int(num_classes), float(width), normalizer, dropout, head_norm, faithful)
     model.name = name
     model.set_normalization(mean, std)
