@@ -15,14 +15,6 @@ from ltpa.maps import resize
 CLASSES = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Of the integral: its value is tested where it does not depend on their number."""
