@@ -133,7 +133,7 @@ def find_images(network: Network, look: LookConfig) -> Dataset:
         is_folder = Path(look.data_dir, "test").expanduser().is_dir()
         config = replace(config, data_dir=look.data_dir, dataset="folder" if is_folder else config.dataset)
     try:
-        data = data_for(config, look.download)
+        data = data_for(config, look.download, test_only=True)
     except FileNotFoundError:
         if config.dataset in ("folder", "shapes"):
             raise

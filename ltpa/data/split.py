@@ -13,7 +13,7 @@ Index = int | slice | Tensor  # of images: a number, a slice, or a tensor of num
 Channels = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images with labels, in memory.
 
@@ -33,6 +33,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images {tuple(self.shape[1:])})"
 
     def __getitem__(self, index: Index) -> "Split":
         """Return the chosen images, in memory."""

@@ -13,8 +13,11 @@ from .loader import steps_per_epoch
 from .run import fingerprint
 
 
-def data_for(config: TrainConfig, download: bool = True) -> Dataset:
-    """Return the data set that the settings name; with `validation`, the held-out images are its test split."""
+def data_for(config: TrainConfig, download: bool = True, test_only: bool = False) -> Dataset:
+    """Return the data set that the settings name; with `validation`, the held-out images are its test split.
+
+    With `test_only` the training images are left out, unless the test split is held out of them.
+    """
     data = load_data(
         config.dataset,
         config.data_dir,
@@ -23,6 +26,7 @@ def data_for(config: TrainConfig, download: bool = True) -> Dataset:
         test_limit=config.test_limit,
         download=download,
         memory_gb=config.memory_gb,
+        test_only=test_only and not config.validation,
     )
     return hold_out(data, config.validation) if config.validation else data
 

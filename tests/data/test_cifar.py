@@ -27,7 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ltpa import load_data
+from ltpa import TrainConfig, data_for, load_data
 from ltpa.data import cifar, download
 from ltpa.data.cifar import CIFAR, SVHN, Cifar
 from ltpa.data.download import DownloadError, RemoteFile, fetch, only_process
@@ -566,7 +566,10 @@ def test_the_test_images_alone_come_from_the_hub(source, server, tmp_path):
     assert names_in(tmp_path) == [PARQUET]
     check_test_split(load_data("cifar10", tmp_path, test_only=True, download=False).test)
     assert len(load_data("cifar10", tmp_path, test_only=True, test_limit=10).test) == 10
+    config = TrainConfig(dataset="cifar10", data_dir=tmp_path)
+    assert len(data_for(config, test_only=True).test) == 20
     assert len(load_data("cifar10", tmp_path).train) == 40  # which needs the archive
+    assert len(data_for(dataclasses.replace(config, validation=0.5), test_only=True).train) == 20
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -65,6 +66,8 @@ def test_both_answer_alike(both):
     assert part.in_files
     assert torch.equal(part[torch.tensor([2, 0])].images, memory.images[[6, 4]])
     assert torch.equal(part.labels, memory.labels[4:9])
+    assert torch.equal(pickle.loads(pickle.dumps(part)).images, part.images)
+    assert (repr(part), repr(memory[4:9])) == ("FileSplit(5 images (3, 32, 32))", "Split(5 images (3, 32, 32))")
 
 
 def test_the_data_set_is_the_same(both):
