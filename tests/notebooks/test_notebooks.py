@@ -1,375 +1,366 @@
 """Every notebook runs with its test parameters, and prints the same when it is run again (strict nbval)."""
 
 import ast
+import dis
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nbformat
-import papermill
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What checks the parameters of a notebook, by its number: "module of ltpa:class".
-KINDS = {
-    "00": "course.scratch:ScratchConfig",
-    "01": "config:TrainConfig",
-    "02": "course.attention_maps:LookConfig",
-    "03": "course.ablation:AblationConfig",
-    "04": "course.map_quality:MapQualityConfig",
-    "05": "course.query:AskConfig",
-    "06": "course.robustness:AttackConfig",
-    "07": "course.transfer:TransferConfig",
-}
+FIRST, TRAIN, LOOK = NOTEBOOKS[:3]
 # "python3" is the environment that runs the tests; LTPA_KERNEL names another one, such as Colab's.
 KERNEL = os.environ.get("LTPA_KERNEL", "python3")
+each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+own_kernel = pytest.mark.skipif(KERNEL != "python3", reason="it needs the environment that runs the tests")
 
 
-def execute(notebook: Path, output: Path, parameters: dict, folder: Path, kernel: str = KERNEL) -> None:
-    """Runs a notebook with papermill; `folder` takes the place of the repository, so that it has a runs/ of its own."""
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    before = dict(os.environ)
-    os.environ.update(LTPA_FOLDER=str(folder))
-    if kernel == "python3":
-        os.environ.update(PYTHONPATH=str(ROOT))
-    try:
-        papermill.execute_notebook(
-            notebook,
-            output,
-            parameters=parameters,
-            kernel_name=kernel,
-            progress_bar=False,
-            execution_timeout=300,
-            cwd=str(folder),
-        )
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def code_of(path: Path) -> list[Any]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def parameters_of(notebook: Path, kind: str = "test") -> dict:
+def outputs_of(path: Path) -> list[Any]:
+    return [output for cell in code_of(path) for output in cell.outputs]
+
+
+def printed_by(path: Path) -> str:
+    return "".join(output.text for output in outputs_of(path) if output.output_type == "stream")
+
+
+def is_ignored(cell: Any) -> bool:
+    return "nbval-ignore-output" in cell.metadata.get("tags", [])
+
+
+def parameters_cell(notebook: Path) -> Any:
+    return next(cell for cell in code_of(notebook) if "parameters" in cell.metadata.get("tags", []))
+
+
+def defaults_of(notebook: Path) -> dict[str, Any]:
+    namespace: dict[str, Any] = {}
+    exec(parameters_cell(notebook).source, namespace)
+    del namespace["__builtins__"]
+    return namespace
+
+
+def parameters_of(notebook: Path, kind: str = "test") -> dict[str, Any]:
     return yaml.safe_load((ROOT / "notebooks" / "params" / kind / f"{notebook.stem}.yaml").read_text()) or {}
 
 
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python module; `folder` takes the place of the repository, so that it has a runs/ of its own."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "LTPA_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+    if KERNEL == "python3":
+        env["PYTHONPATH"] = str(ROOT)
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=env, cwd=folder)
+
+
+def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run a notebook with papermill, as a copy in `folder`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "values.yaml").write_text(yaml.safe_dump(parameters))
+    command = ["papermill", str(notebook), str(folder / notebook.name), "-f", str(folder / "values.yaml")]
+    return run([*command, "-k", KERNEL, "--no-progress-bar", "--execution-timeout", "300"], folder)
+
+
+def run_again(copy: Path) -> subprocess.CompletedProcess[str]:
+    """Run an executed copy again, beside the runs that it has trained, and compare the outputs."""
+    return run(
+        ["pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(copy.parent), str(copy)], copy.parent
+    )
+
+
+class Executions:
+    """Executed copies of the notebooks and their replays, made once, two at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = ThreadPoolExecutor(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+        self.jobs: dict[tuple[str, Path], Future[Any]] = {}
+
+    def start(self, kind: str, notebook: Path) -> Future[Any]:
+        if (kind, notebook) not in self.jobs:
+            if kind == "replay":
+                self.start("copy", notebook)  # before it in the queue
+            self.jobs[kind, notebook] = self.pool.submit(self._replay if kind == "replay" else self._copy, notebook)
+        return self.jobs[kind, notebook]
+
+    def _copy(self, notebook: Path) -> Path:
+        folder = self.folder / notebook.stem
+        result = execute(notebook, folder, parameters_of(notebook))
+        assert result.returncode == 0, result.stderr[-5000:]
+        return folder / notebook.name
+
+    def _replay(self, notebook: Path) -> subprocess.CompletedProcess[str]:
+        return run_again(self.jobs["copy", notebook].result())
+
+
 @pytest.fixture(scope="session")
-def executed(tmp_path_factory):
-    """Runs each notebook once: {name: path of the executed copy}."""
-    copies = {}
-
-    def run(notebook: Path) -> Path:
-        if notebook not in copies:
-            folder = tmp_path_factory.mktemp(notebook.stem)
-            copies[notebook] = folder / notebook.name
-            execute(notebook, copies[notebook], parameters_of(notebook), folder)
-        return copies[notebook]
-
-    return run
+def executions(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Executions]:
+    executions = Executions(tmp_path_factory.mktemp("notebooks"))
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # start what the selected tests need
+        for kind in ("copy", "replay"):
+            for item in request.session.items:
+                if isinstance(item, pytest.Function) and {kind, "notebook"} <= set(item.fixturenames):
+                    executions.start(kind, item.callspec.params["notebook"])
+    yield executions
+    executions.pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(notebook, executed):
-    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells), "a cell without a count was not executed"
-    outputs = [output for cell in cells for output in cell.outputs]
+@pytest.fixture
+def copy(executions: Executions, notebook: Path) -> Path:
+    """The executed copy of a notebook."""
+    return executions.start("copy", notebook).result()
+
+
+@pytest.fixture
+def replay(executions: Executions, notebook: Path) -> subprocess.CompletedProcess[str]:
+    return executions.start("replay", notebook).result()
+
+
+@each_notebook
+def test_runs_from_top_to_bottom(notebook, copy):
+    assert all(cell.execution_count for cell in code_of(copy)), "a cell without a count was not executed"
+    outputs = outputs_of(copy)
     assert not [o for o in outputs if o.output_type == "error"]
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
-    assert all(o.metadata.get("image/png", o.metadata).get("alt") for o in pictures), "a picture lacks its text"
+    assert all(o.metadata.get("image/png", o.metadata).get("alt", "").strip() for o in pictures), "a picture lacks its text"
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_reports_what_is_needed_to_repeat_it(notebook, executed):
+@each_notebook
+def test_reports_what_is_needed_to_repeat_it(notebook, copy):
     """Versions, device, precision, commit, and every parameter with the value that this execution had."""
-    cells = [cell for cell in nbformat.read(executed(notebook), as_version=4).cells if cell.cell_type == "code"]
-    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
+    printed = printed_by(copy)
     for pattern in (r"Python 3\.\d+", r"ltpa \S+ \((commit|from) ", r"torch \d", r"device \S+ \(", r"precision \w+"):
         assert re.search(pattern, printed), pattern
-    namespace = {}
-    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
-    namespace |= parameters_of(notebook)
-    del namespace["__builtins__"]
-    namespace.pop("runs_on_drive", None)
+    values = {**defaults_of(notebook), **parameters_of(notebook)}
+    values.pop("runs_on_drive", None)
     reported = re.findall(r"^  (\w+) = (.*?)(?:  \(changed\))?$", printed, flags=re.MULTILINE)
-    missing = {name: value for name, value in namespace.items() if (name, repr(value)) not in reported}
-    assert missing == {}
+    read = {(name, str(_plain(ast.literal_eval(text)))) for name, text in reported}
+    assert {name: value for name, value in values.items() if (name, str(_plain(value))) not in read} == {}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.skipif(KERNEL != "python3", reason="nbval starts the kernel of the environment that it is installed in")
-def test_prints_the_same_again(notebook, executed, tmp_path):
-    copy = tmp_path / notebook.name
-    content = nbformat.read(executed(notebook), as_version=4)
-    code = [cell for cell in content.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "nbval passes cells without a count unseen"
-    compared = [c for c in code if "nbval-ignore-output" not in c.metadata.get("tags", []) and c.outputs]
-    printed = [o.text for c in compared for o in c.outputs if o.output_type == "stream"]
-    assert sum(text.count("\n") for text in printed) >= 3, "too little is compared"
-    nbformat.write(content, copy)
-    (tmp_path / "runs").mkdir()
-    env = {**os.environ, "LTPA_FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    result = subprocess.run([*command, str(copy)], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert f"{len(code)} passed" in result.stdout
+def _plain(value: Any) -> Any:
+    """1 and 1.0, lists and tuples alike."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_pictures_have_a_text_for_those_who_cannot_see_them(notebook, executed):
-    outputs = [o for cell in nbformat.read(executed(notebook), as_version=4).cells for o in cell.get("outputs", [])]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 3
-    assert all(output.metadata.get("image/png", output.metadata).get("alt", "").strip() for output in pictures)
+@own_kernel
+@each_notebook
+def test_prints_the_same_again(notebook, copy, replay):
+    compared = [cell for cell in code_of(copy) if not is_ignored(cell) and cell.outputs]
+    text = "".join(o.text for cell in compared for o in cell.outputs if o.output_type == "stream")
+    assert text.count("\n") >= 3, "too little is compared"
+    assert replay.returncode == 0, replay.stdout[-5000:] + replay.stderr[-2000:]
+    assert f"{len(code_of(copy))} passed" in replay.stdout, "nbval passes cells without a count unseen"
 
 
-def test_nbval_would_notice(executed, tmp_path):
-    """The comparison above can fail: with one printed digit changed it does."""
-    content = nbformat.read(executed(NOTEBOOKS[0]), as_version=4)
-    lines = [
-        output
-        for cell in content.cells
-        if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])
-        for output in cell.outputs
-        if output.output_type == "stream" and "%" in output.text
-    ]
-    lines[0].text = lines[0].text.replace("%", "1 %")
+@own_kernel
+@pytest.mark.parametrize("notebook", [TRAIN], ids=lambda path: path.stem)
+def test_a_replay_notices_a_changed_digit(notebook, copy, tmp_path):
+    content = nbformat.read(copy, as_version=4)
+    last = next(i for i, c in enumerate(content.cells) if c.cell_type == "code" and not is_ignored(c) and c.outputs)
+    content.cells = content.cells[: last + 1]
+    (line,) = [output for output in content.cells[-1].outputs if output.output_type == "stream"]
+    line.text = re.sub(r"(\d)(?= test images)", lambda digit: str((int(digit[1]) + 1) % 10), line.text)
     nbformat.write(content, tmp_path / "changed.ipynb")
-    (tmp_path / "runs").mkdir()
-    env = {**os.environ, "LTPA_FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    result = subprocess.run([*command, "changed.ipynb"], capture_output=True, text=True, env=env, cwd=tmp_path)
+    result = run_again(tmp_path / "changed.ipynb")
     assert result.returncode == 1
     assert "1 failed" in result.stdout
+
+
+@own_kernel
+@pytest.mark.parametrize("notebook", [TRAIN], ids=lambda path: path.stem)
+def test_parameters_arrive(notebook, copy):
+    """papermill without a tag `parameters` would have its values overwritten: the run's own record has them."""
+    (config,) = (copy.parent / "runs").glob("*/config.json")
+    assert json.loads(config.read_text()).items() >= parameters_of(notebook).items()
+
+
+def test_bad_parameters_stop_it_at_once(tmp_path):
+    """In a kernel of its own; the other mistakes are tried in this process."""
+    result = execute(TRAIN, tmp_path / "run", {**parameters_of(TRAIN), "epoch": 1})
+    assert result.returncode != 0
+    assert "unknown parameter 'epoch': did you mean 'epochs'?" in result.stderr
+    cells = code_of(tmp_path / "run" / TRAIN.name)
+    injected = next(i for i, c in enumerate(cells) if "injected-parameters" in c.metadata.get("tags", []))
+    assert [i for i, c in enumerate(cells) if any(o.output_type == "error" for o in c.outputs)] == [injected + 1]
+    assert not list((tmp_path / "run" / "runs").iterdir())
+
+
+@pytest.fixture
+def run_cells(tmp_path, monkeypatch) -> Callable[..., dict[str, Any]]:
+    """A function that runs the first code cells of a notebook in this process, as papermill would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LTPA_FOLDER", str(tmp_path))
+
+    def run(notebook: Path, values: dict[str, Any], cells: int = 3) -> dict[str, Any]:
+        sources = [cell.source for cell in code_of(notebook)]
+        sources.insert(2, "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in values.items()))
+        namespace: dict[str, Any] = {"In": [""]}
+        for source in sources[: cells + 1]:
+            namespace["In"].append(source)
+            exec(source, namespace)
+        return namespace
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epoch": 1}, "unknown parameter 'epoch': did you mean 'epochs'?"),
-        ({"epochs": "ten", "width": -1}, "at most 4, not -1\nepochs must be a whole number"),
+        ({"epochs": "ten", "width": -1}, r"(?s)width .*at most 4, not -1\n.*epochs must be a whole number"),
         ({"model": "vgg-att3-concat-cp"}, "did you mean 'vgg-att3-concat-pc'?"),
         ({"device": "cuda:7", "dataset": "shapes"}, "device='cuda:7': this machine has"),
         ({"dataset": "folder", "data_dir": "nowhere"}, "data_dir 'nowhere' is not a folder"),
+        ({"run_on_drive": True}, "unknown parameter 'run_on_drive': did you mean 'runs_on_drive'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_parameters_stop_it_at_once(wrong, message, tmp_path):
-    notebook = ROOT / "notebooks" / "01_train.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
-        execute(notebook, tmp_path / "out.ipynb", {**parameters_of(notebook), **wrong}, tmp_path)
-    assert message in caught.value.evalue
-    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
-    injected = next(i for i, c in enumerate(cells) if "injected-parameters" in c.metadata.get("tags", []))
-    failed = next(i for i, c in enumerate(cells) if any(o.output_type == "error" for o in c.outputs))
-    # What the parameters themselves show is refused in the first cell after the injected one, a missing folder in the
-    # cell that reads it.
-    assert failed == injected + (2 if "data_dir" in wrong else 1)
-    assert not list((tmp_path / "runs").iterdir())
+def test_wrong_parameters(wrong, message, run_cells, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_cells(TRAIN, {**parameters_of(TRAIN), **wrong}, cells=4 if "data_dir" in wrong else 3)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_parameters_arrive(tmp_path):
-    """papermill without a tag `parameters` would have its values overwritten: the run's own record has them."""
-    import json
+def test_misspelt_parameters_can_be_corrected_and_other_variables_are_free(run_cells):
+    from ltpa.course import training
 
-    notebook = ROOT / "notebooks" / "01_train.ipynb"
-    execute(notebook, tmp_path / "out.ipynb", {**parameters_of(notebook), "seed": 5, "run_dir": "runs/here"}, tmp_path)
-    settings = json.loads((tmp_path / "runs" / "here" / "config.json").read_text())
-    expected = {**parameters_of(notebook), "seed": 5}
-    assert {name: settings[name] for name in expected} == expected
-
-
-def test_without_a_gpu_the_defaults_become_the_quick_parameters(tmp_path):
-    """The whole notebook at its defaults would train the quick model for a minute: only its first cells are run."""
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    content = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4)
-    code = [i for i, cell in enumerate(content.cells) if cell.cell_type == "code"]
-    content.cells = content.cells[: code[2] + 1]
-    nbformat.write(content, tmp_path / "head.ipynb")
-    execute(tmp_path / "head.ipynb", tmp_path / "out.ipynb", {"seed": 3}, tmp_path)
-    text = "".join(
-        o.text
-        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-        if cell.cell_type == "code"
-        for o in cell.outputs
-        if o.output_type == "stream"
-    )
-    assert "There is no GPU in use" in text
-    assert "T4 GPU" in text
-    assert "dataset = 'shapes'" in text
-    assert "width = 0.125" in text
-    assert "seed = 3" in text
+    source = parameters_cell(TRAIN).source
+    namespace = {**defaults_of(TRAIN), "epoch": 3, "drive": "/content/drive"}
+    for executed in (['drive = "x"', source + "\nepoch = 3"], [source, "# Parameters\nepoch = 3"]):
+        with pytest.raises(ValueError, match="unknown parameter 'epoch': did you mean 'epochs'"):
+            training.parameters({**namespace, "In": ["", *executed]})
+    corrected = {**namespace, "In": ["", source + "\nepoch = 3", source], "device": "cpu", "dataset": "shapes"}
+    assert training.parameters(corrected).epochs == 10
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_set_up_on_a_machine_without_ltpa(notebook, monkeypatch):
+def test_text_becomes_a_number_at_the_door(run_cells):
+    values = {**parameters_of(TRAIN), "learning_rate": "1e-2", "epochs": "3", "minutes": "none"}
+    config = run_cells(TRAIN, values)["config"]
+    assert (config.learning_rate, config.epochs, config.minutes) == (0.01, 3, None)
+
+
+def test_without_a_gpu_the_defaults_become_the_quick_parameters(run_cells, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = run_cells(TRAIN, {"seed": 3})["config"]
+    assert "There is no GPU in use" in capsys.readouterr().out
+    assert (config.dataset, config.width, config.seed, config.snapshots) == ("shapes", 0.125, 3, 8)
+
+
+@each_notebook
+def test_set_up_on_a_machine_without_ltpa(notebook, run_cells, monkeypatch):
     """The branch that only Colab takes: it installs from the tag, and leaves no name that looks like a parameter."""
-    import ltpa.course.setup
-
-    code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(os, "chdir", lambda folder: None)
-    namespace = {}
-    exec(code[0], namespace)
-    exec(code[1], namespace)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        run_cells(notebook, {}, cells=2)
     assert [command[1:5] for command in commands] == [["-m", "pip", "install", "-q"]]
     assert commands[0][5].startswith("ltpa[notebooks] @ https://github.com/")
-    module, _, name = KINDS[notebook.stem[:2]].partition(":")
-    kind = getattr(importlib.import_module(f"ltpa.{module}"), name)
-    assert ltpa.course.setup.parameters({**namespace, "In": ["", *code[:2]]}, kind) is not None
+    run_cells(notebook, parameters_of(notebook) if notebook != LOOK else {})
 
 
-def test_misspelt_parameters_can_be_corrected_and_other_variables_are_free():
-    from ltpa.config import TrainConfig
-    from ltpa.course.setup import parameters
-
-    cell = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4).cells
-    source = next(c.source for c in cell if "parameters" in c.metadata.get("tags", []))
-    namespace = {}
-    exec(source, namespace)
-    namespace |= {"epoch": 3, "drive": "/content/drive"}
-    here = os.getcwd()
-    try:
-        with pytest.raises(ValueError, match="unknown parameter 'epoch': did you mean 'epochs'"):
-            parameters({**namespace, "In": ["", 'drive = "x"', source + "\nepoch = 3"]}, TrainConfig)
-        with pytest.raises(ValueError, match="unknown parameter 'epoch'"):
-            parameters({**namespace, "In": ["", source, "# Parameters\nepoch = 3"]}, TrainConfig)
-        corrected = ["", source + "\nepoch = 3", source]
-        assert parameters({**namespace, "In": corrected}, TrainConfig).epochs == 10
-    finally:
-        os.chdir(here)
-
-
-def test_defaults_stand_in_one_place_only():
+def test_defaults_are_in_one_place_only():
     """The parameters' cell of 01 has TrainConfig's defaults (and keeps snapshots); the quick file is QUICK."""
     from ltpa import QUICK, TrainConfig
 
-    cells = nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4).cells
-    namespace = {}
-    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
     defaults = TrainConfig.defaults()
-    assert {name: namespace[name] for name in defaults} == {**defaults, "snapshots": 8}
-    assert parameters_of(ROOT / "notebooks" / "01_train.ipynb", "quick") == QUICK
+    assert {name: defaults_of(TRAIN)[name] for name in defaults} == {**defaults, "snapshots": 8}
+    assert parameters_of(TRAIN, "quick") == QUICK
 
 
 def test_02_at_its_defaults_needs_no_training_and_no_download(tmp_path):
     """The weights that come with ltpa, and pictures that libraries ship; what these cannot show is said."""
-    execute(ROOT / "notebooks" / "02_attention_maps.ipynb", tmp_path / "out.ipynb", {}, tmp_path)
-    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    text = "".join(o.text for o in outputs if o.output_type == "stream")
-    assert "weights that come with ltpa: cifar10-small" in text
-    assert "cifar10 is not in data/, and may not be downloaded" in text
-    assert "of the 3 that show one of its classes are right; the other 6 show none" in text
-    assert text.count("No test images here: ") == 3
+    result = execute(LOOK, tmp_path, {})
+    assert result.returncode == 0, result.stderr[-5000:]
+    printed = printed_by(tmp_path / LOOK.name)
+    assert "weights that come with ltpa: cifar10-small" in printed
+    assert "cifar10 is not in data/, and may not be downloaded" in printed
+    assert printed.count("No test images here: ") == 3
     assert not list((tmp_path / "runs").iterdir()), "nothing was trained"
     assert not (tmp_path / "data").exists(), "nothing was downloaded"
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_stand_in_the_same_order_everywhere(notebook):
+@each_notebook
+def test_cells_are_in_the_same_order_everywhere(notebook):
     """Title, badge, what you learn; set-up, parameters, story, a verdict that is computed, questions."""
     cells = nbformat.read(notebook, as_version=4).cells
-    title, set_up, install, about_parameters, parameters = cells[:5]
-    places = [
-        title.source.find(words)
-        for words in (
-            f"# {notebook.stem[:2]} ",
-            "[![Open In Colab](",
-            "**You will learn**",
-            "**You should know**",
-            "**Time**",
-        )
-    ]
+    title, _, install, _, parameters = cells[:5]
+    parts = (f"# {notebook.stem[:2]} ", "[![Open In Colab](", "**You will learn**", "**You should know**", "**Time**")
+    places = [title.source.find(part) for part in parts]
     assert places[0] == 0
-    assert places == sorted(places), "title, badge, what you learn, what you should know, time"
+    assert places == sorted(places), parts
     assert notebook.name in title.source, "the badge opens another notebook"
-    assert set_up.source.startswith("## Set-up")
-    assert about_parameters.source.startswith("## Parameters")
     assert [cell.cell_type for cell in (install, parameters)] == ["code", "code"]
     assert "parameters" in parameters.metadata.tags
-
-    found = [
-        (line.removeprefix("## "), number)
+    places = {
+        line.removeprefix("## "): number
         for number, cell in enumerate(cells)
         if cell.cell_type == "markdown"
         for line in cell.source.splitlines()
         if line.startswith("## ")
-    ]
-    headings = [heading for heading, _ in found]
-    assert headings[:2] == ["Set-up", "Parameters"]
-    assert headings[-2:] == ["Verdict", "Questions"]
-    assert len(headings) > 4, "there is no story"
-    assert len(set(headings)) == len(headings)
-    verdict, questions = found[-2][1], found[-1][1]
-    assert any(cell.cell_type == "code" and "print(" in cell.source for cell in cells[verdict:questions])
-    assert questions == len(cells) - 1
-    assert re.findall(r"^\d\.", cells[-1].source, re.MULTILINE) == ["1.", "2.", "3."]
-    assert "**Next**" in cells[-1].source
+    }
+    assert list(places)[:2] == ["Set-up", "Parameters"]
+    assert list(places)[-2:] == ["Verdict", "Questions"]
+    assert any(c.cell_type == "code" for c in cells[places["Verdict"] : places["Questions"]]), "it is not computed"
+    assert places["Questions"] == len(cells) - 1
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@each_notebook
 def test_no_cell_takes_the_name_of_a_parameter(notebook):
     """Else the cell that checks the parameters, run again, would find something else in their place."""
-    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
-    namespace = {}
-    exec(next(c.source for c in cells if "parameters" in c.metadata.get("tags", [])), namespace)
-    for cell in cells:
+    names = set(defaults_of(notebook))
+    for cell in code_of(notebook):
         if "parameters" not in cell.metadata.get("tags", []):
-            trees = [node for node in ast.walk(ast.parse(cell.source)) if not isinstance(node, ast.comprehension)]
-            inner = {
-                id(n)
-                for t in trees
-                if isinstance(t, ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp)
-                for g in t.generators
-                for n in ast.walk(g.target)
-            }
-            assigned = {
-                n.id for n in trees if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and id(n) not in inner
-            }
-            assert not assigned & set(namespace), cell.source
+            code = compile(cell.source, notebook.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            stored = {i.argval for i in dis.get_instructions(code) if i.opname in ("STORE_NAME", "STORE_GLOBAL")}
+            assert not stored & names, cell.source
 
 
 @pytest.mark.parametrize("number", ["03", "05", "06", "07"])
 def test_notebooks_that_need_runs_check_that_there_are_some(number):
     (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
-    code = [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    code = [cell.source for cell in code_of(notebook)]
     collects = next(i for i, source in enumerate(code) if ".collect(" in source)
-    assert "grid.require_runs()" in code[collects]
-    assert not any("grid.results" in source for source in code[:collects])
+    assert "require_runs()" in code[collects]
 
 
-def exercises_of(copy: Path) -> tuple[list[str], list]:
-    """What the checks of an executed notebook 00 printed, and all its code cells."""
-    cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
-    printed = "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream")
-    return re.findall(r"^Exercise \d.*$", printed, re.MULTILINE), cells
+def exercises_of(copy: Path) -> list[str]:
+    """What the checks of an executed notebook 00 printed."""
+    return re.findall(r"^Exercise \d.*$", printed_by(copy), re.MULTILINE)
 
 
-def test_the_exercises_are_filled_in_for_a_teacher(executed):
-    lines, cells = exercises_of(executed(ROOT / "notebooks" / "00_attention_from_scratch.ipynb"))
+@pytest.mark.parametrize("notebook", [FIRST], ids=lambda path: path.stem)
+def test_the_exercises_are_filled_in_for_a_teacher(notebook, copy):
+    lines = exercises_of(copy)
     assert [line.partition(". ")[0] for line in lines] == [f"Exercise {i} (the solution): right" for i in range(1, 9)]
-    assert "8 of 8 exercises are right" in cells[-1].outputs[0].text
+    assert "8 of 8 exercises are right" in printed_by(copy)
 
 
 def test_exercises_that_are_not_filled_in_stop_nobody(tmp_path):
     """As a student runs it first: from top to bottom, at its defaults."""
-    execute(ROOT / "notebooks" / "00_attention_from_scratch.ipynb", tmp_path / "out.ipynb", {}, tmp_path)
-    lines, cells = exercises_of(tmp_path / "out.ipynb")
-    assert all(cell.execution_count for cell in cells)
-    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    result = execute(FIRST, tmp_path, {})
+    assert result.returncode == 0, result.stderr[-5000:]
+    copy = tmp_path / FIRST.name
+    assert all(cell.execution_count for cell in code_of(copy))
+    assert not [o for o in outputs_of(copy) if o.output_type == "error" or o.get("name") == "stderr"]
+    lines = exercises_of(copy)
     assert len(lines) == 8
     assert all(re.match(r"Exercise \d: not filled in yet", line) for line in lines)
-    assert "0 of 8 exercises are right; not filled in: 1, 2, 3, 4, 5, 6, 7, 8" in cells[-1].outputs[0].text
-    modules = [o.text for cell in cells if "class Attention" not in cell.source for o in cell.outputs if "text" in o]
-    assert sum("same to 1e-6" in text for text in modules) == 1, "what follows the exercises was run"
+    assert "0 of 8 exercises are right; not filled in: 1, 2, 3, 4, 5, 6, 7, 8" in printed_by(copy)
