@@ -105,7 +105,7 @@ class Explorer:
         self._labels: Tensor | None = None
         self._names = images.names if isinstance(images, Photographs) else ()
         classes = images.classes if isinstance(images, Dataset) else None
-        source = images.test if isinstance(images, Dataset) else images
+        source: Any = images.test if isinstance(images, Dataset) else images
         if isinstance(source, Split):
             self._labels = source.labels if source.labels.ndim == 1 else None
         elif isinstance(source, Tensor) and source.ndim == 4:

@@ -137,7 +137,9 @@ def test_runs_from_top_to_bottom(notebook, copy):
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 3
-    assert all(o.metadata.get("image/png", o.metadata).get("alt", "").strip() for o in pictures), "a picture lacks its text"
+    assert all(o.metadata.get("image/png", o.metadata).get("alt", "").strip() for o in pictures), (
+        "a picture lacks its text"
+    )
 
 
 @each_notebook
