@@ -110,7 +110,7 @@ class ImageClassifier(nn.Module):
         for level, attention in levels.items():
             lines.append(
                 f"  attention at {level}: {trunk.channels[level]} channels, {attention.compatibility} scores, "
-                f"{attention.normalizer}{'' if attention.uses_global_feature else ', no map depends on g'}"
+                f"{attention.normalizer}{'' if attention.uses_global_feature else ', independent of g'}"
             )
         mean, std = (", ".join(f"{value:.3f}" for value in buffer.flatten()) for buffer in (self.mean, self.std))
         return "\n".join([*lines, f"  images in [0, 1], from 32x32 pixels up; mean {mean}; std {std}"])

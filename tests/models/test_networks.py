@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ltpa.models import networks
+from ltpa.models.backbones import Trunk
 from ltpa.models.classifier import evaluation_mode
 from ltpa.models.networks import create_model, list_models
 from tests.models.helpers import (
@@ -551,6 +552,28 @@ def test_a_printed_model_is_a_summary(name):
     for level in getattr(model, "attention", ()):
         assert re.search(rf"{level}: \d+ channels, .*sigmoid", text)
     assert "Conv2d" in repr(model.trunk)
+
+
+class StridedTrunk(Trunk):
+    """A trunk that this package does not know, with levels of two widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, stride=4), nn.Conv2d(6, 8, 3, stride=2)
+        self.channels = {"first": 6, "second": 8}
+
+    def forward(self, x):
+        first = self.first(x)
+        return OrderedDict(first=first, second=self.second(first))
+
+
+def test_attention_reads_from_any_trunk():
+    branch = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = networks.AttentionNetwork(5, StridedTrunk(), lambda: branch, ("first", "second"), compatibility="dp")
+    output = model.attend(pictures(3, 40, 48))
+    assert output.logits.shape == (3, 5)
+    assert [tuple(maps.shape) for maps in output.maps.values()] == [(3, 10, 12), (3, 4, 5)]
+    assert "first: 6 channels, dp scores" in str(model)
 
 
 def test_evaluation_mode_restores_every_module():
