@@ -5,32 +5,49 @@ the map then goes to what the query shows is measured on scenes of two objects w
 for either object, so that an object that attracts attention under every query counts for nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic import Field
 from torch import Tensor
 
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    EachOnce,
+    FilePath,
+    LearningRate,
+    Limit,
+    Seed,
+    SettingsBase,
+    Variant,
+    Width,
+    settings,
+)
 from ..data.dataset import Split
+from ..data.samples import photographs
 from ..inference import attend
 from ..maps import rank_agreement
 from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, Interval, bootstrap_interval, verdict
 from ..metrics.statistics import write_effects as write_effects
 from ..models.networks import ImageClassifier
+from ..training.run import Run, load_run
 from . import query_plot, setup
-from .ablation import collect as collect
-from .ablation import train_missing as train_missing
+from .grid import AblationConfig
+from .grid import collect as collect
+from .grid import train_missing as train_missing
 from .query_plot import query_figure as query_figure
-from .query_scenes import Questions
-from .query_scenes import draw_questions as draw_questions
-from .query_training import AskConfig
+from .query_scenes import Queries, side_by_side
+from .query_scenes import draw_queries as draw_queries
 from .query_training import learn_to_ask as learn_to_ask
-from .query_training import real_questions as real_questions
 from .setup import report as report
 
 CLAIM = "Attention goes to what a query shows"
@@ -39,15 +56,62 @@ CHANCE, MARGIN = 0.5, 0.1  # attention that follows the query in less than three
 Levels = dict[str, dict[str, Tensor]]  # level -> measure -> (N,)
 
 
-def parameters(namespace: Mapping[str, Any]) -> AskConfig:
+@settings
+class QueryConfig(SettingsBase):
+    """Parameters of the notebook on queries."""
+
+    models: Annotated[Sequence[Variant], EachOnce] = Field(
+        tuple(f"vgg-att3-concat-{kind}{normalizer}" for kind in ("dp", "add", "pc") for normalizer in ("", " sigmoid")),
+        description="variants as in notebook 03; each is trained on single objects, or found under `runs/`",
+    )
+    run: FilePath = Field("auto", description="a run on real images; 'auto' takes pictures of scikit-image instead")
+    data_dir: FilePath = Field("auto", description="where that run's data lie; 'auto' is where they were in training")
+    scenes: Annotated[int, Field(ge=2, le=2000)] = Field(500, description="scenes of two objects to measure on")
+    steps: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        300, description="optimizer steps of the model that is trained with queries; 0 leaves that out"
+    )
+    examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
+    seed: Seed = Field(0, description="of the queries; the models are trained with seed 0")
+    width: Width = Field(QUICK["width"], description="of the models, as below")
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    device: Device = "auto"
+
+    def grid(self) -> AblationConfig:
+        """Return the runs on single objects, one for each variant, as the grid that `train_missing` trains."""
+        shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)} - {"data_dir"}
+        values = {name: getattr(self, name) for name in shared}
+        return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
+
+
+def parameters(namespace: Mapping[str, Any]) -> QueryConfig:
     """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, AskConfig)
+    return setup.parameters(namespace, QueryConfig)
+
+
+def real_queries(config: QueryConfig, otherwise: Run) -> tuple[Run, Queries, tuple[str, ...]]:
+    """Return a run, pairs of real pictures with queries, and the names of the classes.
+
+    The run that `config.run` names gets pairs of its even test images, with its odd ones as queries. With "auto" the
+    run `otherwise` gets pairs of four photographs, each with itself as the query.
+    """
+    if config.run == "auto":
+        run, (even, classes) = otherwise, photographs()
+        odd, count = even, config.examples
+    else:
+        run = load_run(config.run, config.device)
+        data = setup.test_data(run, config)
+        even, odd, classes, count = data.test[::2], data.test[1::2], data.classes, config.scenes
+    return run, draw_queries(side_by_side(even, count, config.seed), odd, config.seed), classes
 
 
 # Measures
 
 
-def steer(model: ImageClassifier, questions: Questions, precision: str = "auto") -> Levels:
+def steer(model: ImageClassifier, queries: Queries, precision: str = "auto") -> Levels:
     """Measure how far the queries steer a model's maps (softmax with `pc` warns that they cannot).
 
     Returns:
@@ -60,8 +124,8 @@ def steer(model: ImageClassifier, questions: Questions, precision: str = "auto")
         the order of positions matters: exactly 1/2 where the map ignores the query, and for all `pc`;
         `agreement`: Spearman's correlation of the scores under both queries, 1 = the same order of positions.
     """
-    images, masks = questions.scenes.images, questions.scenes.masks
-    outputs = [attend(model, images, precision, query=query) for query in questions.queries]
+    images, masks = queries.scenes.images, queries.masks
+    outputs = [attend(model, images, precision, query=query) for query in queries.images]
     levels: Levels = {}
     for level in outputs[0].maps:
         shares = torch.stack(  # (query, scene, object)
@@ -96,7 +160,7 @@ def _first_leads(scores: Tensor, masks: Tensor) -> Tensor:
     return ((highest[:, 0] - highest[:, 1]).sign() + 1) / 2
 
 
-def answers(model: ImageClassifier, questions: Questions, precision: str = "auto") -> dict[str, float]:
+def answers(model: ImageClassifier, queries: Queries, precision: str = "auto") -> dict[str, float]:
     """Measure which class a model names.
 
     Returns:
@@ -105,9 +169,9 @@ def answers(model: ImageClassifier, questions: Questions, precision: str = "auto
         query itself, by a leak through the map, and right answers prove nothing about attention.
     """
     first, second, absent = (
-        attend(model, questions.scenes.images, precision, query=query).logits.argmax(1) for query in questions.queries
+        attend(model, queries.scenes.images, precision, query=query).logits.argmax(1) for query in queries.images
     )
-    one, two, missing = questions.labels
+    one, two, missing = queries.labels
     return {
         "queried": torch.cat([first == one, second == two]).double().mean().item(),
         "other": torch.cat([first == two, second == one]).double().mean().item(),
@@ -160,14 +224,14 @@ class Steering:
     comparisons: int
 
     @classmethod
-    def measure(cls, models: Mapping[str, ImageClassifier], questions: Questions) -> "Steering":
+    def measure(cls, models: Mapping[str, ImageClassifier], queries: Queries) -> "Steering":
         """Measure models; the intervals of all their levels hold together."""
-        measured = {name: steer(model, questions) for name, model in models.items()}
+        measured = {name: steer(model, queries) for name, model in models.items()}
         return cls(measured, sum(map(len, measured.values())))
 
-    def with_model(self, name: str, model: ImageClassifier, questions: Questions) -> "Steering":
+    def with_model(self, name: str, model: ImageClassifier, queries: Queries) -> "Steering":
         """Return a copy with one more model, whose intervals are as wide as those of the others."""
-        return replace(self, models={**self.models, name: steer(model, questions)})
+        return replace(self, models={**self.models, name: steer(model, queries)})
 
     def select(self, *names: str) -> "Steering":
         """Return a copy with some of the models, whose intervals stay what they are."""
@@ -265,9 +329,9 @@ class Steering:
         )
 
 
-def answers_table(models: Mapping[str, ImageClassifier], questions: Questions) -> pd.DataFrame:
+def answers_table(models: Mapping[str, ImageClassifier], queries: Queries) -> pd.DataFrame:
     """Return a table of `answers` in %, with one row for each model."""
-    table = pd.DataFrame({name: answers(model, questions) for name, model in models.items()}).T.rename_axis("model")
+    table = pd.DataFrame({name: answers(model, queries) for name, model in models.items()}).T.rename_axis("model")
     return (100 * table).round(1).rename(columns="names {}, %".format)
 
 

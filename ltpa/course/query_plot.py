@@ -12,7 +12,7 @@ from ..metrics.statistics import Interval
 from ..models.networks import ImageClassifier
 from ..viz.figures import attention_figure
 from ..viz.style import FONT, TITLE_FONT
-from .query_scenes import KINDS, Questions
+from .query_scenes import KINDS, Queries
 
 
 def steering_figure(intervals: Mapping[tuple[str, str], Mapping[str, Interval]], threshold: float) -> Figure:
@@ -44,30 +44,30 @@ def steering_figure(intervals: Mapping[tuple[str, str], Mapping[str, Interval]],
         axes.tick_params(labelsize=FONT)
         axes.grid(alpha=0.3)
     handles = [Line2D([], [], marker="o", color=f"C{i}", linewidth=3, label=level) for i, level in enumerate(levels)]
-    for style, label in (("-", "ignores the query"), (":", "steered from here on")):
-        handles.append(Line2D([], [], color="black", linewidth=1, linestyle=style, label=label))
+    handles.append(Line2D([], [], color="black", linewidth=1, label="ignores the query"))
+    handles.append(Line2D([], [], color="black", linewidth=1, linestyle=":", label="steered from here on"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=FONT, frameon=False)
     return figure
 
 
 def query_figure(
-    model: ImageClassifier, questions: Questions, chosen: Tensor, level: str, classes: tuple[str, ...]
+    model: ImageClassifier, queries: Queries, chosen: Tensor, level: str, classes: tuple[str, ...]
 ) -> Figure:
     """Draw the maps of some scenes at one level: with their own g, and with each of their three queries.
 
     Args:
         model: whose maps are drawn.
-        questions: scenes and queries.
+        queries: scenes and queries.
         chosen: numbers of the scenes, (K,).
         level: name of the level.
         classes: class names.
     """
-    scenes = questions.scenes[chosen]
+    scenes = queries.scenes[chosen]
     maps = {"own g": attend(model, scenes.images).maps[level]}
-    for kind, query in zip(KINDS, questions.queries, strict=True):
+    for kind, query in zip(KINDS, queries.images, strict=True):
         maps[f"query: {kind}"] = attend(model, scenes.images, query=query[chosen]).maps[level]
     titles = [f"1st {classes[a]} | 2nd {classes[b]}" for a, b in scenes.labels.tolist()]
-    figure = attention_figure(scenes.images, maps, titles=titles, masks=scenes.masks.any(1))
+    figure = attention_figure(scenes.images, maps, titles=titles, masks=queries.masks[chosen].any(1))
     figure.suptitle(level, fontsize=TITLE_FONT)
     return figure
 

@@ -11,19 +11,25 @@ KINDS = ("1st", "2nd", "absent")  # what the three queries of a scene show
 
 
 @dataclass(frozen=True)
-class Questions:
+class Queries:
     """Scenes of two objects, each with three queries.
 
     Attributes:
         scenes: N scenes, labels (N, 2), masks (N, 2, H, W).
-        queries: uint8 (3, N, 3, h, w): an image of the first object's class, one of the second's, and one of a class
+        images: uint8 (3, N, 3, h, w): an image of the first object's class, one of the second's, and one of a class
             that is not in the scene.
         labels: int64 (3, N), their classes.
     """
 
     scenes: Split
-    queries: Tensor
+    images: Tensor
     labels: Tensor
+
+    @property
+    def masks(self) -> Tensor:
+        """The masks of the scenes' objects, (N, 2, H, W)."""
+        assert self.scenes.masks is not None  # `draw_queries` has looked
+        return self.scenes.masks
 
     def sheet(self, chosen: Tensor, classes: tuple[str, ...]) -> tuple[Tensor, list[str]]:
         """Return each chosen scene followed by its queries, as images of one size (4 K, 3, H, W), and their titles."""
@@ -32,7 +38,7 @@ class Questions:
         for scene in chosen.tolist():
             images.append(self.scenes.images[scene])
             titles.append(" and ".join(classes[label] for label in self.scenes.labels[scene].tolist()))
-            for query, label, kind in zip(self.queries, self.labels, KINDS, strict=True):
+            for query, label, kind in zip(self.images, self.labels, KINDS, strict=True):
                 wide, high = width - query.shape[3], height - query.shape[2]
                 border = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
                 images.append(torch.nn.functional.pad(query[scene], border, value=255))
@@ -40,7 +46,7 @@ class Questions:
         return torch.stack(images), titles
 
 
-def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
+def draw_queries(scenes: Split, bank: Split, seed: int = 0) -> Queries:
     """Draw the queries for scenes of two objects.
 
     Args:
@@ -61,7 +67,7 @@ def draw_questions(scenes: Split, bank: Split, seed: int = 0) -> Questions:
     # The images of a class lie together in the order of the labels, from `first` on.
     order, first = bank.labels.argsort(stable=True), numbers.cumsum(0) - numbers
     among = (torch.rand(labels.shape, generator=generator, dtype=torch.float64) * numbers[labels]).long()
-    return Questions(scenes, bank.images[order[first[labels] + among]], labels)
+    return Queries(scenes, bank.images[order[first[labels] + among]], labels)
 
 
 def side_by_side(split: Split, count: int, seed: int = 0) -> Split:

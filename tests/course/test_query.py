@@ -1,4 +1,4 @@
-"""Questions, how far they steer, and learning to be asked: against loops, and against models that obey or ignore."""
+"""Queries, how far they steer, and training with them: against loops, and against models that obey or ignore."""
 
 import copy
 import math
@@ -13,10 +13,9 @@ from scipy.stats import spearmanr
 
 import ltpa
 from ltpa import AttentionOutput, Run, Split, TrainConfig, create_model
-from ltpa.course import query, query_plot
-from ltpa.course import query_training as asking
+from ltpa.course import query, query_training
 from ltpa.course.query import Steering
-from ltpa.course.query_scenes import draw_questions, side_by_side
+from ltpa.course.query_scenes import draw_queries, side_by_side
 from ltpa.data.samples import PHOTOGRAPHS, photographs
 from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.models.networks import ImageClassifier
@@ -88,22 +87,22 @@ class Obedient(ImageClassifier):
         return AttentionOutput(logits, OrderedDict(level=maps), OrderedDict(level=scores), g[:, None])
 
 
-# --- questions
+# --- queries
 
 
 def test_queries_show_what_they_ask_for():
     scenes, bank = colored_scenes(200), bank_of([0, 1, 2, 3] * 8 + [3, 3])
-    questions = draw_questions(scenes, bank, seed=1)
-    assert questions.queries.shape == (3, 200, 3, 32, 32)
-    assert torch.equal(questions.queries[:, :, 0, 0, 0], (60 * questions.labels).byte()), "the class of each query"
-    assert torch.equal(questions.labels[:2], scenes.labels.T)
-    assert not (questions.labels[2, :, None] == scenes.labels).any(), "the absent class is not in the scene"
-    assert set(questions.labels[2].tolist()) == {0, 1, 2, 3}
-    numbers = questions.queries[:, :, 1, 0, 0].unique()
+    queries = draw_queries(scenes, bank, seed=1)
+    assert queries.images.shape == (3, 200, 3, 32, 32)
+    assert torch.equal(queries.images[:, :, 0, 0, 0], (60 * queries.labels).byte()), "the class of each query"
+    assert torch.equal(queries.labels[:2], scenes.labels.T)
+    assert not (queries.labels[2, :, None] == scenes.labels).any(), "the absent class is not in the scene"
+    assert set(queries.labels[2].tolist()) == {0, 1, 2, 3}
+    numbers = queries.images[:, :, 1, 0, 0].unique()
     assert len(numbers) == 34, "every image of the bank is drawn now and then"
-    again, other = draw_questions(scenes, bank, seed=1), draw_questions(scenes, bank, seed=2)
-    assert torch.equal(again.queries, questions.queries)
-    assert not torch.equal(other.queries, questions.queries)
+    again, other = draw_queries(scenes, bank, seed=1), draw_queries(scenes, bank, seed=2)
+    assert torch.equal(again.images, queries.images)
+    assert not torch.equal(other.images, queries.images)
 
 
 @pytest.mark.parametrize(
@@ -116,22 +115,22 @@ def test_queries_show_what_they_ask_for():
         (colored_scenes()[:1], bank_of(colored_scenes().labels[0].tolist()), "three classes at least"),
     ],
 )
-def test_questions_that_cannot_be_asked(scenes, bank, words):
+def test_queries_that_cannot_be_asked(scenes, bank, words):
     with pytest.raises(ValueError, match=words):
-        draw_questions(scenes, bank)
+        draw_queries(scenes, bank)
 
 
 def test_sheet_shows_scene_and_queries_in_one_size():
     scenes, bank = side_by_side(bank_of([0, 1, 2, 3] * 3), 5), bank_of([0, 1, 2, 3])
-    questions = draw_questions(scenes, bank)
-    images, titles = questions.sheet(torch.tensor([4, 0]), CLASSES)
+    queries = draw_queries(scenes, bank)
+    images, titles = queries.sheet(torch.tensor([4, 0]), CLASSES)
     assert images.shape == (8, 3, 32, 64)
     assert torch.equal(images[0], scenes.images[4])
-    assert torch.equal(images[6, :, :, 16:48], questions.queries[1, 0])
+    assert torch.equal(images[6, :, :, 16:48], queries.images[1, 0])
     assert (images[5:, :, :, :16] == 255).all()
     one, two = (CLASSES[label] for label in scenes.labels[4])
     assert titles[:3] == [f"{one} and {two}", f"query: {one} (1st)", f"query: {two} (2nd)"]
-    assert titles[3] == f"query: {CLASSES[questions.labels[2, 4]]} (absent)"
+    assert titles[3] == f"query: {CLASSES[queries.labels[2, 4]]} (absent)"
 
 
 def test_side_by_side():
@@ -155,15 +154,15 @@ def test_side_by_side():
 @pytest.mark.parametrize(("name", "normalizer"), [("vgg-att2-concat-dp", "softmax"), ("vgg-att3-indep-add", "sigmoid")])
 def test_steering_is_a_loop_over_scenes(name, normalizer):
     model, (scenes, bank) = build(name, normalizer), shapes(3)
-    questions = draw_questions(scenes, bank)
-    found = query.steer(model, questions, "fp32")
+    queries = draw_queries(scenes, bank)
+    found = query.steer(model, queries, "fp32")
     scores, shares = {}, {}
     for level in found:
         for i in range(3):
             for q in range(3):
                 with torch.no_grad():
                     seen = model.attend(
-                        scenes.images[i : i + 1].float() / 255, query=questions.queries[q, i : i + 1].float() / 255
+                        scenes.images[i : i + 1].float() / 255, query=queries.images[q, i : i + 1].float() / 255
                     )
                 scores[q] = seen.scores[level][0]
                 scaled = torch.nn.functional.interpolate(seen.maps[level][None], (32, 32), mode="bilinear")[0, 0]
@@ -197,13 +196,13 @@ def test_steering_is_a_loop_over_scenes(name, normalizer):
 @pytest.mark.filterwarnings("ignore:the query changes nothing")
 def test_pc_cannot_be_steered():
     scenes, bank = shapes(20)
-    questions = draw_questions(scenes, bank)
-    for level, values in query.steer(build("vgg-att3-concat-pc"), questions).items():
+    queries = draw_queries(scenes, bank)
+    for level, values in query.steer(build("vgg-att3-concat-pc"), queries).items():
         assert (values["swing"] == 0).all(), level
         assert (values["follows"] == 0.5).all()
         assert torch.allclose(values["agreement"], torch.ones(20), atol=1e-6)
         assert torch.allclose(values["queried"], values["absent"], atol=1e-6)
-    gates = query.steer(build("vgg-att3-concat-pc", "sigmoid"), questions)
+    gates = query.steer(build("vgg-att3-concat-pc", "sigmoid"), queries)
     for values in gates.values():
         assert (values["follows"] == 0.5).all(), "the order cannot change"
         assert values["agreement"].min() > 0.999
@@ -212,17 +211,17 @@ def test_pc_cannot_be_steered():
 
 def test_a_model_that_obeys_and_one_that_looks_elsewhere():
     scenes = colored_scenes()
-    questions = draw_questions(scenes, bank_of([0, 1, 2, 3] * 3))
-    good, bad = (query.steer(Obedient(sign), questions, "fp32")["level"] for sign in (1.0, -1.0))
+    queries = draw_queries(scenes, bank_of([0, 1, 2, 3] * 3))
+    good, bad = (query.steer(Obedient(sign), queries, "fp32")["level"] for sign in (1.0, -1.0))
     assert (good["follows"] == 1).all()
     assert good["swing"].min() > 0.8
     assert (bad["follows"] == 0).all()
     assert bad["swing"].max() < -0.8
     assert (good["agreement"] < 1).all()
-    given = query.answers(Obedient(), questions, "fp32")
+    given = query.answers(Obedient(), queries, "fp32")
     assert (given["queried"], given["other"]) == (1.0, 0.0)
     assert given["absent"] < 0.2, "two objects that attract alike may look like a third"
-    assert query.answers(Obedient(-1.0), questions, "fp32")["other"] > 0.9
+    assert query.answers(Obedient(-1.0), queries, "fp32")["other"] > 0.9
 
 
 def test_a_leak_shows_in_the_answers():
@@ -231,8 +230,8 @@ def test_a_leak_shows_in_the_answers():
             seen = super().attend(images, query=query)
             return replace(seen, logits=-(seen.global_feature * 255 / 60 - torch.arange(4)).abs())
 
-    questions = draw_questions(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
-    assert query.answers(Reader(), questions, "fp32") == {"queried": 1.0, "other": 0.0, "absent": 1.0}
+    queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
+    assert query.answers(Reader(), queries, "fp32") == {"queried": 1.0, "other": 0.0, "absent": 1.0}
 
 
 def test_geometry_of_the_global_feature():
@@ -328,8 +327,8 @@ def test_tables():
     masks = torch.zeros(1, 2, 10, 10, dtype=torch.bool)
     masks[0, 0, 0, :3] = masks[0, 1, 5, :2] = True
     assert list(steering.objects_table(masks).loc["m-dp"]) == ["conv13", "5", "75", "+75.0"]
-    questions = draw_questions(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
-    assert list(query.answers_table({"good": Obedient()}, questions).iloc[0, :2]) == [100, 0]
+    queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
+    assert list(query.answers_table({"good": Obedient()}, queries).iloc[0, :2]) == [100, 0]
     table = query.geometry_table({"pc": build("vgg-att-concat-pc"), "good": Obedient()}, bank_of([0, 1, 2, 3] * 10))
     assert list(table.index) == ["good"], "the other has no global feature"
 
@@ -355,17 +354,17 @@ def test_figures():
     with pytest.raises(ValueError, match="nothing to draw"):
         steering_of().figure()
 
-    questions = draw_questions(colored_scenes(), bank_of([0, 1, 2, 3]))
-    figure = query_plot.query_figure(Obedient(), questions, torch.tensor([5, 0]), "level", CLASSES)
+    queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3]))
+    figure = query.query_figure(Obedient(), queries, torch.tensor([5, 0]), "level", CLASSES)
     titles = [axes.get_title() for axes in figure.axes]
     assert [t for t in titles if t.startswith(("own", "query"))] == [
         f"{word} 32x32" for word in ("own g", "query: 1st", "query: 2nd", "query: absent")
     ]
-    first, second = (CLASSES[label] for label in questions.scenes.labels[5])
+    first, second = (CLASSES[label] for label in queries.scenes.labels[5])
     assert titles[0] == f"1st {first}\n2nd {second}"
 
 
-# --- learning to be asked
+# --- training with queries
 
 
 @pytest.fixture(scope="module")
@@ -381,11 +380,11 @@ def weights(model):
 
 
 def test_learning_leaves_the_run_alone_and_repeats_exactly(run, monkeypatch):
-    monkeypatch.setattr(asking, "BATCH", 16)
+    monkeypatch.setattr(query_training, "BATCH", 16)
     scenes, bank = shapes(60)
     before, state = weights(run.model), torch.random.get_rng_state()
-    same = asking.learn_to_ask(run, scenes, bank, 0, progress=False)
-    one, two = (asking.learn_to_ask(run, scenes, bank, 2, progress=False) for _ in range(2))
+    same = query_training.learn_to_ask(run, scenes, bank, 0, progress=False)
+    one, two = (query_training.learn_to_ask(run, scenes, bank, 2, progress=False) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     after = weights(run.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -397,41 +396,41 @@ def test_learning_leaves_the_run_alone_and_repeats_exactly(run, monkeypatch):
     assert not one.training
 
 
-def test_learning_lowers_the_loss_of_what_is_asked(run, monkeypatch):
+def test_learning_lowers_the_loss_of_the_queried_object(run, monkeypatch):
     """The answer for the queried object becomes likelier, on few scenes that it sees again and again."""
-    monkeypatch.setattr(asking, "BATCH", 16)
+    monkeypatch.setattr(query_training, "BATCH", 16)
     scenes, bank = shapes(8)
-    questions = draw_questions(scenes, bank, 5)
+    queries = draw_queries(scenes, bank, 5)
 
     def loss(model):
-        seen = [ltpa.attend(model, scenes.images, "fp32", query=query).logits for query in questions.queries[:2]]
-        return sum(torch.nn.functional.cross_entropy(s, q) for s, q in zip(seen, questions.labels, strict=False)).item()
+        seen = [ltpa.attend(model, scenes.images, "fp32", query=query).logits for query in queries.images[:2]]
+        return sum(torch.nn.functional.cross_entropy(s, q) for s, q in zip(seen, queries.labels, strict=False)).item()
 
-    taught = asking.learn_to_ask(run, scenes, bank, 40, progress=False)
+    taught = query_training.learn_to_ask(run, scenes, bank, 40, progress=False)
     assert loss(taught) < loss(run.model) - 0.5
 
 
 def test_a_map_without_g_cannot_learn_to_be_asked(run):
     scenes, bank = shapes()
     deaf = replace(run, config=replace(run.config, model="vgg-att-concat-pc"), model=build("vgg-att-concat-pc"))
-    with pytest.raises(ValueError, match="cannot learn to be asked"):
-        asking.learn_to_ask(deaf, scenes, bank, 1)
+    with pytest.raises(ValueError, match="cannot learn from queries"):
+        query_training.learn_to_ask(deaf, scenes, bank, 1)
     with pytest.raises(ValueError, match="scenes of two objects"):
-        asking.learn_to_ask(run, bank, bank, 1, progress=False)
+        query_training.learn_to_ask(run, bank, bank, 1, progress=False)
 
 
 # --- parameters and real pictures
 
 
 def test_the_runs_are_those_of_the_quick_parameters():
-    cells = query.AskConfig().grid().grid()
-    assert [cell.variant for cell in cells] == list(query.AskConfig().models)
+    cells = query.QueryConfig().grid().grid()
+    assert [cell.variant for cell in cells] == list(query.QueryConfig().models)
     for cell in cells:
         model, _, normalizer = cell.variant.partition(" ")
         plain = TrainConfig(**ltpa.QUICK, model=model, normalizer=normalizer or "softmax", seed=0)
         assert cell.config == plain
         assert cell.config.path == plain.path
-    small = query.AskConfig(models=["vgg-att-concat-dp"], epochs=1, train_limit=9, seed=4).grid().grid()
+    small = query.QueryConfig(models=["vgg-att-concat-dp"], epochs=1, train_limit=9, seed=4).grid().grid()
     assert [(c.config.epochs, c.config.train_limit, c.config.seed) for c in small] == [(1, 9, 0)]
 
 
@@ -447,25 +446,25 @@ def test_photographs(monkeypatch):
         photographs()
 
 
-def test_real_questions_from_a_run_or_from_photographs(run, tmp_path, monkeypatch):
-    asked, questions, classes = query.real_questions(query.AskConfig(examples=3), run)
+def test_real_queries_from_a_run_or_from_photographs(run, tmp_path, monkeypatch):
+    asked, queries, classes = query.real_queries(query.QueryConfig(examples=3), run)
     assert asked is run
-    assert questions.scenes.images.shape == (3, 3, 64, 128)
+    assert queries.scenes.images.shape == (3, 3, 64, 128)
     assert classes == tuple(PHOTOGRAPHS)
     for k, half in enumerate((slice(0, 64), slice(64, 128))):
-        assert torch.equal(questions.queries[k], questions.scenes.images[..., half]), "each asks for itself"
+        assert torch.equal(queries.images[k], queries.scenes.images[..., half]), "each asks for itself"
 
     monkeypatch.chdir(tmp_path)
     tiny = {"dataset": "shapes", "width": 1 / 32, "train_limit": 60, "test_limit": 40, "epochs": 1, "batch_size": 30}
     other = ltpa.fit(TrainConfig(model="vgg-att-concat-dp", **tiny), progress=False)
-    config = query.AskConfig(run=str(other.path), scenes=7)
-    asked, questions, classes = query.real_questions(config, run)
+    config = query.QueryConfig(run=str(other.path), scenes=7)
+    asked, queries, classes = query.real_queries(config, run)
     assert asked.path == other.path
     assert classes == other.classes
-    assert questions.scenes.images.shape == (7, 3, 32, 64)
+    assert queries.scenes.images.shape == (7, 3, 32, 64)
     test = ltpa.data_for(other.config).test.images
-    halves = questions.scenes.images[..., :32].flatten(1)
+    halves = queries.scenes.images[..., :32].flatten(1)
     assert (halves[:, None] == test[::2].flatten(1)).all(2).any(1).all()
-    asks = questions.queries.flatten(0, 1).flatten(1)
+    asks = queries.images.flatten(0, 1).flatten(1)
     assert (asks[:, None] == test[1::2].flatten(1)).all(2).any(1).all(), "asked with other images than those shown"
     assert copy.copy(asked).config.model == "vgg-att-concat-dp"
