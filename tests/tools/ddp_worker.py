@@ -44,8 +44,16 @@ def tiny_config(folder: str, **changes: object) -> ltpa.TrainConfig:
     return ltpa.TrainConfig(**{**settings, **changes})
 
 
+def refused(folder: str, data: ltpa.Dataset, **changes: object) -> None:
+    """Try to train; all processes end it together, the first with the error, the others without a word."""
+    try:
+        ltpa.fit(tiny_config(folder, **changes), data)
+    except (ValueError, SystemExit) as error:
+        print(f"refused: {error}" if isinstance(error, ValueError) else "silent")
+
+
 def main() -> None:
-    """Trains; TWICE=1 before that another run, OTHER=1 with other images in the last process.
+    """Train; REFUSED=1 before that what cannot be trained, and another run.
 
     KILL=<step> kills the last process with SIGKILL before that step, STOP=<step> sends it SIGTERM.
     """
@@ -64,17 +72,13 @@ def main() -> None:
         return plain(*args, **settings)
 
     trainer.train_step = step
-    settings = {"model": given["model"]} if "model" in given else {}
-    if "dropout" in given:
-        settings["dropout"] = True
-    if "batch_size" in given:
-        settings["batch_size"] = int(given["batch_size"])
-    data = tiny_data()
-    if "OTHER" in given and last:  # as if one machine had other files
-        data.train.images[3, 0, 0, 0] += 1
-    if "TWICE" in given:
-        ltpa.fit(tiny_config(folder + "-first", epochs=1, **settings), data)
-    run = ltpa.fit(tiny_config(folder, **settings), data)
+    if "REFUSED" in given:
+        other = tiny_data()
+        other.train.images[3, 0, 0, 0] += last  # as if one machine had other files
+        refused(folder, other)
+        refused(folder, tiny_data(), batch_size=15)
+        ltpa.fit(tiny_config(folder + "-first", epochs=1), tiny_data())
+    run = ltpa.fit(tiny_config(folder), tiny_data())
     print(f"process {rank}: {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")
 
 
