@@ -208,8 +208,6 @@ class Server(ThreadingHTTPServer):
 def server(monkeypatch):
     for name in ("LTPA_MIRROR", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(download, "WINDOW", 0.4)
-    monkeypatch.setattr(cifar, "WINDOW", 0.4)
     monkeypatch.setattr(download, "MIN_SPEED", 20_000.0)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -256,6 +254,22 @@ def source(monkeypatch, server):
         monkeypatch.setitem(CIFAR, "cifar10", table)
 
     return use
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Shortens the window for servers that hang; for others a busy machine may take its time."""
+
+    def shorten(kind):
+        window = 0.7 if kind in ("silent", "stalled", "slow", "dripping", "circling") else 10.0
+        for module in (download, cifar):
+            monkeypatch.setattr(module, "WINDOW", window)
+
+    return shorten
+
+
+def with_mirrors(source, *urls):
+    return dataclasses.replace(source, archive=dataclasses.replace(source.archive, urls=urls))
 
 
 def names_in(folder):
@@ -306,7 +320,8 @@ def test_unusual_mirrors_that_are_right(get, kind):
         ("http://127.0.0.1:1/x", "refused"),
     ],
 )
-def test_a_bad_mirror_is_left_for_the_next(get, tmp_path, kind, reason):
+def test_a_bad_mirror_is_left_for_the_next(get, tmp_path, impatient, kind, reason):
+    impatient(kind)
     began = time.monotonic()
     with pytest.raises(DownloadError, match=reason) as caught:
         get(kind)
@@ -314,7 +329,7 @@ def test_a_bad_mirror_is_left_for_the_next(get, tmp_path, kind, reason):
         assert way_out in str(caught.value)
     assert names_in(tmp_path) == []
     assert get(kind, "good").read_bytes() == DATA
-    assert time.monotonic() - began < 5  # some of these would hold on for ever
+    assert time.monotonic() - began < 15  # some of these would hold on for 20 s or for ever
 
 
 def test_ltpa_mirror_comes_first_and_is_not_the_end(get, server, monkeypatch):
@@ -585,17 +600,16 @@ def test_the_test_images_alone_come_from_the_hub(source, server, tmp_path):
         ("offline", "refused|offline"),
     ],
 )
-def test_mirrors_take_the_place_of_a_hub_that_fails(source, server, tmp_path, monkeypatch, hub, reason):
-    source("good", hub="missing" if hub == "offline" else hub)
+def test_mirrors_take_the_place_of_a_hub_that_fails(source, server, tmp_path, impatient, monkeypatch, hub, reason):
+    impatient(hub)
+    source("good", hub=hub)
     if hub == "offline":
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     began = time.monotonic()
     check_test_split(load_data("cifar10", tmp_path, test_only=True).test)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     shutil.rmtree(tmp_path)
-    source("missing", hub="missing" if hub == "offline" else hub)
-    if hub == "offline":
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(CIFAR, "cifar10", with_mirrors(CIFAR["cifar10"], server.url("missing")))
     with pytest.raises(DownloadError, match=rf"(?s)404.*The hub was tried before:.*({reason})"):
         load_data("cifar10", tmp_path, test_only=True)
 

@@ -1,4 +1,4 @@
-"""Folders of one's own images: what is read of them, and what they are told to mend."""
+"""Folders of your own images: what is read of them, and which are refused."""
 
 import os
 import shutil
@@ -14,8 +14,6 @@ from .pictures import BLACK, BLUE, GREEN, RED, WHITE, both_parts, colors, encode
 from .test_dataset import check
 
 WHITE_PNG = encoded(plain(WHITE))
-
-# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def test_folder_of_two_parts(tmp_path):

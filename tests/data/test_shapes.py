@@ -64,10 +64,10 @@ def test_any_size(size):
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_fewer_pictures_are_the_first_of_more(objects):
-    many = draw_shapes(1200, 32, 5, objects)
-    few = draw_shapes(600, 32, 5, objects)
+    many = draw_shapes(1200, 16, 5, objects)
+    few = draw_shapes(600, 16, 5, objects)
     assert all(torch.equal(a[:600], b) for a, b in zip(many, few, strict=True))
-    one = draw_shapes(1, 32, 5, objects)
+    one = draw_shapes(1, 16, 5, objects)
     assert all(torch.equal(a[:1], b) for a, b in zip(many, one, strict=True))
 
 
@@ -95,7 +95,7 @@ def test_speed():
 
 
 def test_seeds_differ_and_splits_are_disjoint():
-    drawn = [draw_shapes(500, seed=seed)[0].flatten(1).numpy() for seed in (*SPLITS, 2, 3)]
+    drawn = [draw_shapes(500, 16, seed)[0].flatten(1).numpy() for seed in (*SPLITS, 2, 3)]
     rows = {row.tobytes() for part in drawn for row in part}
     assert len(rows) == 4 * 500
     for other in drawn[1:]:  # nor is a picture the same but for noise
