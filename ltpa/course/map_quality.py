@@ -243,11 +243,14 @@ def describe_permutation_effects(effects: Sequence[Effect]) -> str:
     if not verdicts:
         return _NO_ATTENTION
     large, small = verdicts.count(SUPPORTED), verdicts.count(CONTRADICTED)
-    return (
-        f"Of {len(verdicts)} levels, {small} can be permuted without moving a tenth of the probability: whatever their "
-        f"maps show, the answers hardly depend on it. For {large} it matters where the weights lie; "
-        f"{len(verdicts) - small - large} are undecided."
-    )
+    first = "No level was shown to be without effect when its weights are permuted."
+    if small:
+        first = (
+            f"{small} of {len(verdicts)} levels can be permuted without moving a tenth of the probability: whatever "
+        )
+        first += "their maps show, the answers hardly depend on it."
+    second = f"For {large or 'none'} of {len(verdicts)} levels it matters where the weights lie"
+    return f"{first} {second}; {len(verdicts) - small - large} are undecided."
 
 
 # Tables

@@ -17,7 +17,7 @@ _PANELS = {
     "average_precision": "finds the object:\naverage precision",
     "insertion": "the model goes by it:\ninsertion area",
     "deletion": "the model misses it:\ndeletion area (low is good)",
-    "sanity": "stays as it was with\nrandom weights (low is good)",
+    "sanity": "stays as it was with\nrandom weights (near 0 is good)",
 }
 
 

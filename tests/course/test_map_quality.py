@@ -220,8 +220,8 @@ def test_permutation_effects_are_compared_with_a_tenth():
     assert table.loc[("pc", "conv10")].tolist() == [effects[1].interval.text(1, 100), "contradicted", agreement]
     rows[1].values["permuted"] = torch.tensor([0.0, 0.2] * 20)
     text = map_quality.describe_permutation_effects(map_quality.permutation_effects(rows, ""))
-    assert text.startswith("Of 2 levels, 0 ")
-    assert text.endswith("For 1 it matters where the weights lie; 1 are undecided.")
+    assert text.startswith("No level")
+    assert text.endswith("For 1 of 2 levels it matters where the weights lie; 1 are undecided.")
 
 
 def test_the_sentences_count_the_verdicts():

@@ -136,9 +136,9 @@ def test_batches_have_no_effect():
 
 
 def test_more_steps_than_pixels_are_one_step_a_pixel():
-    found = deletion_insertion(Summer(), pictures(1, 8), some_maps(1, 8), steps=500)
-    assert found.deletion.shape == (1, 65)
-    torch.testing.assert_close(found.fractions, torch.arange(65) / 64)
+    found = deletion_insertion(Summer(), pictures(1), some_maps(1), steps=2000)
+    assert found.deletion.shape == (1, 1025)
+    torch.testing.assert_close(found.fractions, torch.arange(1025) / 1024)
 
 
 @pytest.mark.parametrize(
