@@ -26,12 +26,14 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
+from .data.augment import Augmentation
+from .data.dataset import DatasetName
+from .data.images import LEAST, MOST
 from .errors import check_path, closest
 from .models.networks import ImageClassifier, create_model, list_models, parse_variant
 
 Normalizer = Literal["softmax", "sigmoid"]
-DatasetName = Literal["shapes", "cifar10", "cifar100", "svhn", "folder"]
-Augmentation = Literal["auto", "flip+shift", "shift", "none"]
+ImageSize = Annotated[int, Field(ge=LEAST, le=MOST)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Limit = Annotated[int, Field(ge=1, le=10**9)]
@@ -236,7 +238,7 @@ class TrainConfig(SettingsBase):
     )
     dataset: DatasetName = Field("cifar10", description="'folder' is your own images")
     data_dir: FilePath = Field("data", description="folder for downloads, or of your own images")
-    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(32, description="side in pixels")
+    image_size: ImageSize = Field(32, description="side in pixels")
     train_limit: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
         None, description="use at most so many training images"
     )

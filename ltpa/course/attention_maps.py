@@ -18,6 +18,7 @@ from ..config import (
     Device,
     EachOnce,
     FilePath,
+    ImageSize,
     Limit,
     Seed,
     SettingsBase,
@@ -45,9 +46,7 @@ class LookConfig(SettingsBase):
         (0, 1, 2), description="numbers of test images to show"
     )
     photo: FilePath | None = Field(None, description="your own picture; None takes three that scikit-image ships")
-    photo_side: Annotated[int, Field(ge=32, le=1024)] = Field(
-        96, description="pixels of a photo's shorter side for the network"
-    )
+    photo_side: ImageSize = Field(96, description="pixels of a photo's shorter side for the network")
     seed: Seed = Field(0, description="of the random choice of images")
     data_dir: FilePath = Field(
         "auto",

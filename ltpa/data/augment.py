@@ -4,12 +4,15 @@ So a picture is changed in the same way in every batch, process and machine, and
 interrupted.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from ..errors import closest
 
-AUGMENTATIONS = ("auto", "flip+shift", "shift", "none")
+Augmentation = Literal["auto", "flip+shift", "shift", "none"]
+AUGMENTATIONS = get_args(Augmentation)
 _DIGITS = ("svhn",)
 
 

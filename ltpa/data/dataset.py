@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,11 +10,13 @@ from torch import Tensor
 from ..errors import check_path, check_whole, closest
 from .cifar import CIFAR, load_cifar, load_svhn
 from .folder import read_folder
+from .images import LEAST, MOST
 from .memory import memory_for_images
 from .shapes import CLASSES, draw_shapes
 from .split import Channels, Split, at_most, part_off
 
-DATASETS = ("shapes", "cifar10", "cifar100", "svhn", "folder")
+DatasetName = Literal["shapes", "cifar10", "cifar100", "svhn", "folder"]
+DATASETS = get_args(DatasetName)
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 
 
@@ -74,7 +77,7 @@ def load_data(
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
-    check_whole("image_size", image_size, 32, 1024)
+    check_whole("image_size", image_size, LEAST, MOST)
     for label, limit in (("train_limit", train_limit), ("test_limit", test_limit)):
         if limit is not None:
             check_whole(label, limit, 1, 10**9)
