@@ -10,39 +10,26 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .config import TrainConfig
+from .config import SettingsBase, TrainConfig
 from .distributed import launched
 from .training.report import report
 from .training.trainer import fit
 
+Settings = TypeVar("Settings", bound=SettingsBase)
+
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add `-f` for files of parameters, and an option for every field of `TrainConfig`."""
-    parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="options override files")
-    helps, defaults = TrainConfig.descriptions(), TrainConfig.defaults()
-    for field in fields(TrainConfig):
-        name, default = field.name, defaults[field.name]
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
-        text = f"{helps[name]} (default: {default})".replace("%", "%%")
-        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
-        if switch:
-            no: dict[str, Any] = {
-                "action": "store_const",
-                "const": "false",
-                "default": argparse.SUPPRESS,
-                "help": argparse.SUPPRESS,
-            }
-            parser.add_argument(*_spellings(f"no-{name}"), dest=name, **no)
+    """Add the options of `train`."""
+    add_options(parser, TrainConfig)
 
 
 def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
     """Check all settings at once, print them, and train."""
     first = launched().first
-    config = _settings(options, unknown)
+    config = settings_from(TrainConfig, options, unknown)
     if first:
         report(config)
     try:
@@ -83,17 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _spellings(name: str) -> list[str]:
-    """Return an option with hyphens and with underscores."""
-    return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")))
+def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> None:
+    """Add `-f` for files of parameters, and an option for every field of a class of settings."""
+    parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="options override files")
+    descriptions = kind.descriptions()
+    for name, default in kind.defaults().items():
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+        text = f"{descriptions[name]} (default: {default})".strip().replace("%", "%%")
+        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
+        if switch:
+            no: dict[str, Any] = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS}
+            parser.add_argument(*_spellings(f"no-{name}"), dest=name, help=argparse.SUPPRESS, **no)
 
 
-def _settings(options: Mapping[str, Any], unknown: Sequence[str]) -> TrainConfig:
+def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Sequence[str]) -> Settings:
     """Return the settings of files and options; one ValueError names all that is wrong with them."""
     values: dict[str, Any] = {}
     for file in options["file"]:
         values |= _read(file)
-    values |= {field.name: options[field.name] for field in fields(TrainConfig) if field.name in options}
+    values |= {name: options[name] for name in kind.defaults() if name in options}
     lines, before = [], ""
     for word in unknown:
         if word.startswith("--"):
@@ -102,12 +97,17 @@ def _settings(options: Mapping[str, Any], unknown: Sequence[str]) -> TrainConfig
             lines.append(f"unexpected {word!r}: settings are given as --name value")
         before = word
     try:
-        config = TrainConfig.from_text(values)
+        settings = kind.from_text(values)
     except ValueError as error:
         lines = [*str(error).splitlines(), *lines]
     if lines:
         raise ValueError("\n".join(lines))
-    return config
+    return settings
+
+
+def _spellings(name: str) -> list[str]:
+    """Return an option with hyphens and with underscores."""
+    return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")))
 
 
 def _read(file: str) -> dict[str, Any]:

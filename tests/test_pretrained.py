@@ -202,11 +202,11 @@ def test_commands_name_every_setting_that_differs(packed):
     assert lossless == jpeg.replace("--dataset folder --data-dir DIR", "--dataset cifar10")
     import argparse
 
-    from ltpa.__main__ import _settings, add_train_options
+    from ltpa.__main__ import add_train_options, settings_from
 
     parser = argparse.ArgumentParser()
     add_train_options(parser)
-    config = _settings(vars(parser.parse_args(lossless.split()[4:])), [])
+    config = settings_from(ltpa.TrainConfig, vars(parser.parse_args(lossless.split()[4:])), [])
     assert config.identity() == {**packed[1]["settings"], "dataset": "cifar10"}
 
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
+import pandas as pd
 import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from ltpa.__main__ import add_options, settings_from
 from ltpa.config import (
     BatchSize,
     Count,
@@ -29,7 +31,6 @@ from ltpa.config import (
     Width,
     settings,
 )
-from ltpa.course.tables import write_rows
 from ltpa.data.dataset import Split
 from ltpa.data.shapes import CLASSES, draw_shapes
 from ltpa.inference import choose_device, choose_precision
@@ -48,18 +49,16 @@ _DRAWN, _REPEATED = 2**24, 2**26  # bytes: of the pictures that are drawn, and o
 class Settings(SettingsBase):
     """What is timed, and for how long."""
 
-    model: ModelName = "vgg-att3-concat-pc"
-    width: Width = 0.125
-    batch_size: BatchSize = 64
-    image_size: Annotated[int, Field(ge=32, le=1024)] = 32
-    device: Device = "auto"
-    precision: Precision = "auto"
-    seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
-        2.0, description="a variant is timed for when its turn comes"
-    )
-    steps: Count | None = Field(None, description="it is timed for instead; None goes by the seconds")
+    model: ModelName = Field("vgg-att3-concat-pc", description="a name of ltpa.list_models()")
+    width: Width = Field(0.125, description="factor on the channels")
+    batch_size: BatchSize = Field(64, description="images a step")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(32, description="side in pixels")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    precision: Precision = Field("auto", description="of the convolutions")
+    seconds: Annotated[float, Field(gt=0, le=3600)] = Field(2.0, description="of a turn of each variant")
+    steps: Count | None = Field(None, description="of a turn, instead of seconds")
     repeats: Count = Field(3, description="turns of each variant")
-    compile: bool = Field(False, description="try torch.compile too")
+    compile: bool = Field(False, description="try torch.compile too, which takes a minute on a CPU")
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Variant:
         ahead: steps whose data may be ready when it starts, because workers load them.
         rates: steps a second, of every turn.
         cpu: seconds of processor time a step, of every turn.
-        bytes: on the GPU between steps, then at the peak.
+        kept, peak: bytes on the GPU between steps, and at most.
         failure: why it could not be measured.
     """
 
@@ -94,16 +93,8 @@ class Variant:
     failure: str = ""
 
 
-def benchmark(settings: Settings, show: bool = True) -> list[dict[str, Any]]:
-    """Times all variants; one row each, see `row_of`. Ctrl-C ends it early, once every variant had a turn.
-
-    Args:
-        settings: what is timed.
-        show: whether to show a progress bar.
-
-    Raises:
-        ValueError: a device or precision that this machine does not have, or a batch that does not fit into its memory.
-    """
+def benchmark(settings: Settings, show: bool = True) -> pd.DataFrame:
+    """Time all variants; return one row each, see `row_of`. Ctrl-C ends it early, once every variant had a turn."""
     device = choose_device(settings.device)
     dtype = choose_precision(settings.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -123,7 +114,8 @@ def benchmark(settings: Settings, show: bool = True) -> list[dict[str, Any]]:
                 f"batch_size={size} of {settings.image_size}x{settings.image_size} pixels does not fit into the memory "
                 f"of {device}; try {size // 2}"
             ) from error
-    return [row_of(variant, variants, settings, device) for variant in variants]
+    rows = [row_of(variant, variants, settings, device) for variant in variants]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _variants(settings: Settings, device: torch.device, dtype: torch.dtype) -> list[Variant]:
@@ -259,55 +251,44 @@ def _allocated(device: torch.device) -> int:
 
 
 def row_of(variant: Variant, variants: list[Variant], settings: Settings, device: torch.device) -> dict[str, Any]:
-    """One row of the table and of the file.
+    """Return one row of the table and of the file, with four digits; what does not apply is missing.
 
-    Returns:
-        `images_per_s` (the median of the turns), `best` (of them), `times_plain` and `times_ours` (ratios of medians),
-        `ms_per_step` (at the median), `cpu_ms` (processor time of a step, of all threads but not of the workers that
-        load data: with one thread it hardly depends on what else the machine does), `tflops` (1e12 operations a second
-        at the median: three forward passes a step, of the network without dead branch), `peak_gpu_gib` (2**30 bytes:
-        weights, momentum, gradients and activations, without the resident images), and what was timed.
-        What does not apply is empty.
+    `images_per_s` (the median of the turns), `best` (of them), `times_plain` and `times_ours` (ratios of medians),
+    `ms_per_step` (at the median), `cpu_ms` (processor time of a step, of all threads but not of the workers that load
+    data: with one thread it hardly depends on what else the machine does), `tflops` (1e12 operations a second at the
+    median: three forward passes a step, of the network without dead branch), `peak_gpu_gib` (2**30 bytes: weights,
+    momentum, gradients and activations, without the resident images), and what was timed.
     """
-    by_name = {v.name: statistics.median(v.rates) for v in variants if v.rates}
-    row: dict[str, Any] = {"variant": variant.name}
-    rate = by_name.get(variant.name)
-    if rate and variant.images:
-        row["images_per_s"], row["best"] = _digits(rate * variant.images), _digits(max(variant.rates) * variant.images)
-        for name in (PLAIN, OURS) if variant.name != DATA else ():
-            row[f"times_{name}"] = f"{rate / by_name[name]:.3f}"
-    if rate:
-        row["ms_per_step"], row["cpu_ms"] = _digits(1000 / rate), _digits(1000 * statistics.median(variant.cpu))
-        row["tflops"] = _digits(rate * variant.operations / 1e12) if variant.operations else ""
+    medians = {v.name: statistics.median(v.rates) for v in variants if v.rates}
+    figures: dict[str, float] = {}
+    if rate := medians.get(variant.name):
+        if variant.images:
+            figures |= {"images_per_s": rate * variant.images, "best": max(variant.rates or []) * variant.images}
+        if variant.images and variant.name != DATA:
+            figures |= {"times_plain": rate / medians[PLAIN], "times_ours": rate / medians[OURS]}
+        figures |= {"ms_per_step": 1000 / rate, "cpu_ms": 1000 * statistics.median(variant.cpu)}
+        if variant.operations:
+            figures["tflops"] = rate * variant.operations / 1e12
     if variant.peak and variant.images:
-        row["peak_gpu_gib"] = f"{variant.peak / 2**30:.3f}"
-    row |= {"failure": variant.failure, "model": variant.model, "layout": variant.layout}
-    row["precision"] = _name_of(variant.dtype) if variant.name != DATA else ""
-    row |= {name: getattr(settings, name) for name in ("width", "batch_size", "image_size")}
-    row["turns"] = len(variant.rates or [])
-    row |= {"device": describe(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {name: row.get(name, "") for name in COLUMNS}
+        figures["peak_gpu_gib"] = variant.peak / 2**30
+    return {
+        "variant": variant.name,
+        **{name: float(f"{value:.4g}") for name, value in figures.items()},
+        "failure": variant.failure or None,
+        "model": variant.model or None,
+        "precision": _name_of(variant.dtype) if variant.name != DATA else None,
+        "layout": variant.layout or None,
+        **{name: getattr(settings, name) for name in ("width", "batch_size", "image_size")},
+        "turns": len(variant.rates or []),
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
-COLUMNS = (
-    "variant",
-    "images_per_s",
-    "best",
-    "times_plain",
-    "times_ours",
-    "ms_per_step",
-    "cpu_ms",
-    "tflops",
-    "peak_gpu_gib",
-)
-COLUMNS += ("failure", "model", "precision", "layout", "width", "batch_size", "image_size", "turns")
-COLUMNS += ("device", "threads", "torch")
-_PRINTED = ("variant", "precision", *COLUMNS[1:8])
-
-
-def _digits(value: float) -> str:
-    """Four digits, without an exponent."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1e-4 else f"{value:.8f}"
+FIGURES = ["images_per_s", "best", "times_plain", "times_ours", "ms_per_step", "cpu_ms", "tflops", "peak_gpu_gib"]
+COLUMNS = ["variant", *FIGURES, "failure", "model", "precision", "layout", "width", "batch_size", "image_size"]
+COLUMNS += ["turns", "device", "threads", "torch"]
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -315,7 +296,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def describe(device: torch.device) -> str:
-    """A device in words, such as "AMD EPYC, 2 cores"."""
+    """Return a device in words, such as "AMD EPYC, 2 cores"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -327,73 +308,47 @@ def describe(device: torch.device) -> str:
     return f"{names[0] if names else name}, {os.cpu_count()} cores" + ("" if device.type == "cpu" else f", {device}")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for a terminal; columns that are empty everywhere are left out."""
-    names = [*_PRINTED, "peak_gpu_gib", "failure"]
-    names = [name for name in names if any(row[name] for row in rows)]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    left = ("variant", "precision", "failure")
-
-    def line(cells: dict[str, str]) -> str:
-        padded = (cells[n].ljust(widths[n]) if n in left else cells[n].rjust(widths[n]) for n in names)
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line({name: name for name in names}), *map(line, rows)])
+def table(rows: pd.DataFrame) -> str:
+    """Return the rows for a terminal, without columns that are empty everywhere."""
+    shown = rows[["variant", "precision", *FIGURES, "failure"]].dropna(axis="columns", how="all")
+    return shown.to_string(index=False, na_rep="", float_format="{:g}".format)
 
 
-def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """What the rows say, in sentences."""
-    found = {row["variant"]: row for row in rows}
-    speed = {name: float(row["images_per_s"]) for name, row in found.items() if row["images_per_s"]}
-    ours = found[OURS]
-    share = float(found[DATA]["ms_per_step"]) / float(ours["ms_per_step"])
+def summary(rows: pd.DataFrame) -> list[str]:
+    """Return what the rows say, in sentences."""
+    row_of_variant = rows.set_index("variant")
+    speed, step = row_of_variant.images_per_s, row_of_variant.ms_per_step
     lines = [
         f"ours does {speed[OURS] / speed[PLAIN]:.2f} times the images of the plain loop",
         f"ours reaches {speed[OURS] / speed[BARE]:.1%} of its bare convolutions",
-        f"data and augmentation take {share:.2%} of a step ({found[DATA]['ms_per_step']} of {ours['ms_per_step']} ms)",
+        f"data and augmentation take {step[DATA] / step[OURS]:.2%} of a step ({step[DATA]:g} of {step[OURS]:g} ms)",
     ]
     if CONTROL in speed:
         lines.append(f"a step takes {speed[CONTROL] / speed[OURS] - 1:+.1%} longer than that of {REFERENCE}")
-    for row in rows:
-        if not row["images_per_s"] and row["tflops"]:
-            part = float(ours["tflops"]) / float(row["tflops"])
-            lines.append(f"ours computes {ours['tflops']} TFLOP/s, {part:.1%} of a {row['variant']} ({row['tflops']})")
+    ours = row_of_variant.tflops[OURS]
+    for name, tflops in row_of_variant.tflops[speed.isna()].dropna().items():
+        lines.append(f"ours computes {ours:g} TFLOP/s, {ours / tflops:.1%} of a {name} ({tflops:g})")
     return lines
 
 
+TAKES_UNKNOWN = True  # `main` names the option that is close
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `python -m tests.tools benchmark`."""
+    """Add the options of `python -m tests.tools benchmark`."""
     parser.description = (
         "Training speed, side by side: a plain PyTorch loop, ours, ours without each of its measures, and the bound of "
         "bare convolutions and matrix products. Nothing is downloaded. With the defaults it takes two minutes or so on "
         "two CPU cores (12 variants x 3 turns x 2 s, and what is not timed); at --width 1 a step takes seconds there: "
         "add --steps 1. Ctrl-C shows what was timed so far, once every variant had a turn."
     )
-    own = Settings()
-    parser.add_argument("--model", default=own.model, help=f"a name of ltpa.list_models() (default {own.model})")
-    parser.add_argument("--width", type=float, default=own.width, help=f"factor on the channels (default {own.width})")
-    parser.add_argument("--batch-size", type=int, default=own.batch_size, help=f"default {own.batch_size}")
-    parser.add_argument("--image-size", type=int, default=own.image_size, help=f"in pixels (default {own.image_size})")
-    time = parser.add_mutually_exclusive_group()
-    time.add_argument(
-        "--seconds", type=float, default=own.seconds, help=f"of a turn of each variant (default {own.seconds:g})"
-    )
-    time.add_argument("--steps", type=int, help="of a turn, instead of seconds")
-    parser.add_argument("--repeats", type=int, default=own.repeats, help=f"turns of each (default {own.repeats})")
-    parser.add_argument("--device", default=own.device, help="auto, cpu, cuda, cuda:1 or mps (default auto)")
-    parser.add_argument("--precision", default=own.precision, help=f"{', '.join(get_args(Precision))} (default auto)")
-    parser.add_argument("--compile", action="store_true", help="try torch.compile too, which takes a minute on a CPU")
+    add_options(parser, Settings)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows into a CSV file too")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Prints what is timed, the table, and what it says; writes the file.
-
-    Raises:
-        ValueError, TypeError: options that cannot be, or see `benchmark`.
-        OSError: the file cannot be written, told before anything is timed where that can be known.
-    """
-    settings = Settings(**{name: getattr(arguments, name) for name in Settings.__dataclass_fields__})
+    """Print what is timed, the table, and what it says; write the file."""
+    settings = settings_from(Settings, vars(arguments), arguments.unknown)
     device = choose_device(settings.device)
     dtype = choose_precision(settings.precision, device)
     if arguments.csv:
@@ -411,4 +366,5 @@ def main(arguments: argparse.Namespace) -> None:
     rows = benchmark(settings)
     print("\n" + table(rows) + "\n\n" + "\n".join(summary(rows)))
     if arguments.csv:
-        print(f"rows in {write_rows(arguments.csv, rows)}")
+        rows.to_csv(arguments.csv, index=False)
+        print(f"rows in {arguments.csv}")

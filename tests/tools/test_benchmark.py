@@ -80,8 +80,9 @@ def test_the_file_holds_what_was_printed(ran):
     printed, rows = ran
     head, *lines = printed.split("\n\n")[1].splitlines()
     for line, row in zip(lines, rows, strict=True):
-        shown = [row[name] for name in head.split() if row[name]]
-        assert line.split() == " ".join(shown).split()
+        for name in head.split():
+            cell = row[name]
+            assert (f"{float(cell):g}" if cell and name in benchmark.FIGURES else cell) in line
     assert f"{torch.get_num_threads()} threads" in printed
     assert torch.__version__ in printed
 
@@ -290,7 +291,7 @@ def test_a_failure_of_compile_is_a_row_and_any_other_an_error():
     assert variant.rates is None
     row = benchmark.row_of(variant, [variant], Settings(), CPU)
     assert row["failure"] == "failed: RuntimeError: no compiler"
-    assert row["images_per_s"] == row["times_plain"] == ""
+    assert "images_per_s" not in row
     with pytest.raises(RuntimeError, match="compiler"):
         turns(1, 0, OURS, RuntimeError("no compiler"))
 
@@ -307,18 +308,10 @@ def test_too_large_a_batch_is_told_with_half_of_it(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        (["--model", "vgg-att3-concat-cp"], ["did you mean 'vgg-att3-concat-pc'?"]),
-        (
-            ["--width", "0", "--batch-size", "1"],
-            ["width must be above 0 and at most 4, not 0.0", "batch norm compares"],
-        ),
-        (["--image-size", "16"], ["image_size must be at least 32"]),
-        (["--seconds", "0"], ["seconds must be above 0 and at most 3600, not 0.0"]),
-        (["--seconds", "nan"], ["seconds must be above 0"]),
-        (["--steps", "0", "--repeats", "0"], ["steps must be at least 1", "repeats must be at least 1"]),
-        (["--device", "gpu"], ["device='gpu': known: auto, cpu"]),
+        (["--modle", "vgg"], ["did you mean 'model'?"]),
+        (["--width", "0", "--batch-size", "1"], ["width must be a number, above 0", "batch_size must be"]),
+        (["--seconds", "nan", "--steps", "0"], ["seconds must be", "steps must be"]),
         (["--device", "cuda:77"], ["device='cuda:77': this machine has"]),
-        (["--precision", "fp8"], ["precision='fp8': did you mean"]),
         (["--precision", "fp16", "--device", "cpu"], ["precision='fp16' needs a GPU"]),
         (["--csv", str(Path(__file__).parent)], ["is a folder; name a file in it"]),
         (["--csv", str(Path(__file__) / "speed.csv")], ["test_benchmark.py"]),
