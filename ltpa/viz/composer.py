@@ -1,7 +1,7 @@
 """The explorer's picture: composed with Pillow, since a figure of matplotlib would take longer than a slider may.
 
 A row has the picture, a panel for each map laid over it, and the five most probable classes as bars; the color scale
-stands below.
+is below.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Row:
 def compose(
     rows: Sequence[Row], *, colors: str = COLORS[0], strength: float = 0.6, scale: str = UNIFORM
 ) -> Image.Image:
-    """Composes the picture.
+    """Compose the picture.
 
     Args:
         rows: one or more.
@@ -70,7 +70,7 @@ def compose(
 
 
 def to_png(image: Image.Image) -> bytes:
-    """The picture as PNG."""
+    """Return the picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -109,14 +109,14 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, look: _Look) 
 
 
 def _fitted(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size of a picture in a panel, and where its corner is."""
+    """Return the size of a picture in a panel, and its corner."""
     factor = _PANEL / max(width, height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return size, ((_PANEL - size[0]) // 2, (_PANEL - size[1]) // 2)
 
 
 def _colored(weights: Tensor, colors: str, scale: str) -> NDArray[np.uint8]:
-    """Weights (h, w) as colors (h, w, 3)."""
+    """Return weights (h, w) as colors (h, w, 3)."""
     if scale == UNIFORM:
         values = relative(weights[None])[0].clamp(LOWEST, HIGHEST)
         place = (values / LOWEST).log() / math.log(HIGHEST / LOWEST)
@@ -132,7 +132,7 @@ def _table(colors: str) -> NDArray[np.uint8]:
 
 @functools.cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
+    """Return DejaVu Sans, which comes with matplotlib."""
     properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(properties), size)
 
@@ -169,7 +169,7 @@ def _marks(length: int) -> dict[int, str]:
 
 
 def fit_for_display(picture: Tensor, most: int = 2 * _PANEL) -> Tensor:
-    """A large photo, uint8 (3, H, W), with its longer side scaled to `most` pixels, so that drawing it is quick."""
+    """Return a photo, uint8 (3, H, W), with its longer side scaled to `most` pixels if it is longer."""
     longest = max(picture.shape[1:])
     if longest <= most:
         return picture

@@ -33,12 +33,12 @@ NOTHING = "nothing"
 RESOLUTIONS = (32, 64, 96, 128, 224)
 _CACHED = 200  # maps and pictures, of some fifty images
 _ALT = "The explorer: a picture, its attention maps, and the five most probable classes"
-# Pages without a kernel, made by nbconvert, show the panel only where they can fetch a script. This picture stands in:
-# it is hidden unless the page is one of nbconvert's and has not drawn the panel.
+# A page that nbconvert makes of an executed notebook has an empty place for the panel, filled only where a script
+# can be fetched. This picture is shown there instead, and hidden everywhere else.
 _STILL = """<style>
 .ltpa-still { display: none; }
-body.jp-Notebook .jp-OutputArea:not(:has(.widget-subarea)) .ltpa-still,
-body > main > #notebook .output:not(:has(.widget-subarea)) .ltpa-still { display: block; }
+body.jp-Notebook .jp-OutputArea:has(.jupyter-widgets):not(:has(.widget-subarea)) .ltpa-still,
+body > main > #notebook .output:has(.output_widget_view):not(:has(.widget-subarea)) .ltpa-still { display: block; }
 </style>
 <div class="ltpa-still"><img alt="%s" src="data:image/png;base64,%s" style="max-width: 100%%"></div>"""
 

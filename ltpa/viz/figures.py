@@ -8,6 +8,7 @@ and shade.
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,38 +38,30 @@ def attention_figure(
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Draws one row per image: the image, then the map of every level. Without maps only the images, four a row.
+    """Draw a row for each image: the image, then the map of every level. Without maps only the images, four in a row.
 
     Args:
         images: (N, 3, H, W), uint8 or float in [0, 1]; or a list of (3, H, W), whose sizes may differ.
-        maps: level -> non-negative weights (N, h, w), softmax weights or gates, as in `model.attend(images).maps`; or a
-            list of (h, w).
-        titles: N texts to stand over the images; " | " begins a new line.
+        maps: level -> non-negative weights (N, h, w), softmax weights or gates; or a list of (h, w).
+        titles: N texts over the images; " | " begins a new line.
         masks: bool (N, H, W), whose outlines are drawn on image and maps.
         scale: upper end of the color scale, in multiples of uniform; without it the highest value rounded up to a
-            power of two, from 4 to 32. What lies above gets the color of the upper end.
-
-    Raises:
-        ValueError: for shapes or lengths that do not fit together, and values out of range.
+            power of two, from 4 to 32. Higher values get the color of the upper end.
     """
-    return _grid(
-        images, {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}, titles, masks, scale
-    )
+    columns = {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}
+    return _grid(images, columns, titles, masks, scale)
 
 
 def snapshot_figure(
     images: Tensor, snapshots: Mapping[int, Mapping[str, Tensor]], level: str, *, titles: Sequence[str] | None = None
 ) -> Figure:
-    """Draws how the maps of one level changed during training: a row per image, a column per epoch.
+    """Draw how the maps of one level changed during training: a row for each image, a column for each epoch.
 
     Args:
         images: (N, 3, H, W), uint8 or float in [0, 1].
         snapshots: epoch -> level -> weights (N, h, w); of more than 8 epochs, 8 are drawn, with the first and last.
         level: name of the level.
-        titles: see `attention_figure`.
-
-    Raises:
-        ValueError: without snapshots, for a level that is not in each of them, and as `attention_figure`.
+        titles: N texts over the images.
     """
     if not snapshots:
         raise ValueError("no snapshots to draw: give at least one, epoch -> {level: maps}")
@@ -83,7 +76,7 @@ def snapshot_figure(
 
 
 def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = None) -> Figure:
-    """Draws the loss (left) and the accuracies in percent (right) of a training run, with their last values.
+    """Draw the loss (left) and the accuracies in percent (right) of a training run, with their last values.
 
     Args:
         history: a row per epoch with `epoch` (from 1), and as far as known `train_loss`, `train_accuracy` and
@@ -126,56 +119,18 @@ def _grid(
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Figure of images (3, H, W) and columns of maps, title -> (h, w) for each image."""
+    """Draw images (3, H, W) and columns of maps, title -> (h, w) for each image."""
     _check(images, columns, titles, masks, scale)
     pictures = [_pixels(image) for image in images]
-    count = len(pictures)
-
-    across = 1 + len(columns) if columns else min(count, 4)
-    down = count if columns else math.ceil(count / across)
-    side = min(2.2, max(1.4, 11 / across))
-    texts = [
-        "\n".join(textwrap.fill(line, round(side * 11)) for line in t.split(" | ")) for t in titles or [""] * count
-    ]
-    lines = max(text.count("\n") for text in texts) + 1
-    heads = [textwrap.fill(title, round(side * 10)) for title in columns]
-    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    row = side * tallest + 0.19 * lines + (0.3 if columns else 0.15)
-    above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
-    size = (across * side + (1.4 if columns else 0), down * row + 0.1 + above)
-    figure = Figure(size, dpi=100, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-    image_of = [i // across if columns else i for i in range(axes.size)]  # of each panel
-    for panel, i in zip(axes.flat, image_of, strict=True):
-        if i >= count:
-            panel.axis("off")
-            continue
-        height, width, _ = pictures[i].shape
-        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
-
-    for panel, picture, text in zip(axes[:, 0] if columns else axes.flat, pictures, texts, strict=False):
-        panel.imshow(picture, origin="upper")
-        panel.set_title(text, fontsize=FONT, parse_math=False)
+    figure, axes = _panels(pictures, titles or [""] * len(pictures), list(columns))
     norm = LogNorm(LOWEST, 4)
     highest = 0.0
-    for column, (head, maps) in enumerate(zip(heads, columns.values(), strict=True), start=1):
-        axes[0, column].set_title(head, fontsize=TITLE_FONT, parse_math=False)
-        for picture, one, panel in zip(pictures, maps, axes[:, column], strict=True):
-            weights = one.detach().cpu().double()[None]
-            shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
-            highest = max(highest, float(np.nan_to_num(shares).max()))
-            # "+ 0.0" because the entropy of a single position is minus zero.
-            panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=FONT)
-            if defect := _defect(one):
-                _hatch(panel, defect)
-                continue
-            box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-            panel.imshow(shares, cmap=COLORS[0], norm=norm, extent=box, origin="upper", interpolation="nearest")
-            panel.imshow(_light_and_shade(picture), origin="upper")
+    for column, maps in enumerate(columns.values(), start=1):
+        for picture, weights, panel in zip(pictures, maps, axes[:, column], strict=True):
+            highest = max(highest, _draw_map(panel, picture, weights, norm))
     if masks is not None:
-        for panel, i in zip(axes.flat, image_of, strict=True):
-            if i < count:
-                outline(panel, masks[i].cpu().numpy())
+        for panel, mask in zip(axes.flat, masks.repeat_interleave(1 + len(columns) if columns else 1, 0), strict=False):
+            outline(panel, mask.cpu().numpy())
     if columns:
         # The margin keeps a rounding error from doubling the scale.
         norm.vmax = scale or min(HIGHEST, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
@@ -183,14 +138,59 @@ def _grid(
     return figure
 
 
+def _panels(pictures: Sequence[NDArray[np.float64]], titles: Sequence[str], heads: Sequence[str]) -> tuple[Figure, Any]:
+    """Make a figure that has the pictures with their titles, and room for maps under the heads of their columns."""
+    count = len(pictures)
+    across = 1 + len(heads) if heads else min(count, 4)
+    down = count if heads else math.ceil(count / across)
+    side = min(2.2, max(1.4, 11 / across))  # inches
+    texts = ["\n".join(textwrap.fill(line, round(side * 11)) for line in title.split(" | ")) for title in titles]
+    heads = [textwrap.fill(head, round(side * 10)) for head in heads]
+    lines = max(text.count("\n") for text in texts) + 1
+    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    row = side * tallest + 0.19 * lines + (0.3 if heads else 0.15)
+    above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
+    size = (across * side + (1.4 if heads else 0), down * row + 0.1 + above)
+    figure = Figure(size, dpi=100, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    for number, panel in enumerate(axes.flat):
+        index = number // across if heads else number  # of the picture
+        if index >= count:
+            panel.axis("off")
+            continue
+        height, width, _ = pictures[index].shape
+        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+    for panel, picture, text in zip(axes[:, 0] if heads else axes.flat, pictures, texts, strict=False):
+        panel.imshow(picture, origin="upper")
+        panel.set_title(text, fontsize=FONT, parse_math=False)
+    for panel, head in zip(axes[0, 1:], heads, strict=False):
+        panel.set_title(head, fontsize=TITLE_FONT, parse_math=False)
+    return figure, axes
+
+
+def _draw_map(panel: Axes, picture: NDArray[np.float64], map_: Tensor, norm: LogNorm) -> float:
+    """Draw a map (h, w), its entropy, and the picture as light and shade; return the map's highest relative value."""
+    weights = map_.detach().cpu().double()[None]
+    shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
+    # "+ 0.0" because the entropy of a single position is minus zero.
+    panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=FONT)
+    if defect := _defect(map_):
+        _hatch(panel, defect)
+    else:
+        box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+        panel.imshow(shares, cmap=COLORS[0], norm=norm, extent=box, origin="upper", interpolation="nearest")
+        panel.imshow(_light_and_shade(picture), origin="upper")
+    return float(np.nan_to_num(shares).max())
+
+
 def _pixels(image: Tensor) -> NDArray[np.float64]:
-    """Image (3, H, W) as (H, W, 3) in [0, 1]."""
+    """Return an image (3, H, W) as (H, W, 3) in [0, 1]."""
     pixels = image.detach().cpu().permute(1, 2, 0).double().numpy()
     return pixels / 255 if image.dtype == torch.uint8 else pixels.clip(0, 1)
 
 
 def _size(maps: Tensor | Sequence[Tensor]) -> str:
-    """Height and width of maps, where they are all alike."""
+    """Return height and width of maps, where they are all alike."""
     sizes = {tuple(one.shape) for one in maps}
     return "x".join(map(str, sizes.pop())) if len(sizes) == 1 else ""
 
@@ -202,19 +202,16 @@ def _check(
     masks: Tensor | None,
     scale: float | None,
 ) -> None:
-    if (isinstance(images, Tensor) and images.ndim != 4) or not len(images):
-        shape = tuple(images.shape) if isinstance(images, Tensor) else "an empty list"
+    shape = tuple(images.shape) if isinstance(images, Tensor) else [tuple(image.shape) for image in images]
+    if not len(images) or any(image.ndim != 3 or image.shape[0] != 3 for image in images):
         raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {shape}")
     count = len(images)
     for image in images:
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"images must have the shape (N, 3, H, W) with N from 1 up, not {(count, *image.shape)}")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"images must be uint8, or float in [0, 1], not {image.dtype}")
         # The tolerance is for pictures that were scaled smoothly.
         if image.dtype != torch.uint8 and (image.min() < -0.2 or image.max() > 1.2):
-            low, high = (f"{end:.3g}" for end in (image.min(), image.max()))
-            raise ValueError(f"float images must lie in [0, 1], but reach from {low} to {high}")
+            raise ValueError(f"float images must lie in [0, 1], but reach from {image.min():.3g} to {image.max():.3g}")
     for name, maps in columns.items():
         if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
             shapes = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
@@ -231,7 +228,7 @@ def _check(
 
 
 def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Picture (H, W, 3) as a layer (H, W, 4) of translucent white and black, transparent at its mean brightness."""
+    """Return a picture (H, W, 3) as a layer (H, W, 4) of white and black, transparent at its mean brightness."""
     # Not stronger: a bright object would look attended to on a uniform map.
     strength = 0.2
     gray = picture @ [0.299, 0.587, 0.114]
@@ -240,7 +237,7 @@ def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
-    """Draws the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
+    """Draw the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
     padded = np.pad(mask, 1).astype(np.int8)
     y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
     v, u = np.nonzero(np.diff(padded, axis=1)[1:-1])
@@ -250,7 +247,7 @@ def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
 
 
 def _defect(one: Tensor) -> str:
-    """What keeps a map (h, w) from being drawn, or nothing."""
+    """Return what keeps a map (h, w) from being drawn, or nothing."""
     if one.isnan().any():
         return "NaN"
     if one.isinf().any():
@@ -263,7 +260,7 @@ def _hatch(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, backgroundcolor="white")
 
 
-def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped: bool) -> None:
+def _color_bar(figure: Figure, axes: Any, norm: LogNorm, clipped: bool) -> None:
     bar = figure.colorbar(
         ScalarMappable(norm, COLORS[0]),
         ax=axes,
@@ -281,7 +278,7 @@ def _color_bar(figure: Figure, axes: NDArray[np.object_], norm: LogNorm, clipped
 
 
 def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = None) -> list[str]:
-    """What the network answers, in words: "deer 97 %", and where it is wrong "deer 97 % | truth: cat".
+    """Say what the network answers: "deer 97 %", and where it is wrong "deer 97 % | truth: cat".
 
     Args:
         logits: (N, num_classes).

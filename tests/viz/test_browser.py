@@ -4,7 +4,7 @@ The first runs where Debian's Chromium is installed (chromium, chromium-driver);
 is not. The second is for whoever has such an environment:
 
     python -m venv colab && colab/bin/pip install -r tests/colab-constraints.txt .[notebooks]
-    LTPA_NOTEBOOK_PYTHON=$PWD/colab/bin/python pytest tests/test_browser.py
+    LTPA_NOTEBOOK_PYTHON=$PWD/colab/bin/python pytest tests/viz/test_browser.py
 
 LTPA_SCREENSHOTS names a folder for pictures of what was seen.
 """
@@ -198,6 +198,7 @@ def use_the_explorer(driver, folder, name):
     assert shown() == before
     keep("refused")
     assert len(driver.find_elements(By.CSS_SELECTOR, "img.widget-image")) == 1, "one picture, whatever was done"
+    assert [still.is_displayed() for still in driver.find_elements(By.CSS_SELECTOR, ".ltpa-still")] == [False]
 
 
 def test_the_explorer_in_jupyterlab(tmp_path):
@@ -219,6 +220,46 @@ def test_the_explorer_in_jupyterlab(tmp_path):
         driver.execute_script("[...document.querySelectorAll('.jp-CodeCell')].at(-1).scrollIntoView()")
         until(lambda: any(c.isdigit() for c in driver.execute_script(last) or ""), "the last cell has run")
         assert not driver.find_elements(By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
+
+
+def test_a_page_without_a_kernel_shows_the_picture(tmp_path, monkeypatch):
+    """nbconvert prefers the widget where its state is known; the picture is hidden once the widget is drawn."""
+    import IPython
+    from nbconvert import HTMLExporter
+    from selenium.webdriver.common.by import By
+
+    import ltpa
+
+    shown = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr(IPython.display, "display", lambda *args, **kwargs: shown.append((args[0], kwargs)))
+    data = ltpa.load_data("shapes", train_limit=20, test_limit=4)
+    ltpa.explore(ltpa.create_model("vgg-att3-concat-pc", 10, width=1 / 32).eval(), data)
+    (bundle, options), (still, _) = shown
+    outputs = [
+        nbformat.v4.new_output("display_data", bundle, metadata=options["metadata"]),
+        nbformat.v4.new_output("display_data", {"text/html": still.data}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("explore", outputs=outputs)])
+    (tmp_path / "stateless.html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    view = bundle["application/vnd.jupyter.widget-view+json"]
+    state = {"version_major": 2, "version_minor": 0, "state": {view["model_id"]: {}}}
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}  # as papermill keeps it
+    (tmp_path / "page.html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    with browser(tmp_path) as driver:
+        driver.get((tmp_path / "stateless.html").as_uri())
+        assert [image.is_displayed() for image in driver.find_elements(By.TAG_NAME, "img")] == [True, False]
+        driver.get((tmp_path / "page.html").as_uri())
+        (image,) = driver.find_elements(By.CSS_SELECTOR, ".ltpa-still img")
+        assert image.is_displayed()
+        assert image.size["width"] > 500
+        assert image.get_attribute("alt").startswith("The explorer")
+        # What the widgets' script does where it can be fetched.
+        driver.execute_script(
+            "const area = document.createElement('div'); area.className = 'widget-subarea';"
+            "document.querySelector('.jupyter-widgets').append(area)"
+        )
+        assert not image.is_displayed()
 
 
 @pytest.mark.skipif(not OTHER, reason="LTPA_NOTEBOOK_PYTHON names no environment with classic Notebook 6.5")
