@@ -1,33 +1,29 @@
-"""Transfer: what frozen features are worth on other pictures than those they were learnt from.
+"""Notebook 07: are frozen features worth more on other pictures than the pixels and an untrained network are?"""
 
-The paper (Jetley et al. 2018, arXiv 1804.02391) reads the descriptors `g_s` of a trained network with a linear
-classifier on other data sets. A linear classifier alone can do much, and so can a network with random weights: only
-what a trained network adds to the pixels and to its own untrained self has been transferred.
-"""
-
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..config import EachOnce, FilePath, Variant, settings
-from ..data.dataset import Dataset, load_data
-from ..data.split import Split, channel_statistics, stratified
-from ..inference import attend, to_float
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, t_interval
-from ..models.networks import ImageClassifier, create_model
-from ..training.run import Run
-from .effects import MARGIN, Comparison, compare_scores
-from .grid import MODELS, AblationConfig, Grid
+from ..data.dataset import Dataset, Split, load_data
+from ..data.split import channel_statistics, stratified
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
+from . import setup
+from .effects import MARGIN, Comparison, compare_scores, few_seeds, paragraph
+from .effects import effects_figure as effects_figure
+from .grid import MODELS, AblationConfig
+from .grid import collect as collect
+from .grid import train_missing as train_missing
+from .setup import report as report
+from .transfer_plot import transfer_figure as transfer_figure
+from .transfer_probe import PIXELS, UNTRAINED, Probes, count_words
+from .transfer_probe import probe_grid as probe_grid
 
 CLAIM = "Features with attention transfer better"
-PIXELS, UNTRAINED = "pixels", ", untrained"
-STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small is strongly regularized
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
 
 
@@ -63,19 +59,20 @@ class TransferConfig(AblationConfig):
         return lines
 
     def target_data(self) -> Dataset:
-        """The data set that the features are tried on."""
+        """Load the data set that the features are tried on."""
         if self.target == "digits":
             return digits(self.target_train_limit, self.target_test_limit)
         limits = {"train_limit": self.target_train_limit, "test_limit": self.target_test_limit}
         return load_data(self.target, self.target_dir, **limits)
 
 
-def digits(train_limit: int | None = None, test_limit: int | None = None, image_size: int = 32) -> Dataset:
-    """scikit-learn's digits (8x8 gray, from UCI): scaled up, 450 of the 1,797 set aside for the test, the same always.
+def parameters(namespace: Mapping[str, Any]) -> TransferConfig:
+    """Return the notebook's parameters, checked, from its `globals()`."""
+    return setup.parameters(namespace, TransferConfig)
 
-    Raises:
-        ImportError: scikit-learn is missing.
-    """
+
+def digits(train_limit: int | None = None, test_limit: int | None = None, image_size: int = 32) -> Dataset:
+    """Return scikit-learn's digits (8x8 gray, from UCI), scaled up; always the same 450 of 1,797 are for the test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -86,298 +83,107 @@ def digits(train_limit: int | None = None, test_limit: int | None = None, image_
     everything = Split((255 * images).round().byte().expand(-1, 3, -1, -1).contiguous(), labels)
     taken = stratified(labels, _DIGITS_TEST, seed=0, proportional=True)
     kept = torch.ones(len(labels), dtype=torch.bool).index_fill(0, taken, False)
-    train, test = everything[kept.nonzero().squeeze(1)], everything[taken]
     train, test = (
         part if limit is None or limit >= len(part) else part[stratified(part.labels, limit, seed=0)]
-        for part, limit in ((train, train_limit), (test, test_limit))
+        for part, limit in ((everything[kept.nonzero().squeeze(1)], train_limit), (everything[taken], test_limit))
     )
     return Dataset("digits", tuple("0123456789"), train, test, *channel_statistics(train.images))
 
 
-def features(model: ImageClassifier, images: Tensor) -> dict[str, Tensor]:
-    """What a linear classifier may read of a network that is not trained further, in float32.
+# Comparisons
 
-    Args:
-        model: any model of `ltpa.create_model`.
-        images: (N, 3, H, W), uint8, or float in [0, 1].
 
-    Returns:
-        "g_s": the descriptors of all levels side by side (N, sum of C), of a model with attention; "g": the global
-        feature (N, C), of a model that has one.
+def compare(probes: Probes) -> list[Comparison]:
+    """Compare all trained features with the baseline's, with the same network before training, and with the pixels.
+
+    What attention adds, what training adds, what a network adds: the intervals of each question hold together.
     """
-    seen = attend(model, images, "fp32")
-    found = {"g_s": torch.cat(list(seen.descriptors.values()), dim=1)} if seen.descriptors else {}
-    return found | ({} if seen.global_feature is None else {"g": seen.global_feature})
+    config, trained = probes.grid.config, probes.trained
+    counts, comparisons = len(probes.correct), []
+    for count, by_name in probes.correct.items():
+        words = {"claim": CLAIM, "measure": measure(probes, count)}
+        words["data"] = f"{config.data_described()} to {probes.target.name}"
+        scores = {name: {seed: c.double() for seed, c in by_seed.items()} for name, by_seed in by_name.items()}
+        by_baseline = [(probes.baseline, trained, probes.baseline, len(trained) - 1)]
+        by_baseline += [("untrained", [name], name + UNTRAINED, len(trained)) for name in trained]
+        by_baseline += [(PIXELS, trained, PIXELS, len(trained))] if trained else []
+        for baseline, names, key, number in by_baseline:
+            compared = {name: scores[name] for name in names} | ({baseline: scores[key]} if key in scores else {})
+            together = counts * max(1, number)
+            comparisons += compare_scores(compared, baseline, config, together=together, **words)
+    return comparisons
 
 
-def untrained(run: Run) -> ImageClassifier:
-    """A run's network as it was before training: the random weights of its seed."""
-    config = run.config
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        model = create_model(
-            config.model, len(run.classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
-        )
-    model.mean.copy_(run.model.mean)
-    model.std.copy_(run.model.std)
-    return model.to(run.model.mean.device).eval()
+def measure(probes: Probes, count: int | None) -> str:
+    """Return what is compared, in words."""
+    return f"accuracy on {probes.target.name}, {count_words(count)}"
 
 
-def linear_answers(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """Answers of scikit-learn's logistic regression on standardized features.
-
-    How strongly it is regularized is chosen by cross-validation on the training images alone (3 folds, or 2 where a
-    class has no more).
-
-    Args:
-        train: features (N, C) of the labeled images.
-        labels: int64 (N,).
-        test: features (M, C).
-
-    Returns:
-        int64 (M,).
-
-    Raises:
-        ValueError: a class with one labeled image only.
-        ImportError: scikit-learn is missing.
-    """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedKFold
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ImportError("linear classifiers need scikit-learn: pip install 'ltpa[notebooks]'") from error
-    least = labels.unique(return_counts=True)[1].min().item()
-    if least < 2:
-        raise ValueError("every class needs two labeled images or more, one to learn from and one to choose by")
-    folds = StratifiedKFold(min(3, least), shuffle=True, random_state=0)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, cv=folds)
-    # Float64, in which the solver converges to what other solvers find.
-    search.fit(train.double().numpy(), labels.numpy())
-    return torch.from_numpy(search.predict(test.double().numpy())).long()
-
-
-@dataclass(frozen=True)
-class Probes:
-    """What linear classifiers made of features.
-
-    Attributes:
-        grid: the runs.
-        target: the data set.
-        right: number of labels a class (None: all) -> features -> seed -> bool (M,), whether each test image of the
-            target is classified rightly. Features are "pixels", "<variant>: g_s", "<variant>: g", and the last two
-            with ", untrained".
-    """
-
-    grid: Grid
-    target: Dataset
-    right: dict[int | None, dict[str, dict[int, Tensor]]]
-
-    @property
-    def names(self) -> list[str]:
-        """All features, the trained ones first, the pixels last."""
-        names = list(dict.fromkeys(name for of in self.right.values() for name in of))
-        return sorted(names, key=lambda name: (name == PIXELS, name.endswith(UNTRAINED)))
-
-    @property
-    def trained(self) -> list[str]:
-        """The features of trained networks."""
-        return [name for name in self.names if name != PIXELS and not name.endswith(UNTRAINED)]
-
-    @property
-    def baseline(self) -> str:
-        """What the others are compared with: what the classifier of the baseline reads."""
-        of = [name for name in self.trained if name.rpartition(": ")[0] == self.grid.config.baseline]
-        return of[0] if of else f"{self.grid.config.baseline}: g"
-
-
-def probe_grid(grid: Grid, target: Dataset) -> Probes:
-    """Reads every run of a grid, its untrained self and the pixels with linear classifiers, and tells what came of it.
-
-    Args:
-        grid: what was collected with a `TransferConfig`.
-        target: see `TransferConfig.target_data`.
-
-    Raises:
-        ValueError: see `linear_answers`.
-    """
-    config = grid.config
-    probes = Probes(grid, target, {count: {} for count in config.per_class})
-    pixels = tuple(to_float(part.images).flatten(1) for part in (target.train, target.test))
-    for seed in dict.fromkeys(result.cell.seed for result in grid.results):
-        _probe(probes, PIXELS, seed, *pixels)
-    for result in grid.results:
-        for model, suffix in ((result.run.model, ""), (untrained(result.run), UNTRAINED)):
-            train, test = (features(model, part.images) for part in (target.train, target.test))
-            for kind in train:
-                _probe(probes, f"{result.cell.variant}: {kind}{suffix}", result.cell.seed, train[kind], test[kind])
-    return probes
-
-
-def _probe(probes: Probes, name: str, seed: int, train: Tensor, test: Tensor) -> None:
-    labels, told = probes.target.train.labels, []
-    for count, right in probes.right.items():
-        chosen = labeled(labels, count, seed)
-        answers = linear_answers(train[chosen], labels[chosen], test)
-        right.setdefault(name, {})[seed] = answers == probes.target.test.labels
-        told.append(f"{100 * right[name][seed].double().mean():.1f}")
-    print(f"{name}, seed {seed}: {', '.join(told)} % right")
-
-
-def labeled(labels: Tensor, count: int | None, seed: int) -> Tensor:
-    """Indices of the images whose labels a classifier is given: `count` a class (fewer of a class that is smaller)."""
-    if count is None:
-        return torch.arange(len(labels))
-    sizes = labels.unique(return_counts=True)[1]
-    return stratified(labels, sum(min(count, size) for size in sizes.tolist()), seed)
-
-
-# What is concluded
-
-
-@dataclass(frozen=True)
-class Effects:
-    """Comparisons of trained features, by number of labels a class; the intervals of each question hold together.
-
-    Attributes:
-        baseline: with what the baseline's classifier reads.
-        untrained: with the same features of the same network before training.
-        pixels: with the pixels.
-    """
-
-    baseline: dict[int | None, list[Comparison]]
-    untrained: dict[int | None, list[Comparison]]
-    pixels: dict[int | None, list[Comparison]]
-
-
-def effects(probes: Probes) -> Effects:
-    """The three comparisons of all trained features: what attention adds, what training adds, what a network adds."""
-    together = len(probes.right) * max(1, len(probes.trained))
-    scores = {
-        count: {name: {seed: r.double() for seed, r in by_seed.items()} for name, by_seed in of.items()}
-        for count, of in probes.right.items()
-    }
-    found = Effects({}, {}, {})
-    config = probes.grid.config
-    for count, of in scores.items():
-        words = {
-            "claim": CLAIM,
-            "measure": f"accuracy on {probes.target.name}, {count_words(count)}",
-            "data": f"{config.data_described()} to {probes.target.name}",
-        }
-        trained = {name: of[name] for name in probes.trained}
-        others = len(probes.right) * max(1, len(trained) - 1)
-        with_pixels = trained | {PIXELS: of[PIXELS]} if trained else {}
-        found.baseline[count] = compare_scores(trained, probes.baseline, config, together=others, **words)
-        found.pixels[count] = compare_scores(with_pixels, PIXELS, config, together=together, **words)
-        found.untrained[count] = [
-            compared
-            for name in trained
-            for compared in compare_scores(
-                {name: of[name], "untrained": of[name + UNTRAINED]}, "untrained", config, together=together, **words
-            )
-        ]
-    return found
-
-
-def claim_verdict(found: Effects, count: int | None, name: str) -> str:
-    """Whether features transfer better than the baseline's: they must also be better than pixels and untrained ones.
-
-    Args:
-        found: the comparisons.
-        count: the number of labels a class.
-        name: the features.
-    """
-    verdicts = [
-        compared.verdict
-        for of in (found.baseline, found.untrained, found.pixels)
-        for compared in of[count]
-        if compared.model == name
-    ]
+def claim_verdict(comparisons: Sequence[Comparison], measure: str, name: str) -> str:
+    """Return the verdict on features: they must be better than the baseline's, than untrained ones and than pixels."""
+    verdicts = [c.verdict for c in comparisons if (c.measure, c.model) == (measure, name)]
     if CONTRADICTED in verdicts:
         return CONTRADICTED
     return SUPPORTED if len(verdicts) == 3 and set(verdicts) == {SUPPORTED} else UNDECIDED
 
 
-def count_words(count: int | None) -> str:
-    """A number of labels in words."""
-    return "all labels" if count is None else f"{count} labels a class"
+def accuracy_table(probes: Probes) -> pd.DataFrame:
+    """Return the accuracy on the target in %, the mean over seeds with its interval."""
+    columns = {
+        count_words(count): {name: probes.accuracy(count, name).text(1, 100) for name in probes.names}
+        for count in probes.correct
+    }
+    return pd.DataFrame(columns).rename_axis("features")
 
 
-def accuracy_table(probes: Probes) -> str:
-    """Accuracy on the target in %, the mean over seeds with its interval, as lines of text."""
-    width = max(map(len, probes.names), default=0)
-    lines = [f"{'':{width}}" + "".join(f"  {count_words(count):>20}" for count in probes.right)]
-    for name in probes.names:
-        cells = []
-        for of in probes.right.values():
-            interval = t_interval([right.double().mean().item() for right in of[name].values()])
-            mean, low, high = (f"{100 * v:.1f}" for v in (interval.mean, interval.low, interval.high))
-            cells.append(f"{mean} [{low}, {high}]" if interval.low == interval.low else mean)
-        lines.append(f"{name:{width}}" + "".join(f"  {cell:>20}" for cell in cells))
-    return "\n".join(lines)
+def comparison_table(comparisons: Sequence[Comparison], baseline: str) -> pd.DataFrame:
+    """Return the comparisons with one baseline, in points, by features (rows) and number of labels (columns)."""
+    columns: dict[str, dict[str, str]] = {}
+    for c in comparisons:
+        if c.baseline == baseline:
+            text = f"{c.interval.text(1, 100, sign=True)} {c.verdict}"
+            columns.setdefault(c.measure.rpartition(", ")[2], {})[c.model] = text
+    return pd.DataFrame(columns).rename_axis(f"minus {baseline}")
 
 
-def effect_table(found: Mapping[int | None, Sequence[Comparison]]) -> str:
-    """Comparisons of one question as lines of text, in percentage points, with the wider of both intervals."""
-    width = max((len(c.model) for of in found.values() for c in of), default=0)
-    lines = [f"{'':{width}}" + "".join(f"  {count_words(count):>22}" for count in found)]
-    for name in dict.fromkeys(c.model for of in found.values() for c in of):
-        cells = []
-        for of in found.values():
-            (interval,) = (c.interval for c in of if c.model == name)
-            mean, low, high = (f"{100 * v:+.1f}" for v in (interval.mean, interval.low, interval.high))
-            cells.append(f"{mean} [{low}, {high}]" if interval.low == interval.low else mean)
-        lines.append(f"{name:{width}}" + "".join(f"  {cell:>22}" for cell in cells))
-    return "\n".join(lines)
-
-
-def written_effects(probes: Probes, found: Effects) -> list[Comparison]:
-    """Return the three comparisons of the descriptors with the fewest and the most labels, for the file of effects."""
-    counts = list(dict.fromkeys((next(iter(probes.right)), list(probes.right)[-1])))
-    return [
-        c
-        for of in (found.baseline, found.untrained, found.pixels)
-        for count in counts
-        for c in of[count]
-        if c.model.endswith(": g_s")
-    ]
-
-
-def accuracy_rows(probes: Probes) -> list[dict[str, Any]]:
-    """The accuracy of every classifier, as rows of a CSV file."""
-    return [
-        {"target": probes.target.name, "features": name, "seed": seed, "labels_per_class": count or "all"}
-        | {"test_images": len(right), "accuracy": round(right.double().mean().item(), 6)}
-        for count, of in probes.right.items()
+def write_results(probes: Probes, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> list[Path]:
+    """Write the effects on the descriptors with the fewest and most labels, and the accuracy of every classifier."""
+    target, counts = probes.target.name, list(probes.correct)
+    measures = {measure(probes, counts[0]), measure(probes, counts[-1])}
+    effects = [c for c in comparisons if c.measure in measures and c.model.endswith(": g_s")]
+    accuracies = [
+        {"target": target, "features": name, "seed": seed, "labels_per_class": count or "all"}
+        | {"test_images": len(correct), "accuracy": correct.double().mean().item()}
+        for count, by_name in probes.correct.items()
         for name in probes.names
-        for seed, right in of[name].items()
+        for seed, correct in by_name[name].items()
     ]
+    path = Path(folder) / f"transfer_{target}.csv"
+    pd.DataFrame(accuracies).round({"accuracy": 6}).to_csv(path, index=False, lineterminator="\n")
+    return [write_effects(effects, Path(folder) / f"effects_07_{target}.csv"), path]
 
 
-def conclusion(probes: Probes, found: Effects) -> str:
-    """What can and what cannot be concluded, in a few sentences."""
-    names = [name for name in probes.trained if f"{name.rpartition(': ')[0]}: g_s" in probes.trained]
-    if not any(found.baseline.values()):
+def conclusion(probes: Probes, comparisons: Sequence[Comparison]) -> str:
+    """Return what can and what cannot be concluded, in a few sentences."""
+    if not any(c.baseline == probes.baseline for c in comparisons):
         return f"Nothing can be concluded: there is no pair of features and {probes.baseline} with the same seed."
+    attention = [name for name in probes.trained if f"{name.rpartition(': ')[0]}: g_s" in probes.trained]
     lines = [
         f"The claim: features of networks with attention transfer to {probes.target.name} better than those of "
         f"{probes.grid.config.baseline}. Each must be better than {probes.baseline}, than the same network before "
         "training and than the pixels; the intervals of each question hold together with 95 %, the margin is "
         f"{100 * MARGIN:g} points."
     ]
-    for count in found.baseline:
-        by_verdict = {
-            verdict: [name for name in names if claim_verdict(found, count, name) == verdict]
-            for verdict in (SUPPORTED, CONTRADICTED, UNDECIDED)
+    for count in probes.correct:
+        verdicts = {name: claim_verdict(comparisons, measure(probes, count), name) for name in attention}
+        names = {
+            word: ", ".join(name for name in attention if verdicts[name] == word) or "none"
+            for word in (SUPPORTED, CONTRADICTED, UNDECIDED)
         }
-        told = "; ".join(f"{verdict}: {', '.join(of) or 'none'}" for verdict, of in by_verdict.items())
-        lines.append(f"With {count_words(count)}: {told}.")
-    for words, of in (("pixels", found.pixels), ("their untrained selves", found.untrained)):
-        better = [(c, count) for count, cs in of.items() for c in cs if c.verdict == SUPPORTED]
-        total = sum(map(len, of.values()))
-        lines.append(f"Trained features are better than {words} in {len(better)} of {total} comparisons.")
-    lines.append("This says nothing about larger networks, longer training or other data.")
-    return "\n".join(textwrap.fill(line, 110, break_on_hyphens=False) for line in lines)
+        lines.append(f"With {count_words(count)}: {'; '.join(f'{word}: {text}' for word, text in names.items())}.")
+    for words, baseline in (("pixels", PIXELS), ("their untrained selves", "untrained")):
+        verdicts_of_all = [c.verdict for c in comparisons if c.baseline == baseline]
+        better = verdicts_of_all.count(SUPPORTED)
+        lines.append(f"Trained features are better than {words} in {better} of {len(verdicts_of_all)} comparisons.")
+    lines += [few_seeds(comparisons), "This says nothing about larger networks, longer training or other data."]
+    return "\n".join(paragraph(line) for line in lines if line)

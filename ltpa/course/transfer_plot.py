@@ -1,20 +1,16 @@
-"""The picture of transfer: accuracy on the other data set against the number of labels, every classifier a point."""
+"""The figure of notebook 07: accuracy on the other data set against the number of labels, for every classifier."""
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .transfer import PIXELS, UNTRAINED, Probes, count_words
-
-_FONT, _TITLE_FONT = 12, 13
+from ..viz.style import FONT, TITLE_FONT
+from .transfer_probe import PIXELS, UNTRAINED, Probes, count_words
 
 
 def transfer_figure(probes: Probes) -> Figure:
-    """Draws accuracy against labels: what the networks' own classifiers read (left), and the global features (right).
+    """Draw accuracy against labels: what the networks' own classifiers read (left), and the global features (right).
 
-    A color is a network, dashed is its untrained self, black are the pixels; the lines are means over seeds.
-
-    Raises:
-        ValueError: nothing to draw.
+    A color for each network, dashed for its untrained self, black for the pixels; the lines are means over seeds.
     """
     if not probes.trained:
         raise ValueError("there is nothing to draw: " + probes.grid.complaints())
@@ -31,25 +27,25 @@ def transfer_figure(probes: Probes) -> Figure:
             lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
         for number, (name, (color, style)) in enumerate(lines.items()):
             shift = 0.03 * (number - (len(lines) - 1) / 2)
-            columns = [
-                [100 * right.double().mean().item() for right in of[name].values()] for of in probes.right.values()
-            ]
+            columns = [[100 * value for value in probes.accuracies(count, name)] for count in probes.correct]
             for place, column in enumerate(columns):
                 axes.plot([place + shift] * len(column), column, "o", color=color, markersize=4, alpha=0.6)
             places = [place + shift for place in range(len(columns))]
             axes.plot(places, [sum(c) / len(c) for c in columns], style, color=color, linewidth=1.5)
-        axes.set_xticks(range(len(probes.right)), [count_words(count).replace(" a ", "\na ") for count in probes.right])
+        axes.set_xticks(
+            range(len(probes.correct)), [count_words(count).replace(" a ", "\na ") for count in probes.correct]
+        )
         axes.axhline(100 / len(probes.target.classes), color="0.4", linestyle=":", linewidth=1.5)
-        axes.set_title(title, fontsize=_TITLE_FONT)
-        axes.tick_params(labelsize=_FONT)
+        axes.set_title(title, fontsize=TITLE_FONT)
+        axes.tick_params(labelsize=FONT)
         axes.grid(alpha=0.3)
         axes.set_ylim(-2, 102)
-    figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=_TITLE_FONT)
+    figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(variants)]
     handles += [
         Line2D([], [], color="0.4", linestyle="--", label="the same, untrained"),
         Line2D([], [], color="black", marker="o", label="pixels"),
         Line2D([], [], color="0.4", linestyle=":", label="chance"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=_FONT, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=FONT, frameon=False)
     return figure
