@@ -13,7 +13,11 @@ from ltpa import fit, load_run
 from tests.tools.crash import tiny_config, tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [*ROOT.glob("ltpa/*.py"), *ROOT.glob(".github/*.py")]
+SOURCES = [*ROOT.glob("ltpa/**/*.py"), *ROOT.glob(".github/*.py")]
+ALLOWED = {
+    ("exercises.py", "exec"),  # a solution that is in the same file
+    ("cifar.py", "pickle.loads"),  # bytes of CIFAR's batches whose hash was checked
+}
 REACHED = []
 
 
@@ -90,8 +94,8 @@ def calls(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_call_that_could_run_a_strangers_code(path):
     for name, words in calls(path):
-        if (path.name, name) == ("exercises.py", "exec"):
-            continue  # runs a solution that stands in the same file
+        if (path.name, name) in ALLOWED:
+            continue
         assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.load", "pickle.load", "pickle.loads"), name
         assert words.get("shell", "False") == "False", name
         if name == "torch.load":
@@ -104,7 +108,8 @@ def test_no_call_that_could_run_a_strangers_code(path):
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    assert not imported & {"pickle", "marshal", "shelve", "dill", "joblib"}
+    allowed = {name.partition(".")[0] for file, name in ALLOWED if file == path.name}
+    assert not imported & {"pickle", "marshal", "shelve", "dill", "joblib"} - allowed
 
 
 def test_the_search_would_find_such_a_call(tmp_path):
