@@ -56,6 +56,7 @@ COLUMNS = (*MEASURES, "jaccard", "entropy", "deletion", "insertion", "sanity", "
 _DIGITS = 3  # decimals of an effect
 _TENTH = 0.1  # of the probability: where the answer moves less, it hardly depends on the map
 _SEGMENT_RIVALS = (NAMES["gradcam"], NAMES["saliency"], OTSU, UNIFORM)
+Difference = tuple[str, str, str, Tensor]  # model, baseline, measure, and the difference of each image (N,)
 _NO_ATTENTION = "There is no model with attention among these, so there is nothing to decide."
 
 
@@ -136,18 +137,18 @@ def object_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
     The level, and the layer of Grad-CAM that it is compared with, are the best on the held-out images. All intervals
     hold together with 95 % (Bonferroni).
     """
-    found: list[tuple[str, str, str, Tensor]] = []
+    differences: list[Difference] = []
     for best, rivals in _best_levels(rows, (CENTER, *NAMES.values())):
         for rival in rivals:
             measure = f"average precision, {best.name} - {rival.name}"
             difference = best.values["average_precision"] - rival.values["average_precision"]
-            found.append((best.model, rival.family, measure, difference))
+            differences.append((best.model, rival.family, measure, difference))
         center = rivals[0]
         difference = best.values["insertion"] - center.values["insertion"]
-        found.append((best.model, CENTER, f"insertion area, {best.name} - {CENTER}", difference))
+        differences.append((best.model, CENTER, f"insertion area, {best.name} - {CENTER}", difference))
         difference = center.values["deletion"] - best.values["deletion"]
-        found.append((best.model, CENTER, f"deletion area, {CENTER} - {best.name}", difference))
-    return _effects(FINDS, found, budget)
+        differences.append((best.model, CENTER, f"deletion area, {CENTER} - {best.name}", difference))
+    return _effects(FINDS, differences, budget)
 
 
 def segmentation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
@@ -156,7 +157,7 @@ def segmentation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
     Every map is cut at the threshold that was best for it on the held-out images. All intervals hold together with
     95 % (Bonferroni).
     """
-    found = [
+    differences = [
         (
             best.model,
             rival.family,
@@ -166,7 +167,7 @@ def segmentation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
         for best, rivals in _best_levels(rows, _SEGMENT_RIVALS)
         for rival in rivals
     ]
-    return _effects(SEGMENTS, found, budget)
+    return _effects(SEGMENTS, differences, budget)
 
 
 def permutation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
@@ -191,10 +192,10 @@ def _best_levels(rows: Sequence[Row], families: Sequence[str]) -> list[tuple[Row
     return pairs
 
 
-def _effects(claim: str, found: Sequence[tuple[str, str, str, Tensor]], budget: str) -> list[Effect]:
+def _effects(claim: str, differences: Sequence[Difference], budget: str) -> list[Effect]:
     effects = []
-    for model, baseline, measure, values in found:
-        interval = image_interval(values, len(found))
+    for model, baseline, measure, values in differences:
+        interval = image_interval(values, len(differences))
         verdict = "" if round(interval.mean, _DIGITS) else UNDECIDED  # a difference that the table does not show
         effects.append(Effect(claim, model, baseline, measure, "shapes", budget, 1, interval, verdict=verdict))
     return effects

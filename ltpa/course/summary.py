@@ -43,9 +43,7 @@ def describe_training(
         lines.append(f"The maps at {' and '.join(flat)} are almost uniform: their mean entropy is 1.00.")
     healthy = [f"{level} {entropies[level]}" for level in strongest if level not in defects and level not in flat]
     if healthy:
-        lines.append(
-            f"Neither uniform nor collapsed are the maps at (mean entropy): {', '.join(healthy)}. Look at them."
-        )
+        lines.append(f"Maps that are neither uniform nor collapsed (mean entropy): {', '.join(healthy)}. Look at them.")
     if not strongest:
         lines.append("It has no attention maps.")
     return "\n".join([*lines, _ONE_RUN])
