@@ -8,19 +8,9 @@ FOLDER = "MyDrive/ltpa/runs"  # on the drive
 
 
 def runs_on_drive(project: Path) -> Path:
-    """Mounts Google Drive and makes `project/runs` a link to `MyDrive/ltpa/runs`; everything else stays where it is.
+    """Mount Google Drive, make `project/runs` a link to `MyDrive/ltpa/runs`, and return the folder on the drive.
 
-    A link, so that no code needs to know: where the drive vanishes, writing through it fails and makes nothing anew.
-
-    Args:
-        project: the folder that holds `runs/`.
-
-    Returns:
-        the folder on the drive.
-
-    Raises:
-        ValueError: this is not Google Colab; or `runs/` holds runs of this machine already.
-        OSError: the drive was not mounted, or cannot be written.
+    A link, so that no other code needs to know: where the drive vanishes, writing through it fails and makes no folder.
     """
     try:
         from google.colab import drive
@@ -56,7 +46,7 @@ def runs_on_drive(project: Path) -> Path:
 
 
 def _mounted() -> bool:
-    """Whether the drive answers; one that vanished does not, though its mount point is still there."""
+    """Whether the drive answers; one that vanished does not, though its mount point exists."""
     try:
         os.listdir(MOUNT / "MyDrive")
     except OSError:

@@ -17,7 +17,7 @@ from ..inference import choose_device, choose_precision
 
 
 def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
-    """Prints what is needed to repeat a notebook: versions, device, precision, commit, parameters.
+    """Print what is needed to repeat a notebook: versions, device, precision, commit, parameters.
 
     Args:
         config: the settings of the run; or the notebook's own parameters, where it has many runs.
@@ -49,7 +49,7 @@ def _print_fields(settings: Any) -> None:
 
 
 def _origin() -> str:
-    """Which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
+    """Say which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
     if (folder.parent / ".git").exists():

@@ -10,7 +10,7 @@ from ltpa import evaluate, fit, load_run
 from ltpa.training import callbacks, trainer
 from ltpa.training.checkpoint import load_tensors
 from ltpa.training.optim import WARM_UP
-from ltpa.viz.figures import learning_curve
+from ltpa.viz import learning_curve
 from tests.tools.crash import tiny_config, tiny_data
 from tests.training.harness import disturb, kill_self, quiet
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltpa import fit
-from ltpa.viz import figures as plots
+from ltpa import viz as plots
 from tests.tools.crash import tiny_config, tiny_data
 
 EPOCHS, SETTLED = 300, 60

