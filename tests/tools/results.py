@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ltpa.metrics.statistics import COLUMNS, CONTRADICTED, SUPPORTED, UNDECIDED
 from tests.tools.marks import replace_between
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
-COLUMNS = ("claim", "model", "baseline", "measure", "data", "budget", "seeds", "n", "effect", "low", "high", "verdict")
-VERDICTS = ("supported", "contradicted", "undecided")
+VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED)
 BEGIN, END = "<!-- made by `python -m tests.tools results` -->", "<!-- end -->"
 
 
