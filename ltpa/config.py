@@ -118,7 +118,7 @@ class SettingsBase:
         return []
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def settings(cls: type[Settings]) -> type[Settings]:
     """Turn a class into a frozen dataclass whose fields are checked; the docstring lists the fields' descriptions.
 

@@ -79,7 +79,7 @@ class AblationConfig(SettingsBase):
     def train_config(self, variant: str, seed: int) -> TrainConfig:
         """Return the settings of one run."""
         model, normalizer = parse_variant(variant)
-        return TrainConfig(model=model, normalizer=normalizer, seed=seed, **self.common())
+        return TrainConfig(**{"model": model, "normalizer": normalizer, "seed": seed, **self.common()})
 
     def common(self) -> dict[str, Any]:
         """Return the settings that all runs share."""
