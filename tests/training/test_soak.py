@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltpa import fit
-from ltpa import viz as plots
+from ltpa import fit, viz
 from tests.tools.crash import tiny_config, tiny_data
 
 EPOCHS, SETTLED = 300, 60
@@ -31,7 +30,7 @@ def test_three_hundred_epochs_do_not_grow(tmp_path):
 
     def look(run):
         if len(run.history) % 20 == 0:
-            plots._image(plots.learning_curve(run.history, EPOCHS), alt="")
+            viz.to_png(viz.learning_curve(run.history, EPOCHS))
         if len(run.history) in (SETTLED, EPOCHS):
             seen[len(run.history)] = resident()
 
