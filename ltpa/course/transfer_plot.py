@@ -26,10 +26,13 @@ def transfer_figure(probes: Probes) -> Figure:
             color = f"C{variants.index(variant)}"
             lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
         for number, (name, (color, style)) in enumerate(lines.items()):
+            fill = "none" if style == "--" else "full"
             shift = 0.03 * (number - (len(lines) - 1) / 2)
             columns = [[100 * value for value in probes.accuracies(count, name)] for count in probes.correct]
             for place, column in enumerate(columns):
-                axes.plot([place + shift] * len(column), column, "o", color=color, markersize=4, alpha=0.6)
+                axes.plot(
+                    [place + shift] * len(column), column, "o", color=color, markersize=5, alpha=0.7, fillstyle=fill
+                )
             places = [place + shift for place in range(len(columns))]
             axes.plot(places, [sum(c) / len(c) for c in columns], style, color=color, linewidth=1.5)
         axes.set_xticks(
@@ -43,7 +46,7 @@ def transfer_figure(probes: Probes) -> Figure:
     figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(variants)]
     handles += [
-        Line2D([], [], color="0.4", linestyle="--", label="the same, untrained"),
+        Line2D([], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="the same, untrained"),
         Line2D([], [], color="black", marker="o", label="pixels"),
         Line2D([], [], color="0.4", linestyle=":", label="chance"),
     ]
