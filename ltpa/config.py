@@ -130,8 +130,8 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
     def __init__(self: Any, **values: Any) -> None:
         try:
+            wrong, lines = set[str](), list[str]()
             checked_init(self, **values)
-            wrong, lines = set(), []
         except ValidationError as error:
             wrong, lines = _problems(checked, error)
         right = {name: value for name, value in {**checked.defaults(), **values}.items() if name not in wrong}
@@ -146,7 +146,7 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
 def _problems(cls: Any, error: ValidationError) -> tuple[set[str], list[str]]:
     """Return the names of the wrong fields, and a line for each."""
-    hints, lines = get_type_hints(cls, include_extras=True), {}
+    hints, lines = get_type_hints(cls, include_extras=True), dict[str, str]()
     for problem in error.errors():
         name, value = str(problem["loc"][0]), problem["input"]
         if name not in hints or problem["type"] == "unexpected_keyword_argument":

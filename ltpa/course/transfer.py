@@ -62,8 +62,8 @@ class TransferConfig(AblationConfig):
         """Load the data set that the features are tried on."""
         if self.target == "digits":
             return digits(self.target_train_limit, self.target_test_limit)
-        limits = {"train_limit": self.target_train_limit, "test_limit": self.target_test_limit}
-        return load_data(self.target, self.target_dir, **limits)
+        train_limit, test_limit = self.target_train_limit, self.target_test_limit
+        return load_data(self.target, self.target_dir, train_limit=train_limit, test_limit=test_limit)
 
 
 def parameters(namespace: Mapping[str, Any]) -> TransferConfig:
