@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..errors import check_path, check_whole, closest
-from .cifar import CIFAR, load_cifar, load_svhn
 from .folder import read_folder
 from .images import LEAST, MOST
 from .memory import memory_for_images
@@ -140,6 +139,8 @@ def _draw(
 
 
 def _read(name: str, root: Path, download: bool, test_only: bool) -> tuple[tuple[str, ...], Split, Split]:
+    from .cifar import CIFAR, load_cifar, load_svhn  # here, because torchvision takes seconds to import
+
     splits = ("test",) if test_only else ("train", "test")
     if name == "svhn":
         classes, parts = tuple("0123456789"), load_svhn(root, splits, download)

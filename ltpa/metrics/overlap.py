@@ -3,7 +3,6 @@
 import pandas as pd
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from ..maps import check_maps, resize
 
@@ -109,5 +108,7 @@ def controls(count: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tens
 
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Return images (N, C, H, W) under a Gaussian of `sigma` pixels, cut off at three sigma or what the size allows."""
+    from torchvision.transforms.functional import gaussian_blur  # here, because it takes seconds to import
+
     kernel = [2 * min(max(1, round(3 * sigma)), side - 1) + 1 for side in (images.shape[3], images.shape[2])]
     return gaussian_blur(images, kernel, [sigma, sigma])
