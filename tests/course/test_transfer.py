@@ -66,19 +66,6 @@ def test_descriptors_are_what_the_classifier_reads(name, normalizer):
     assert list(seen.descriptors) == (["conv13"] if name == "vgg-pan" else list(seen.maps))
 
 
-def test_the_descriptor_of_the_last_level_is_the_weighted_sum_of_its_local_features():
-    model = network("vgg-att3-concat-dp")
-    with torch.no_grad():
-        seen = model.attend(pictures(2))
-        local = model.trunk(model.normalize(pictures(2)))["conv13"]
-    for image in range(2):
-        expected = torch.zeros(local.shape[1])
-        for y in range(local.shape[2]):
-            for x in range(local.shape[3]):
-                expected += seen.maps["conv13"][image, y, x] * local[image, :, y, x]
-        assert torch.allclose(seen.descriptors["conv13"][image], expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["vgg", "vgg-late", "vgg-gap", "resnet164"])
 def test_models_without_attention_have_no_descriptors(name):
     assert not network(name).attend(pictures(2)).descriptors
