@@ -21,7 +21,7 @@ Config = TypeVar("Config", bound=SettingsBase)
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     """Return the notebook's parameters as settings of one kind, and move to the project's folder.
 
-    papermill passes a misspelt parameter without a word. So the names that the cell of the parameters and papermill's
+    papermill passes a misspelled parameter without a word. So the names that the cell of the parameters and papermill's
     injected cell assign are compared with the known ones; what other cells assign is not looked at.
 
     Every notebook may have the parameter `runs_on_drive` beside those of the class: True puts `runs/` on Google Drive.
