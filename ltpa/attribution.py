@@ -1,4 +1,4 @@
-"""Explanations to compare attention with: why a model answers what it answers, as maps over the image.
+"""Explanations to compare attention with: maps of the image regions that a prediction depends on.
 
 The gradient and occlusion methods are captum's (`pip install 'ltpa[notebooks]'`).
 """
@@ -17,7 +17,7 @@ from .models.classifier import check_images, chosen_classes, evaluation_mode
 from .models.networks import VGGGAP
 
 METHODS = ("saliency", "gradcam", "integrated_gradients", "occlusion", "cam", "attention")
-_PIXELS = 64 * 32 * 32  # of the images in one pass, which bounds the memory
+_PIXELS = 64 * 32 * 32  # in a batch, to bound the memory
 _STEPS = 50  # of the integral
 
 
@@ -28,28 +28,27 @@ def explain(
     target: Tensor | int | None = None,
     layer: str | None = None,
 ) -> Tensor:
-    """Return maps (N, H, W) of what speaks for a class, float32 on the CPU, from 0 up.
+    """Return non-negative maps (N, H, W), float32 on the CPU, of what supports a class.
 
-    Computed in evaluation mode, in the precision of the weights (without autocast) and on the model's device. The logit
-    of the target is explained; coarser maps are scaled up bilinearly. All but "cam" and "attention" take any module
-    from images to logits.
+    They explain the logit of the target, in evaluation mode, in the precision of the weights and on the model's device;
+    coarser maps are scaled up bilinearly. All methods but "cam" and "attention" take any module from images to logits.
 
     Args:
-        model: any model of `ltpa.create_model`, or a module of your own.
-        images: uint8, or float in [0, 1], (N, 3, H, W); worked on in batches.
+        model: any model of `ltpa.create_model`, or your own module.
+        images: uint8, or float in [0, 1], (N, 3, H, W).
         method:
-            "saliency": |gradient| at every pixel, the largest of the channels (Simonyan et al. 2014);
-            "gradcam": activations of a layer, weighted with their mean gradients, the positive part (Selvaraju et al.
+            "saliency": |gradient| at every pixel, maximum over the channels (Simonyan et al. 2014);
+            "gradcam": positive part of a layer's activations weighted with their mean gradients (Selvaraju et al.
             2017);
             "integrated_gradients": from the mean color to the image in 50 steps, absolute value of the sum over the
             channels (Sundararajan et al. 2017);
-            "occlusion": by how much the logit falls when a window (a quarter of the side, moved by an eighth) has the
-            mean color, the mean over the windows on a pixel, the positive part (Zeiler and Fergus 2014);
+            "occlusion": drop of the logit when a window (a quarter of the side, moved by an eighth) has the mean color,
+            positive part of the mean over the windows that cover a pixel (Zeiler and Fergus 2014);
             "cam": the class activation map of `vgg-gap` (Zhou et al. 2016);
-            "attention": the model's own map of a level, which no target can change.
-        target: class, one or (N,); None means the predicted ones.
-        layer: of "gradcam": "conv1" ... "conv13", "stage1" ..., or a module by its full name; None is the last of the
-            trunk. Of "attention": the level; None is the last. The other methods have none.
+            "attention": the model's own map of a level, which does not depend on the target.
+        target: one class or (N,); None means the predicted ones.
+        layer: for "gradcam" a layer such as "conv13" or "stage3", or the full name of a module; for "attention" the
+            level. None means the last one. Other methods have none.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: {closest(method, METHODS)}")
@@ -64,8 +63,8 @@ def explain(
     step = max(1, _PIXELS // (size[0] * size[1]))
     targets = _targets(target, len(images))
     results = [torch.zeros(0, *size)]
-    parameter = next(model.parameters())  # the images must be on its device and of its precision
-    # Gradients are computed even in a caller's inference_mode.
+    parameter = next(model.parameters())
+    # Gradients are needed even within a caller's inference_mode.
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         for start in range(0, len(images), step):
             part = slice(start, start + step)
@@ -79,7 +78,6 @@ def explain(
 
 
 def _targets(target: Tensor | int | None, count: int) -> Tensor | None:
-    """Return a class for each image, or None."""
     if target is None:
         return None
     try:
@@ -166,5 +164,5 @@ def _module(model: nn.Module, name: str | None) -> nn.Module:
 
 
 def _mean_color(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the mean of the training images, which is zero after the normalization: the picture of nothing."""
+    """Return images of the training data's mean color, which is zero after the normalization."""
     return torch.as_tensor(getattr(model, "mean", 0.5), device=images.device).expand_as(images).to(images.dtype)

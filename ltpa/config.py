@@ -28,12 +28,12 @@ from pydantic.fields import FieldInfo
 
 from .data.augment import Augmentation
 from .data.dataset import DatasetName
-from .data.images import LEAST, MOST
+from .data.images import MAX_SIDE, MIN_SIDE
 from .errors import check_path, closest
 from .models.networks import ImageClassifier, create_model, list_models, parse_variant
 
 Normalizer = Literal["softmax", "sigmoid"]
-ImageSize = Annotated[int, Field(ge=LEAST, le=MOST)]
+ImageSize = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Limit = Annotated[int, Field(ge=1, le=10**9)]

@@ -1,4 +1,4 @@
-"""Running a model over many images: device, precision, batches; `attend` and `evaluate`."""
+"""Running a model over many images: `attend` and `evaluate`, device and precision."""
 
 import platform
 from collections import OrderedDict
@@ -16,14 +16,14 @@ from .errors import closest
 from .maps import entropy
 from .models.classifier import AttentionOutput, ImageClassifier, check_images, evaluation_mode, pairs
 
-BATCH_PIXELS = 500 * 32 * 32  # of the images in one batch, unless a batch size is given
+BATCH_PIXELS = 500 * 32 * 32  # in a batch, unless a batch size is given
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device for "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
 
-    Under torchrun every process of a machine gets a GPU of its own.
+    Under torchrun every process of a machine gets its own GPU.
     """
     processes, gpus = launched(), torch.cuda.device_count()
     if name == "auto":
@@ -57,9 +57,9 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of convolutions: "auto" is bf16 on hardware that is fast at it, else fp16 on CUDA, else fp32.
+    """Return the dtype for autocast: "auto" is bf16 on hardware that is fast at it, else fp16 on CUDA, else fp32.
 
-    Fast at bf16 are CUDA capability 8 and up, and CPUs with AMX or AVX512-BF16 instructions.
+    GPUs from CUDA capability 8 up and CPUs with AMX or AVX512-BF16 instructions are fast at bf16.
     """
     if name != "auto" and name not in _DTYPES:
         raise ValueError(f"precision={name!r}: {closest(name, ('auto', *_DTYPES))}")
@@ -94,7 +94,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def images_at_once(images: Tensor | Split, batch_size: int | None = None) -> int:
-    """Return the batch size; for None one that takes as much memory for large images as for small ones."""
+    """Return the batch size; None means one whose memory does not depend on the size of the images."""
     if batch_size is None:
         return max(1, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))
     if batch_size < 1:
@@ -111,17 +111,15 @@ def attend_batches(
     *,
     query: Tensor | None = None,
 ) -> Iterator[tuple[slice, AttentionOutput]]:
-    """Run a model in evaluation mode over images, batch by batch, on the model's device.
+    """Run a model in evaluation mode on its device; yield a slice of the images and its output for them, by batches.
 
     Args:
         model: any model of `ltpa.create_model`.
-        images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split, whose images may be in files.
+        images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split.
         precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: images at once; memory does not grow with N. None is 500 of 32x32 pixels, fewer of larger ones.
-        query: None, or images like `images`, see `AttentionNetwork.attend`: one for each, or one of either for all.
-
-    Yields:
-        which images (or queries, if they are more), and the model's output for them.
+        batch_size: None means 500 images of 32x32 pixels, fewer larger ones.
+        query: None, or images like `images`, see `AttentionNetwork.attend`; the slices are of the queries if there are
+            more of them.
     """
     for name, value in {"images": images, **({} if query is None else {"query": query})}.items():
         if not isinstance(value, Tensor | Split):
@@ -155,10 +153,7 @@ def attend(
     *,
     query: Tensor | None = None,
 ) -> AttentionOutput:
-    """Return `model.attend` for any number of images: float32 on the CPU, without gradients.
-
-    The arguments are those of `attend_batches`.
-    """
+    """Return `model.attend` for any number of images, float32 on the CPU; arguments as in `attend_batches`."""
     batches = attend_batches(model, images, precision, batch_size, query=query)
     outputs = [_combined([output], lambda tensors: tensors[0].float().cpu()) for _, output in batches]
     if not outputs:
@@ -167,7 +162,7 @@ def attend(
 
 
 def _combined(outputs: list[AttentionOutput], combine: Callable[[list[Tensor]], Tensor]) -> AttentionOutput:
-    """One output, each tensor made from those in the same place of all outputs."""
+    """Combine each tensor of the outputs."""
 
     def levels(name: str) -> "OrderedDict[str, Tensor]":
         values = [getattr(output, name) for output in outputs]
@@ -185,26 +180,17 @@ def _combined(outputs: list[AttentionOutput], combine: Callable[[list[Tensor]], 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does with labeled images, image by image.
+    """A model's results on labeled images, image by image; NaN for a map whose weights are all 0."""
 
-    Attributes:
-        predictions: int64 (N,), the class with the highest logit.
-        correct: bool (N,).
-        losses: (N,), cross-entropy in nats.
-        entropies: level -> (N,), 1 = uniform; NaN for a map without any weight.
-        strongest: level -> the share (N,) of each map's weight at its strongest position (NaN for a map without any
-            weight), and the number of positions.
-    """
-
-    predictions: Tensor
-    correct: Tensor
-    losses: Tensor
-    entropies: dict[str, Tensor]
-    strongest: dict[str, tuple[Tensor, int]]
+    predictions: Tensor  # int64 (N,)
+    correct: Tensor  # bool (N,)
+    losses: Tensor  # (N,), cross-entropy in nats
+    entropies: dict[str, Tensor]  # level -> (N,), 1 = uniform
+    strongest: dict[str, tuple[Tensor, int]]  # level -> (N,) largest share of a map's weight; number of positions
 
     @property
     def scores(self) -> dict[str, float]:
-        """The means over the images, see `evaluate`."""
+        """The means over the images that `evaluate` returns."""
         entropies = {f"entropy_{level}": values.double().nanmean() for level, values in self.entropies.items()}
         means = {"accuracy": self.correct.double().mean(), "loss": self.losses.double().mean(), **entropies}
         return {name: value.item() for name, value in means.items()}
@@ -213,10 +199,9 @@ class Evaluation:
 def evaluate(
     model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int | None = None
 ) -> dict[str, float]:
-    """Return accuracy in [0, 1], cross-entropy in nats, and the mean entropy of each level's maps (1 = uniform).
+    """Return {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}: in [0, 1], in nats, and 1 = uniform.
 
-    {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}. Maps without any weight do not count for the entropy; it
-    is NaN where no map has any. `evaluate_images` returns the values of each image.
+    The entropy is the mean over the maps that have any weight. `evaluate_images` returns the values of each image.
     """
     return evaluate_images(model, split, precision, batch_size).scores
 
@@ -228,7 +213,7 @@ def evaluate_images(
     batch_size: int | None = None,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Evaluate a model on labeled images, image by image; several processes share them, and each gets all results."""
+    """Evaluate a model image by image; several processes share the images, and each gets all results."""
     if not len(split):
         raise ValueError("there are no images to evaluate on")
     if split.labels.shape != (len(split),):

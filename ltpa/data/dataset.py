@@ -1,4 +1,4 @@
-"""Data sets as tensors: `load_data(name)` for the drawn shapes, CIFAR, SVHN and folders of your own images."""
+"""Data sets: `load_data(name)` for the drawn shapes, CIFAR, SVHN and folders of your own images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import check_path, check_whole, closest
 from .folder import read_folder
-from .images import LEAST, MOST
+from .images import MAX_SIDE, MIN_SIDE
 from .memory import memory_for_images
 from .shapes import CLASSES, draw_shapes
 from .split import Channels, Split, at_most, part_off
@@ -21,23 +21,15 @@ SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set.
-
-    Attributes:
-        name: what `load_data` was called with.
-        classes: class names, in the order of the labels.
-        train, test: the two splits.
-        mean, std: per channel over the training images, in [0, 1]; without these over the test images.
-        notes: what a user should know about how it was read (a split that was made, copies that were found).
-    """
+    """A data set, as `load_data` returns it."""
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # in the order of the labels
     train: Split
     test: Split
-    mean: Channels
+    mean: Channels  # of the training images in [0, 1], or of the test images if there are no others
     std: Channels
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a user should know, such as a split that was made or copies that were found
 
 
 def load_data(
@@ -53,30 +45,26 @@ def load_data(
     memory_gb: float | None = None,
     test_only: bool = False,
 ) -> Dataset:
-    """Load a data set into memory; images of a folder that do not fit there stay in their files, and a note says so.
+    """Load a data set into memory; a folder's images that do not fit stay in their files, and a note says so.
 
     Args:
-        name: "shapes" (made by code, no download), "cifar10", "cifar100", "svhn" (needs scipy), or "folder":
-            `root/train/<class>/*` and `root/test/<class>/*`, or only `root/<class>/*`, of which a seeded fifth of
-            every class becomes the test split.
-        root: folder for downloads, or of your own images.
-        image_size: side of the square images in pixels, from 32 to 1024; of others the middle square is scaled.
-        train_limit, test_limit: use at most so many images, balanced over the classes and chosen by the seed; of
+        name: "shapes" (drawn by code), "cifar10", "cifar100", "svhn" (needs scipy), or "folder":
+            `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*`, where a seeded fifth of every class
+            becomes the test split.
+        root: folder for downloads, or with your own images.
+        image_size: side of the square images in pixels, from 32 to 1024; your own images are cropped to the middle
+            square, then scaled.
+        train_limit, test_limit: maximum number of images, balanced over the classes and chosen by the seed; for
             "shapes" the first ones, which are balanced in every 500.
-        seed: for the split and the limits, and for what "shapes" draws.
+        seed: seed of the split, of the limits and of "shapes".
         download: whether CIFAR and SVHN may be downloaded.
-        objects: only "shapes": 2 draws scenes of two objects, masks (N, 2, H, W) and labels (N, 2).
-        memory_gb: what the images may take, in gigabytes (10^9 bytes); None is half of the free memory.
-        test_only: leave `train` empty; for CIFAR that is a download of 24 MB instead of 170 MB.
-
-    Raises:
-        ValueError: images that are not in files and do not fit, a folder that cannot be used, or a wrong argument.
-        FileNotFoundError: a folder that is missing, or data that may not be downloaded.
-        DownloadError: no mirror delivered; the message says what to do.
+        objects: 2 makes "shapes" draw scenes of two objects, with labels (N, 2) and masks (N, 2, H, W).
+        memory_gb: memory for the images in gigabytes (10^9 bytes); None means half of what is free.
+        test_only: leave `train` empty; CIFAR is then a download of 24 MB instead of 170 MB.
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
-    check_whole("image_size", image_size, LEAST, MOST)
+    check_whole("image_size", image_size, MIN_SIDE, MAX_SIDE)
     for label, limit in (("train_limit", train_limit), ("test_limit", test_limit)):
         if limit is not None:
             check_whole(label, limit, 1, 10**9)
@@ -109,13 +97,7 @@ def load_data(
 
 
 def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
-    """Replace the test split by a seeded part of every class of the training split, to choose settings on it.
-
-    Args:
-        data: a data set; its test split is dropped, so that nothing can be chosen on it.
-        fraction: part of the training images to hold out, in (0, 1).
-        seed: of the choice.
-    """
+    """Replace the test split by a seeded fraction of every class of the training split, to choose settings on it."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise TypeError(f"validation must be a number, not {fraction!r}")
     if not 0 < fraction < 1 or not 0 < round(len(data.train) * fraction) < len(data.train):
@@ -129,8 +111,8 @@ def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
 def _draw(
     limits: tuple[int | None, int | None], size: int, seed: int, objects: int, memory: int
 ) -> tuple[Split, Split]:
-    sizes = (SHAPES_TRAIN, SHAPES_TEST)
-    counts = [most if limit is None else min(limit, most) for limit, most in zip(limits, sizes, strict=True)]
+    totals = (SHAPES_TRAIN, SHAPES_TEST)
+    counts = [total if limit is None else min(limit, total) for limit, total in zip(limits, totals, strict=True)]
     _check_fits(sum(counts), size, memory)
     train, test = (
         Split(*draw_shapes(max(1, count), size, 2 * seed + part, objects))[:count] for part, count in enumerate(counts)
@@ -150,7 +132,7 @@ def _read(name: str, root: Path, download: bool, test_only: bool) -> tuple[tuple
 
 
 def _scale(images: Tensor, size: int) -> Tensor:
-    """Bring square uint8 images (N, 3, S, S) to another size, in portions that bound the memory."""
+    """Resize square uint8 images (N, 3, S, S), 1,000 at a time to bound the memory."""
     scaled = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for part, target in zip(images.split(1000), scaled.split(1000), strict=True):
         if len(part):
@@ -160,7 +142,7 @@ def _scale(images: Tensor, size: int) -> Tensor:
 
 
 def _check_fits(count: int, size: int, memory: int) -> None:
-    """Refuse pictures that are not in files and take more than `memory` bytes."""
+    """Refuse images that take more than `memory` bytes and cannot stay in files."""
     if count * 3 * size**2 > memory:
         raise ValueError(
             f"{count} images of {size}x{size} pixels take {count * 3 * size**2 / 1e9:.2g} GB, and images may take "

@@ -1,4 +1,4 @@
-"""Downloads from mirrors in turn: a file is believed only when its hash is right."""
+"""Downloads from one mirror after the other; a file counts only when its hash is right."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..progress import bar_file
 
-WINDOW = 7.0  # seconds; a mirror that sends less than MIN_SPEED over one, the first included, is left for the next
+WINDOW = 7.0  # seconds; a mirror slower than MIN_SPEED over a window is given up for the next
 MIN_SPEED = 100_000.0  # bytes per second; lower it on a slow line
 GIVE_UP = 1800.0  # seconds after which a download ends, whatever the mirrors do
 PROGRESS_AFTER = 2.0  # seconds that a download must last to show a progress bar
@@ -29,30 +29,30 @@ Check = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download: its name in the data folder, "md5:..." or "sha256:...", bytes, mirrors (the best first)."""
+    """A file to download."""
 
-    name: str
-    hash: str
-    size: int
-    urls: tuple[str, ...]
+    name: str  # in the data folder
+    hash: str  # "md5:..." or "sha256:..."
+    size: int  # bytes
+    urls: tuple[str, ...]  # mirrors, the best first
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the folder holds the file with the right content."""
+        """Return whether the folder holds the file with the right content."""
         path, (kind, digest) = folder / self.name, self.hash.split(":")
         return os.path.isfile(path) and pooch.file_hash(str(path), alg=kind) == digest
 
 
 class DownloadError(OSError):
-    """Data could not be fetched, stored or unpacked; the message says why and what to do."""
+    """Data could not be downloaded, stored or unpacked; the message says why and what to do."""
 
 
 class _MirrorError(Exception):
-    """One mirror failed: go on to the next."""
+    """One mirror failed: try the next."""
 
 
 @contextmanager
 def only_process(folder: Path, name: str) -> Iterator[None]:
-    """Make the folder, let one process at a time work on `name` in it, and explain what the disk refuses."""
+    """Create the folder and lock `name` in it for one process at a time; turn disk errors into a DownloadError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / f".{name}.lock", timeout=GIVE_UP)
@@ -62,7 +62,7 @@ def only_process(folder: Path, name: str) -> Iterator[None]:
             message = f"{folder / name}: another process has worked on it for {GIVE_UP:.0f} s; end it first"
             raise DownloadError(message) from error
         except (OSError, NotImplementedError):
-            pass  # some network drives have no locks; the hash guards the result all the same
+            pass  # some network drives have no locks; the hash still guards the result
         try:
             yield
         finally:
@@ -74,13 +74,10 @@ def only_process(folder: Path, name: str) -> Iterator[None]:
 
 
 def fetch(file: RemoteFile, folder: Path, check: Check | None = None) -> Path:
-    """Return the path of a file in `folder`, downloaded if it is not there; call it within `only_process`.
+    """Return the path of a file in `folder`, downloading it if needed; call this within `only_process`.
 
-    The environment variable LTPA_MIRROR names the address of a folder that is tried first. A dead mirror costs
-    `WINDOW` seconds. `check` is called with an address before it is used: what it raises is that mirror's failure.
-
-    Raises:
-        DownloadError: no mirror delivered; the message says how each failed and what to do.
+    The environment variable LTPA_MIRROR is the address of a folder to try first. `check` is called with each address
+    before the download; if it raises, the next mirror is tried.
     """
     path = folder / file.name
     if file.is_in(folder):
@@ -107,10 +104,10 @@ def fetch(file: RemoteFile, folder: Path, check: Check | None = None) -> Path:
 
 
 def _download(url: str, path: str, _: object, *, size: int, until: float, check: Check | None) -> None:
-    """Download a file, for pooch; a thread receives, so that a server that hangs or trickles is left in time."""
+    """Download a file for pooch; a thread receives it, so that a server that hangs or trickles is given up in time."""
     blocks: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-    left = threading.Event()
-    threading.Thread(target=_receive, args=(url, blocks, left, check), daemon=True).start()
+    stop = threading.Event()
+    threading.Thread(target=_receive, args=(url, blocks, stop, check), daemon=True).start()
     name, options = Path(url.split("?")[0]).name, {"unit": "B", "unit_scale": True, "mininterval": 0.5}
     done, done_before, due = 0, 0, time.monotonic() + WINDOW
     try:
@@ -138,17 +135,17 @@ def _download(url: str, path: str, _: object, *, size: int, until: float, check:
                 done += len(block)
                 bar.update(len(block))
     finally:
-        left.set()
+        stop.set()
 
 
-def _receive(url: str, blocks: queue.SimpleQueue, left: threading.Event, check: Check | None) -> None:
-    """Put what the server sends into the queue, then b"" or the error."""
+def _receive(url: str, blocks: queue.SimpleQueue, stop: threading.Event, check: Check | None) -> None:
+    """Queue the blocks that the server sends, then b"" or the error."""
     try:
         if check is not None:
             check(url)
         request = urllib.request.Request(url, headers={"User-Agent": "ltpa"})
         with urllib.request.urlopen(request, timeout=WINDOW) as response:
-            while not left.is_set() and (block := response.read1(1 << 18)):
+            while not stop.is_set() and (block := response.read1(1 << 18)):
                 blocks.put(block)
         blocks.put(b"")
     except Exception as error:

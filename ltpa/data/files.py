@@ -1,4 +1,4 @@
-"""Images in files: decoded by threads all at once, or by worker processes again and again where memory is short."""
+"""Image files: decoded once by threads, or batch by batch in worker processes where memory is short."""
 
 import os
 import signal
@@ -20,18 +20,12 @@ from .images import crop_square, open_image
 from .split import Channels, Index, Split, count_levels, crc32, level_statistics
 
 THREADS = 8
-PORTION = 256  # files that are decoded at once
-LOADER_BYTES = 256 * 2**20  # that the workers of a loader may have read ahead, about
+PORTION = 256  # files decoded at a time
+LOADER_BYTES = 256 * 2**20  # that a loader's workers may read ahead, approximately
 
 
 class FileSplit(Split):
-    """Images that stay in their files, with labels: only parts of them are ever in memory.
-
-    Args:
-        files: N paths.
-        labels: int64 (N,).
-        size: S, the side in pixels to which the middle squares are scaled.
-    """
+    """Images with labels that stay in their files; the middle squares are scaled to `size` pixels."""
 
     in_files = True
     dtype = torch.uint8
@@ -46,14 +40,14 @@ class FileSplit(Split):
         return len(self.files)
 
     def __getitem__(self, index: Index) -> Split:
-        """Return the chosen images, decoded."""
+        """Return the chosen images, decoded into memory."""
         numbers = torch.arange(len(self))[index]
         images, _ = read_images([self.files[i] for i in numbers.flatten().tolist()], self.size)
         return Split(images.unflatten(0, numbers.shape) if numbers.ndim else images[0], self.labels[index])
 
     @property
     def images(self) -> Tensor:
-        """All images, decoded anew, uint8 (N, 3, S, S)."""
+        """All images, decoded at each access, uint8 (N, 3, S, S)."""
         return self[:].images
 
     @property
@@ -62,19 +56,16 @@ class FileSplit(Split):
         return torch.Size((len(self), 3, self.size, self.size))
 
     def part(self, index: slice | Tensor) -> "FileSplit":
-        """Return the chosen images, none of which is read."""
+        """Return the chosen images without decoding any."""
         numbers = torch.arange(len(self))[index].tolist()
         return FileSplit([self.files[i] for i in numbers], self.labels[index], self.size)
 
     def batches(self, parts: Sequence[slice | Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each part, decoded ahead of their use in worker processes.
-
-        About `LOADER_BYTES` are read ahead, but at least one batch a worker. Closing the iterator ends the workers.
-        """
+        """Yield the images of each part, decoded ahead of use in worker processes; closing the iterator ends them."""
         numbers = [torch.arange(len(self))[part].tolist() for part in parts]
         ahead = max(1, LOADER_BYTES // (max(map(len, numbers), default=1) * 3 * self.size**2))
         workers = min(loader_workers(), ahead)
-        files: Any = self.files  # a list is data set enough
+        files: Any = self.files
         loader: Iterable[np.ndarray] = torch.utils.data.DataLoader(
             files,
             batch_sampler=numbers,
@@ -82,17 +73,13 @@ class FileSplit(Split):
             prefetch_factor=max(1, min(4, ahead // workers)),
             collate_fn=partial(_decoded, size=self.size),
             worker_init_fn=_follow_parent,
-            generator=torch.Generator(),  # of the workers' seeds, which nothing uses: the global one stays as it is
+            generator=torch.Generator(),  # keeps the global generator as it is
         )
         for images in loader:
             yield torch.from_numpy(images)
 
     def scan(self, start: int = 0) -> list[bytes]:
-        """Decode every file once and keep `checksum(start)` and `statistics`; return the digests of the files.
-
-        Raises:
-            ValueError: a file that is no image, named.
-        """
+        """Decode every file once, keep `checksum(start)` and `statistics`, and return the files' digests."""
         digests: list[bytes] = []
         value, levels = start, torch.zeros(3, 256, dtype=torch.int64)
         for images, portion_digests in _read_portions(self.files, self.size):
@@ -102,34 +89,31 @@ class FileSplit(Split):
         return digests
 
     def checksum(self, start: int = 0) -> int:
-        """Return the CRC-32 of pixels and labels, continued from `start`: that of the same split in memory."""
+        """Return the CRC-32 of pixels and labels, the same as for a split in memory."""
         if start not in self._scans:
             self.scan(start)
         return self._scans[start][0]
 
     def statistics(self) -> tuple[Channels, Channels]:
-        """Return mean and standard deviation per channel, see `channel_statistics`."""
+        """Return mean and standard deviation per channel, the same as for a split in memory."""
         if not self._scans:
             self.scan()
         return level_statistics(next(iter(self._scans.values()))[1])
 
 
 def loader_workers() -> int:
-    """Return the number of worker processes: as many as this process may use cores, 8 at most."""
+    """Return the number of worker processes: one for each core that this process may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 def _decoded(files: list[Path], size: int) -> np.ndarray:
-    """Decode a batch, as an array: that goes through a pipe; a tensor needs shared memory, which containers lack."""
+    """Decode a batch; an array goes through a pipe, a tensor would need shared memory, which containers lack."""
     return np.stack([read_image(file, size)[0] for file in files])
 
 
 def _follow_parent(_: int) -> None:
-    """Leave signals to the parent, but end with it, even if it is killed.
-
-    Else a worker that waits to hand over a batch would wait for ever and hold the run's lock, which it inherited.
-    """
+    """Ignore signals but exit with the parent, even a killed one; a blocked worker would keep the run's lock."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -144,11 +128,7 @@ def _follow_parent(_: int) -> None:
 
 
 def read_images(files: Sequence[Path], size: int) -> tuple[Tensor, list[bytes]]:
-    """Decode image files into memory, uint8 (N, 3, size, size), and return the digests of the files' contents, too.
-
-    Raises:
-        ValueError: a file that is no image, named.
-    """
+    """Decode image files into uint8 (N, 3, size, size); also return the digests of their contents."""
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     digests: list[bytes] = []
     for portion, portion_digests in _read_portions(files, size):
@@ -160,19 +140,14 @@ def read_images(files: Sequence[Path], size: int) -> tuple[Tensor, list[bytes]]:
 def _read_portions(files: Sequence[Path], size: int) -> Iterator[tuple[Tensor, list[bytes]]]:
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
         for start in range(0, len(files), PORTION):
-            # What Pillow warns about, such as broken EXIF data, nobody needs to know here.
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore")  # such as Pillow's about broken EXIF data
                 read = list(pool.map(lambda file: read_image(file, size), files[start : start + PORTION]))
             yield torch.from_numpy(np.stack([pixels for pixels, _ in read])), [digest for _, digest in read]
 
 
 def read_image(file: Path, size: int) -> tuple[np.ndarray, bytes]:
-    """Decode one file: uint8 (3, size, size), and the digest of its content.
-
-    Raises:
-        ValueError: it is no image, or cannot be read.
-    """
+    """Decode one file into uint8 (3, size, size); also return the digest of its content."""
     try:
         content = file.read_bytes()
         image = open_image(content)

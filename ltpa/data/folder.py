@@ -1,4 +1,4 @@
-"""A folder of your own images: which files it holds, of which classes, and the data set they make."""
+"""A folder of your own images as a data set."""
 
 import os
 from collections import Counter
@@ -11,30 +11,25 @@ from .files import FileSplit, read_images
 from .images import IMAGE_SUFFIXES
 from .split import Split, at_most, part_off
 
-TEST_FRACTION = 0.2  # of a folder without train/ and test/
-
 Listing = tuple[list[Path], Tensor]  # files and their labels
 
 
 def read_folder(
     root: Path, size: int, limits: tuple[int | None, int | None], seed: int, memory: int
 ) -> tuple[tuple[str, ...], Split, Split, list[str]]:
-    """Read `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*` and set a part aside for the test.
+    """Read a folder as described at `load_data`: return classes, training images, test images and notes for the user.
 
     Args:
         root: the folder.
-        size: side in pixels.
-        limits: the most images of the two splits; 0 training images are not read at all.
-        seed: of the part set aside and of the limits.
-        memory: bytes that the images may take; splits that take more stay in their files.
-
-    Returns:
-        classes, training images, test images, and notes for the user.
+        size: side of the images in pixels.
+        limits: maximum numbers of training and test images.
+        seed: seed of the test split and of the limits.
+        memory: bytes that the images may take; splits that do not fit stay in their files.
     """
     classes, train, test, notes = list_folder(root)
     if test is None:
         count = len(train[0])
-        kept, chosen = part_off(train[1], max(1, round(count * TEST_FRACTION)), seed)
+        kept, chosen = part_off(train[1], max(1, round(count * 0.2)), seed)
         train, test = _chosen(train, kept), _chosen(train, chosen)
         notes.append(
             f"{root} has no train/ and test/: {len(chosen)} of {count} images were set aside for the test, "
@@ -57,7 +52,7 @@ def read_folder(
                 "here (memory_gb changes it): they stay in their files and are read when they are used"
             )
     train_split, train_digests = _read(train, size, stream_train, 0)
-    # A run's checksum of the test images goes on where that of the training images ends.
+    # A run's checksum of the test images continues that of the training images.
     start = train_split.checksum() if stream_test else 0
     test_split, test_digests = _read(test, size, stream_test, start)
     counts = Counter(test_digests)
@@ -72,7 +67,7 @@ def _chosen(listing: Listing, index: slice | Tensor) -> Listing:
 
 
 def _read(listing: Listing, size: int, streamed: bool, start: int) -> tuple[Split, list[bytes]]:
-    """Return the images, each file of which was read once to see whether it can be, and the files' digests."""
+    """Return the images and the files' digests; every file is decoded once, so broken ones are found now."""
     files, labels = listing
     if streamed:
         split = FileSplit(files, labels, size)
@@ -82,13 +77,8 @@ def _read(listing: Listing, size: int, streamed: bool, start: int) -> tuple[Spli
 
 
 def list_folder(root: Path) -> tuple[tuple[str, ...], Listing, Listing | None, list[str]]:
-    """List a folder without reading an image: classes, training files, test files (None if not apart), and notes.
-
-    Raises:
-        FileNotFoundError: the folder is missing.
-        ValueError: it holds something else, or classes without images.
-    """
-    if not os.path.isdir(root):  # which, unlike Path.is_dir, takes everything
+    """Return classes, training files, test files (None without train/ and test/) and notes; no image is read."""
+    if not os.path.isdir(root):  # unlike Path.is_dir, it accepts any text
         raise FileNotFoundError(
             f"data_dir {str(root)!r} is not a folder (looked in {Path.cwd()}); "
             "it should hold train/<class>/* and test/<class>/*, or <class>/*"
@@ -130,13 +120,8 @@ def _class_names(folder: Path, least: int = 2) -> list[str]:
 
 
 def _list_classes(folder: Path, names: list[str], classes: list[str]) -> Listing:
-    files: list[Path] = []
-    labels: list[int] = []
-    for name in names:
-        of_class = _image_files(folder / name)
-        files += of_class
-        labels += [classes.index(name)] * len(of_class)
-    return files, torch.tensor(labels)
+    labeled = [(file, classes.index(name)) for name in names for file in _image_files(folder / name)]
+    return [file for file, _ in labeled], torch.tensor([label for _, label in labeled])
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""One picture: decoded, brought to RGB and upright; of a folder's file, or of your own in whatever form it comes."""
+"""Single images: decoded, converted to RGB and turned upright."""
 
 import os
 import warnings
@@ -16,12 +16,12 @@ from torch import Tensor
 from ..errors import check_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # whatever a file's name says
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000  # of an image of a data set; a few kilobytes can unpack to gigabytes
-MOST_PIXELS = 20_000_000  # of your own picture, which is kept whole
-LONGEST = 4  # times the shorter side; a longer picture is squeezed to that, or it would need too much memory
-LEAST, MOST = 32, 1024  # pixels of the shorter side
-READ = 224  # pixels at most of the shorter side that a model reads unasked; a phone's photo would fill the memory
+MAX_PHOTO_PIXELS = 20_000_000  # of your own picture, which is kept whole
+MAX_ASPECT = 4  # longer pictures are squeezed to this ratio of the sides, to bound the memory
+MIN_SIDE, MAX_SIDE = 32, 1024  # of the shorter side, in pixels
+DEFAULT_SIDE = 224  # to which larger pictures are scaled unless a side is given; a phone's photo would fill the memory
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"mif1", b"msf1", b"avif", b"avis")  # in ftyp boxes
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,11 +38,7 @@ Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
 
 
 def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file and bring it to RGB, see `to_rgb`; of an animation the first frame is taken.
-
-    Raises:
-        ValueError: not an image that Pillow can read, or one of more than `max_pixels`.
-    """
+    """Decode an image file and convert it with `to_rgb`; an animation gives its first frame."""
     if not content:
         raise ValueError("the file is empty")
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC:
@@ -50,7 +46,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     problem = f"more than {max_pixels:,} pixels: scale it down first"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns about is refused below, or nobody needs to know
+            warnings.simplefilter("ignore")  # what matters of it is refused below
             image = Image.open(BytesIO(content), formats=IMAGE_FORMATS)
             if image.width * image.height <= max_pixels:
                 return to_rgb(image)
@@ -64,9 +60,9 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a Pillow image to RGB and upright, transparency laid on white and 16-bit values scaled to 8 bits."""
+    """Convert a Pillow image to upright RGB, with transparency on white and 16-bit values scaled to 8 bits."""
     image.load()
-    with suppress(Exception):  # no orientation, or EXIF data so broken that they say nothing
+    with suppress(Exception):  # no orientation, or broken EXIF data
         image = image.transpose(_UPRIGHT[image.getexif()[0x0112]])
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, save it with 8 bits")
@@ -90,15 +86,9 @@ def crop_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def read_pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
-    """Read one picture or several: a uint8 tensor (3, H, W) for each.
+    """Return a uint8 tensor (3, H, W) for each picture: a `Picture`, a list of them, or a batch.
 
-    Args:
-        source: a picture (see `Picture`), a list of pictures, which may differ in size, or a batch: an array
-            (N, H, W, 3) or a tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
-
-    Raises:
-        ValueError: no picture, one that cannot be read or has more than 20 megapixels, or numbers that are not a
-            picture's.
+    A batch is an array (N, H, W, 3) or a tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
     """
     many = isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4)
     pictures: Any = source if many else [source]
@@ -108,14 +98,14 @@ def read_pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
 
 
 def at_resolution(picture: Tensor, side: int) -> Tensor:
-    """Scale the shorter side of a picture uint8 (3, H, W) to `side` pixels, from 32 to 1024; its proportions stay.
+    """Scale the shorter side of a picture uint8 (3, H, W) to `side` pixels, from 32 to 1024.
 
-    A picture more than four times as long as wide is squeezed to four times.
+    The proportions stay, except that a picture more than four times as long as wide is squeezed to four times.
     """
-    check_whole("side", side, LEAST, MOST)
+    check_whole("side", side, MIN_SIDE, MAX_SIDE)
     _, height, width = picture.shape
     shorter = min(height, width)
-    wide, high = (min(LONGEST * side, round(length * side / shorter)) for length in (width, height))
+    wide, high = (min(MAX_ASPECT * side, round(length * side / shorter)) for length in (width, height))
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
     return _tensor(image.resize((wide, high), Image.Resampling.BILINEAR))
 
@@ -126,11 +116,11 @@ def _read(picture: Any) -> Tensor:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r} (looked in {Path.cwd()})")
         try:
-            return _tensor(open_image(path.read_bytes(), MOST_PIXELS))
+            return _tensor(open_image(path.read_bytes(), MAX_PHOTO_PIXELS))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     if isinstance(picture, bytes | bytearray | memoryview):
-        return _tensor(open_image(bytes(picture), MOST_PIXELS))
+        return _tensor(open_image(bytes(picture), MAX_PHOTO_PIXELS))
     if isinstance(picture, Image.Image):
         _check_pixels(picture.width, picture.height)
         return _tensor(to_rgb(picture))
@@ -150,8 +140,8 @@ def _read(picture: Any) -> Tensor:
 
 
 def _check_pixels(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"more than {MOST_PIXELS:,} pixels: scale it down first")
+    if width * height > MAX_PHOTO_PIXELS:
+        raise ValueError(f"more than {MAX_PHOTO_PIXELS:,} pixels: scale it down first")
 
 
 def _from_numbers(values: np.ndarray) -> Tensor:

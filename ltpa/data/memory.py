@@ -1,4 +1,4 @@
-"""How much memory images may take: they are kept there if they fit."""
+"""How much memory images may take."""
 
 import os
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.u
 
 
 def memory_for_images(memory_gb: float | None) -> int:
-    """Return the bytes that the images of a data set may take: as given, or half of what is free.
+    """Return how many bytes a data set's images may take; None means half of what is free.
 
-    The processes of torchrun on one machine share it.
+    The processes that torchrun starts on one machine share them.
     """
     whole = int(memory_gb * 1e9) if memory_gb is not None else free_memory() // 2
     return whole // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def free_memory() -> int:
-    """Return the bytes that the system or this process's container has left, whichever is less."""
+    """Return the bytes left in the system or in this process's container, whichever is less."""
     free = [psutil.virtual_memory().available]
     for folder in _control_groups():
         for limit, used in _LIMITS:
-            with suppress(OSError, ValueError):  # "max" is no number: no limit
+            with suppress(OSError, ValueError):  # "max" means no limit
                 left = int((folder / limit).read_text()) - int((folder / used).read_text())
                 free.append(max(0, left + _file_cache(folder)))
     return min(free)
@@ -43,7 +43,7 @@ def _control_groups() -> Iterator[Path]:
 
 
 def _file_cache(folder: Path) -> int:
-    """Return the bytes of a control group that only cache files and are given back when they are needed."""
+    """Return the bytes of a control group that only cache files: the system frees them on demand."""
     try:
         values = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

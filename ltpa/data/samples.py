@@ -1,4 +1,4 @@
-"""Real pictures without a download: some that scikit-image and scikit-learn ship."""
+"""Real pictures without a download: they come with scikit-image and scikit-learn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from .dataset import Dataset
 from .images import crop_square
 from .split import Split
 
-PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # what, scikit-image's name
+PHOTOGRAPHS = {"cat": "cat", "coffee": "coffee", "rocket": "rocket", "woman": "astronaut"}  # to scikit-image's name
 UNKNOWN = -1  # the label of a picture that shows none of the classes
-STAND_INS = (  # what it shows, the class of CIFAR-10 if it is one, the library's picture, (left, top, right, bottom)
+STAND_INS = (  # description, class of CIFAR-10 or "", name in its library, (left, top, right, bottom)
     ("a cat", "cat", "chelsea", (0, 0, 300, 300)),
     ("a cat's face", "cat", "chelsea", (75, 0, 375, 300)),
     ("a horse (a silhouette)", "horse", "horse", None),
@@ -28,21 +28,13 @@ STAND_INS = (  # what it shows, the class of CIFAR-10 if it is one, the library'
 
 @dataclass(frozen=True)
 class Photographs(Dataset):
-    """A handful of pictures in place of a data set: `test` holds them, `train` is empty.
+    """A few pictures in place of a data set: `test` holds them, `train` is empty."""
 
-    Attributes:
-        names: what each shows; the label of a picture that shows none of the classes is `UNKNOWN`.
-    """
-
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # what each picture shows
 
 
 def photographs(size: int = 64) -> tuple[Split, tuple[str, ...]]:
-    """Return four color photographs, each a class of its own (4, 3, size, size), and their names.
-
-    Raises:
-        ImportError: scikit-image is missing.
-    """
+    """Return four color photographs (4, 3, size, size), each a class of its own, and their names."""
     images = _batch([crop_square(_picture(name), size) for name in PHOTOGRAPHS.values()])
     return Split(images, torch.arange(len(images))), tuple(PHOTOGRAPHS)
 
@@ -50,8 +42,7 @@ def photographs(size: int = 64) -> tuple[Split, tuple[str, ...]]:
 def stand_ins(classes: Sequence[str], size: int = 32) -> Photographs:
     """Return nine pictures for a network that knows `classes`: two of a cat, a drawn horse, and six of other things.
 
-    Raises:
-        ImportError: scikit-image or scikit-learn is missing.
+    A picture of none of the classes has the label `UNKNOWN`.
     """
     pictures = {source: _picture(source) for _, _, source, _ in STAND_INS}
     squares = [
@@ -81,5 +72,4 @@ def _picture(source: str) -> Image.Image:
 
 
 def _batch(squares: Sequence[Image.Image]) -> torch.Tensor:
-    """Return images of one size as uint8 (N, 3, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2).contiguous()

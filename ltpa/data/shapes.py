@@ -1,8 +1,8 @@
 """The embedded data set: silhouettes on cluttered backgrounds, drawn by code, with the exact mask of every object.
 
-Every number comes from the raw stream of a seeded bit generator (its values are fixed for all versions of numpy) and
-all geometry is float64, so the pictures are the same on every machine. A split is drawn in blocks with a seed each:
-the first 1,000 of 10,000 pictures are the same as 1,000 alone.
+All randomness is the raw stream of a seeded bit generator, which no version of numpy may change, and all geometry is
+float64, so the pictures are the same on every machine. Each block of 500 has its own seed: the first 1,000 of 10,000
+pictures are the same as 1,000 alone.
 """
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "arrow", "hourglass")
 SIZE_RANGE = (0.25, 0.5)  # diameter of an object, as a fraction of the side
 _BLOCK = 500
-_PIXELS = 2**20  # worked on at a time, which bounds the memory
-_STROKES = 5  # distractors a picture
+_PIXELS = 2**20  # drawn at a time, to bound the memory
 
 Array = NDArray[np.float64]
 
@@ -24,13 +23,13 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
 
     Args:
         count: N, number of pictures.
-        image_size: S, side in pixels, from 16 up.
+        image_size: S, side in pixels, at least 16.
         seed: pictures of different seeds are independent.
-        objects: 1, or 2 objects of different classes that do not overlap.
+        objects: 1, or 2 for two objects of different classes that do not overlap.
 
     Returns:
-        images uint8 (N, 3, S, S); labels int64 (N,) and masks bool (N, S, S), for two objects (N, 2) and (N, 2, S, S).
-        A pixel belongs to the mask if the object covers two or more of four points spread evenly over it.
+        images uint8 (N, 3, S, S), labels int64 (N,), masks bool (N, S, S); with two objects labels (N, 2) and masks
+        (N, 2, S, S). A pixel is in the mask if the object covers at least two of four points spread evenly over it.
     """
     if count < 1 or image_size < 16 or seed < 0 or objects not in (1, 2):
         raise ValueError(f"cannot draw {count=} shapes with {image_size=}, {seed=}, {objects=}: see the docstring")
@@ -54,7 +53,7 @@ class _Uniform:
         self._bits, self._start, self._stop = np.random.PCG64(key), start, stop
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Array:
-        """Return numbers of a shape for each of the pictures; those of the other pictures of the block are skipped."""
+        """Return numbers (n, *shape) for the n pictures, skipping those of the block's other pictures."""
         each = int(np.prod(shape))
         self._bits.advance(self._start * each)
         raw = self._bits.random_raw((self._stop - self._start) * each) >> np.uint64(11)
@@ -63,7 +62,7 @@ class _Uniform:
 
 
 def _labels(draw: _Uniform) -> NDArray[np.int64]:
-    """Return the classes of a first and another object in each picture of a block, (n, 2)."""
+    """Return two different classes for each picture of a block, (n, 2)."""
     first = np.argsort(draw(), kind="stable") % len(CLASSES)
     other = first + 1 + (draw() * (len(CLASSES) - 1)).astype(np.int64)
     return np.stack([first, other % len(CLASSES)], axis=1).astype(np.int64)
@@ -72,11 +71,11 @@ def _labels(draw: _Uniform) -> NDArray[np.int64]:
 def _draw_portion(
     draw: _Uniform, labels: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
-    _labels(draw)  # to be where the stream goes on
+    _labels(draw)  # advances the stream
     n, objects = labels.shape
     base = draw(3, low=0.1, high=0.5)
     picture = _background(draw, base, size)
-    for _ in range(_STROKES):
+    for _ in range(5):  # distractors
         picture = _paint(picture, _stroke(draw, size), _color(draw, base))
     masks = np.empty((n, objects, size, size), dtype=bool)
     places = _places(draw, objects)
@@ -95,7 +94,7 @@ def _paint(picture: Array, cover: Array, color: Array) -> Array:
 
 
 def _color(draw: _Uniform, base: Array) -> Array:
-    """Return colors (n, 3), brighter than the base color in every channel; objects and strokes alike."""
+    """Return colors (n, 3), brighter than the base color in every channel."""
     return base + draw(3, low=0.1, high=0.5)
 
 
@@ -125,7 +124,7 @@ def _grid(size: int) -> tuple[Array, Array]:
 
 
 def _stroke(draw: _Uniform, size: int) -> Array:
-    """Draw a distractor, a line with round ends from a speck to half the side long; coverage (n, S, S)."""
+    """Draw a distractor, a line with round ends of up to half the side; return its coverage (n, S, S)."""
     y, x = _grid(size)
     x0, y0, angle = draw(high=size), draw(high=size), draw(high=2 * np.pi)
     length = size * 0.5 * draw() ** 2
@@ -138,7 +137,7 @@ def _stroke(draw: _Uniform, size: int) -> Array:
 
 
 def _places(draw: _Uniform, objects: int) -> Array:
-    """Draw diameter and center of each object as fractions of the side, wholly inside the picture, (n, objects, 3).
+    """Draw diameter, x and y of each object as fractions of the side, wholly inside the picture, (n, objects, 3).
 
     Two objects lie in different halves, side by side or one above the other.
     """
@@ -152,7 +151,7 @@ def _places(draw: _Uniform, objects: int) -> Array:
 
 
 def _object(draw: _Uniform, labels: NDArray[np.int64], place: Array, size: int) -> Array:
-    """Return the coverage (n, S, S) in quarters: four sample points a pixel."""
+    """Return the coverage (n, S, S) in quarters, from four sample points per pixel."""
     angle = draw(high=2 * np.pi)
     cover = np.zeros((len(labels), size, size))
     for label in range(len(CLASSES)):
@@ -168,7 +167,7 @@ def _object(draw: _Uniform, labels: NDArray[np.int64], place: Array, size: int) 
 
 
 def _inside(name: str, u: Array, v: Array) -> NDArray[np.bool_]:
-    """Whether points lie in the silhouette, which lies in the unit circle (all but: arrow to 1.02, heart to 1.13)."""
+    """Return which points are in the silhouette, whose radius is at most 1 (arrow 1.02, heart 1.13)."""
     r = np.hypot(u, v)
     if name == "disc":
         return r <= 0.85
@@ -199,7 +198,7 @@ def _inside(name: str, u: Array, v: Array) -> NDArray[np.bool_]:
 
 
 def _light(draw: _Uniform, size: int) -> Array:
-    """Draw a brightness that changes over the picture, from one random side: factors (n, 1, S, S) around 1."""
+    """Draw lighting from one random side: factors (n, 1, S, S) around 1."""
     y, x = _grid(size)
     angle, strength = draw(high=2 * np.pi), draw(high=0.35)
     along = (np.cos(angle)[:, None, None] * (x / size - 0.5) + np.sin(angle)[:, None, None] * (y / size - 0.5)) * 2

@@ -1,4 +1,4 @@
-"""Images with labels, and how some of them are chosen."""
+"""Images with labels, and how subsets of them are chosen."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Index = int | slice | Tensor  # of images: a number, a slice, or a tensor of numbers or of truth values
+Index = int | slice | Tensor
 Channels = tuple[float, float, float]
 
 
@@ -17,18 +17,13 @@ Channels = tuple[float, float, float]
 class Split:
     """Images with labels, in memory.
 
-    `FileSplit` answers the same calls for images that stay in their files. There `split.images` decodes all of them,
-    so code for both takes `split[index].images` or `split.batches(...)`.
-
-    Attributes:
-        images: uint8 (N, 3, H, W).
-        labels: int64 (N,), indices into the classes; (N, k) for scenes of k objects.
-        masks: bool (N, H, W), True on the object, (N, k, H, W) for k objects; None where the data set has none.
+    `FileSplit` has the same interface for images that stay in their files. There `split.images` decodes all of them,
+    so code for both uses `split[index].images` or `split.batches(...)`.
     """
 
-    images: Tensor
-    labels: Tensor
-    masks: Tensor | None = None
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # int64 (N,), indices into the classes; (N, k) for scenes of k objects
+    masks: Tensor | None = None  # bool (N, H, W), True on the object; (N, k, H, W) for k objects
     in_files: ClassVar[bool] = False
 
     def __len__(self) -> int:
@@ -52,7 +47,7 @@ class Split:
         return self.images.dtype
 
     def part(self, index: slice | Tensor) -> "Split":
-        """Return the chosen images, in files if these are."""
+        """Return the chosen images without decoding any."""
         return self[index]
 
     def batches(self, parts: Sequence[slice | Tensor]) -> Iterator[Tensor]:
@@ -65,8 +60,11 @@ class Split:
         return crc32(self.labels, crc32(self.images, start))
 
     def statistics(self) -> tuple[Channels, Channels]:
-        """Return mean and standard deviation per channel, see `channel_statistics`."""
-        return channel_statistics(self.images)
+        """Return mean and standard deviation per channel, for values in [0, 1].
+
+        A constant channel gets the standard deviation 1/255, so that dividing by it is safe.
+        """
+        return level_statistics(count_levels(self.images))
 
 
 def crc32(values: Tensor, start: int) -> int:
@@ -75,21 +73,13 @@ def crc32(values: Tensor, start: int) -> int:
     return zlib.crc32(array, start)
 
 
-def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
-    """Return mean and standard deviation per channel of uint8 images (N, 3, H, W), as for values in [0, 1].
-
-    A channel without any variation gets the standard deviation 1/255, so that dividing by it stays harmless.
-    """
-    return level_statistics(count_levels(images))
-
-
 def count_levels(images: Tensor) -> Tensor:
-    """Return how many pixels of uint8 images (N, 3, H, W) have each value, int64 (3, 256)."""
+    """Return the histogram of each channel of uint8 images (N, 3, H, W), int64 (3, 256)."""
     return torch.stack([torch.bincount(images[:, channel].flatten(), minlength=256) for channel in range(3)])
 
 
 def level_statistics(levels: Tensor) -> tuple[Channels, Channels]:
-    """Return `channel_statistics` of images with these `count_levels`."""
+    """Return mean and standard deviation per channel from `count_levels`, see `Split.statistics`."""
     shares = levels.double() / levels.double().sum(dim=1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
@@ -98,13 +88,13 @@ def level_statistics(levels: Tensor) -> tuple[Channels, Channels]:
 
 
 def stratified(labels: Tensor, count: int, seed: int, proportional: bool = False) -> Tensor:
-    """Return the indices of `count` samples, chosen by the seed, in ascending order.
+    """Return the ascending indices of `count` seeded samples, balanced over the classes or in their proportions.
 
-    As many of each class as possible, or in proportion to the classes. Scenes go by their first object.
+    The class of a scene is that of its first object.
     """
     labels = labels.flatten(1)[:, 0] if labels.ndim > 1 else labels
     shuffled = torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable"))
-    rank = torch.empty(len(labels), dtype=torch.float64)  # of a sample among those of its class
+    rank = torch.empty(len(labels), dtype=torch.float64)  # of each sample within its class
     for label in labels.unique():
         of_class = shuffled[labels[shuffled] == label]
         rank[of_class] = torch.arange(0.5, len(of_class), dtype=torch.float64) / (len(of_class) if proportional else 1)
@@ -113,7 +103,7 @@ def stratified(labels: Tensor, count: int, seed: int, proportional: bool = False
 
 
 def part_off(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices that are kept and the `count` that are taken, the same part of each class."""
+    """Split indices into kept ones and `count` taken ones, the same fraction of each class."""
     taken = stratified(labels, count, seed, proportional=True)
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[taken] = False

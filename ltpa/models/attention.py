@@ -9,8 +9,8 @@ A level has n local features `l_i` (one vector per spatial position) and the net
 3. descriptor             g_s = sum_i a_i l_i                   with gates the mean, g_s = (1/n) sum_i a_i l_i
 
 A level whose width differs from that of `g` is first mapped to it by a linear map W without bias (a 1x1 convolution).
-W is never applied to the map itself: <g, W l> = <W^T g, l> and sum_i a_i W l_i = W sum_i a_i l_i are exact and cheap.
-(`add` has its own map W_l of the local features as they are, which W could add nothing to.)
+W is never applied to every position: <g, W l> = <W^T g, l> and sum_i a_i W l_i = W sum_i a_i l_i are exact and cheaper.
+(The scores of `add` do without W, because W_l takes its place.)
 
 In `pc` the score is <u, l_i> + <u, g>. The second term is the same at every position, and softmax does not change when
 a constant is added to all its inputs: with softmax, the map of `pc` does not depend on `g` at all.
@@ -26,13 +26,12 @@ NORMALIZERS = ("softmax", "sigmoid")
 class Attention(nn.Module):
     """Read one level of local features through an attention map.
 
-    Scores and weights are computed in at least float32, whatever the precision of the features (only the map W_l of
-    `add` has that of the features). The module's own weights stay float32 or float64: mixed precision is autocast's.
+    Scores and weights are computed in at least float32, except that W_l of `add` is applied in the features' precision.
 
     Args:
         local_channels: C_l, the width of the local features.
         global_channels: C, the width of the global feature and of the descriptor.
-        compatibility: "dp", "pc" or "add" (see the module's text).
+        compatibility: "dp", "pc" or "add".
         normalizer: "softmax" (weights sum to 1) or "sigmoid" (a gate in (0, 1) per position).
     """
 
@@ -50,7 +49,7 @@ class Attention(nn.Module):
             self.W_l = nn.Linear(local_channels, global_channels, bias=False)
             self.W_g = nn.Linear(global_channels, global_channels, bias=False)
         if compatibility != "dp":
-            # Not zero: the gradient of a layer before a zero u would be zero, and so would every score.
+            # With u = 0 every score and the gradient of all layers before it would be zero.
             self.u = nn.Parameter(torch.randn(global_channels) / global_channels**0.5)
 
     @property
@@ -63,7 +62,7 @@ class Attention(nn.Module):
 
         Args:
             local: local features `l`, (N, C_l, h, w).
-            g: global features, (N, C), or (1, C): one for all. May be None where `uses_global_feature` is False; the
+            g: global features, (N, C), or (1, C) for all images. May be None where `uses_global_feature` is False; the
                 scores then lack the constant <u, g>.
         """
         if g is None and self.uses_global_feature:
@@ -102,6 +101,6 @@ class Attention(nn.Module):
         return scores if g is None else scores + (g @ self.u).unsqueeze(1)
 
     def _additive(self, features: Tensor, g: Tensor) -> Tensor:
-        """<u, tanh(W_l l_i + W_g g)>: W_l in the precision of the features, as convolutions; the rest in float32."""
+        """<u, tanh(W_l l_i + W_g g)>, with W_l in the features' precision."""
         mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
         return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u

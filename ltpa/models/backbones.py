@@ -1,7 +1,7 @@
-"""The convolutional networks that attention reads from: where local features come from, and where `g` does.
+"""The convolutional networks that local features and the global feature `g` come from.
 
-Channel counts, pools and dropout are those of the authors' code for 32x32 images. Layers are modules named as in the
-paper (conv1 ... conv15), so that hooks and explanation methods find them.
+Channel counts, pools and dropout are those of the authors' code for 32x32 images. Layers are named as in the paper
+(conv1 ... conv15), for hooks and explanation methods.
 """
 
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 VGG_LEVELS = ("conv7", "conv10", "conv13")
 BN_EPS = 1e-3
 
-# name, channels, rate of the dropout after the layer
+# name, channels, dropout rate after the layer
 _TRUNK = [
     ("conv1", 64, 0.3), ("conv2", 64, 0.0),
     ("conv3", 128, 0.4), ("conv4", 128, 0.0),
@@ -29,7 +29,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: float = BN_EPS) -> nn.Sequential:
-    """Return 3x3 convolution, batch norm, ReLU and dropout if its rate is not 0; He-normal with fan-out, bias zero."""
+    """Return 3x3 convolution (He-normal with fan-out, bias 0), batch norm, ReLU and, if its rate is not 0, dropout."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
@@ -39,13 +39,9 @@ def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: floa
 
 
 class Trunk(nn.Module):
-    """Base of what attention reads from: normalized images (N, 3, H, W) -> {layer: local features (N, C, h, w)}.
+    """Base of the trunks: normalized images (N, 3, H, W) -> {layer: local features (N, C, h, w)}."""
 
-    Attributes:
-        channels: layer -> its number of channels, in the network's order, at least of the layers that it returns.
-    """
-
-    channels: dict[str, int]
+    channels: dict[str, int]  # layer -> its channels, in the network's order, at least for the layers that it returns
 
 
 class VGGTrunk(Trunk):
@@ -54,7 +50,7 @@ class VGGTrunk(Trunk):
     Args:
         width: factor on every channel count.
         dropout: whether to use the authors' dropout rates.
-        pools: the layers that a max-pool comes before; `LATE_POOLS` is the trunk of the attention models.
+        pools: layers with a max-pool before them; `LATE_POOLS` makes the trunk of the attention models.
         bn_eps: epsilon of every batch norm.
     """
 
@@ -86,14 +82,14 @@ class VGGTrunk(Trunk):
 
 
 class GlobalBranch(nn.Module):
-    """From a map of a VGG trunk to the global feature `g`: pool, then (conv, pool) twice, mean, dropout, linear.
+    """From local features of a VGG trunk to the global feature `g`: pool, (conv, pool) twice, mean, dropout, linear.
 
-    The mean over what is left of the map is over one position for 32x32 images and makes any larger size work.
+    With 32x32 images the mean is over one position; it lets larger images work.
 
     Args:
-        width, dropout, bn_eps: see `VGGTrunk`.
-        first_pool: size of the first max-pool: 2 behind conv13, 4 behind conv10.
-        kernel: size of the map that the linear layer reads at once, instead of its mean where it is larger than 1.
+        width, dropout, bn_eps: as in `VGGTrunk`.
+        first_pool: size of the first max-pool, 2 after conv13 and 4 after conv10.
+        kernel: above 1, the last layer is a convolution of this size and the mean comes after it.
     """
 
     def __init__(
@@ -109,7 +105,7 @@ class GlobalBranch(nn.Module):
         self.fc = nn.Linear(channels, channels) if kernel == 1 else nn.Conv2d(channels, channels, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> g, (N, C); h and w are at least 8 behind conv13 and 16 behind conv10."""
+        """(N, C, h, w) -> g, (N, C); h and w are at least 8 after conv13 and 16 after conv10."""
         x = self.conv14(nn.functional.max_pool2d(x, self.first_pool))
         x = self.conv15(nn.functional.max_pool2d(x, 2))
         x = nn.functional.max_pool2d(x, 2)

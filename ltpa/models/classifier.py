@@ -1,4 +1,4 @@
-"""What every network here has in common: images in [0, 1] go in, logits and attention maps come out."""
+"""What all networks have in common: images in [0, 1] go in, logits and attention maps come out."""
 
 import math
 from collections import OrderedDict
@@ -15,15 +15,14 @@ from .backbones import BN_EPS
 
 @dataclass
 class AttentionOutput:
-    """What `model.attend(images)` returns. Levels are in the network's order.
+    """What `model.attend(images)` returns, with the levels in the network's order.
 
     Attributes:
         logits: (N, num_classes).
         maps: level -> attention weights `a` (N, h, w): softmax weights sum to 1 over the positions, sigmoid weights are
             gates in (0, 1). Empty for models without attention.
         scores: level -> compatibility scores `c` (N, h, w), before the normalization.
-        global_feature: `g` (N, C), of the query where one was given; None where no map can depend on it, so that it was
-            not computed.
+        global_feature: `g` (N, C), of the query if there is one; None if no map depends on it, so it is not computed.
         descriptors: level -> `g_s` (N, C), the weighted sums that the classifier reads.
     """
 
@@ -35,22 +34,16 @@ class AttentionOutput:
 
 
 class ImageClassifier(nn.Module):
-    """Base of all models: normalization inside, `model(images)` and `model.attend(images)`.
+    """Base of all models, which normalize images themselves: `model(images)` and `model.attend(images)`.
 
-    `print(model)` is a summary of a few lines; `print(model.trunk)` and `torch.nn.Module.__repr__(model)` list layers.
-
-    Attributes:
-        mean, std: buffers (1, 3, 1, 1), of images in [0, 1]; `ltpa.fit` sets them from the training data.
-        uses_global_feature: False exactly where no map can depend on `g`; True for models without attention.
-        name: the name that `create_model` knows it by.
-        classes: the names of the classes, or None; set by `ltpa.fit`, `ltpa.load_run` and `ltpa.load_pretrained`.
+    `print(model)` is a short summary; `print(model.trunk)` and `torch.nn.Module.__repr__(model)` list the layers.
     """
 
-    mean: Tensor
+    mean: Tensor  # buffers (1, 3, 1, 1), for images in [0, 1]; `ltpa.fit` sets them from the training data
     std: Tensor
-    uses_global_feature = True
-    name: str = ""
-    classes: tuple[str, ...] | None = None
+    uses_global_feature = True  # False exactly where no map can depend on `g`
+    name: str = ""  # in `create_model`
+    classes: tuple[str, ...] | None = None  # set by `ltpa.fit`, `ltpa.load_run` and `ltpa.load_pretrained`
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +51,7 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
     def set_normalization(self, mean: Iterable[float], std: Iterable[float]) -> None:
-        """Set mean and standard deviation per channel (red, green, blue), for images in [0, 1]."""
+        """Set mean and standard deviation per channel, for images in [0, 1]."""
         for name, values in (("mean", mean), ("std", std)):
             try:
                 triple = [float(value) for value in values]
@@ -71,21 +64,19 @@ class ImageClassifier(nn.Module):
             buffer.copy_(torch.tensor(triple, dtype=buffer.dtype).view(1, 3, 1, 1))
 
     def normalize(self, images: Tensor, name: str = "images") -> Tensor:
-        """Check the images (N, 3, H, W) and bring them to zero mean and unit variance per channel."""
+        """Check the images (N, 3, H, W), subtract the mean and divide by the standard deviation."""
         check_images(images, name)
         return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1], H and W from 32 up -> logits (N, num_classes)."""
+        """Images (N, 3, H, W) in [0, 1], H and W at least 32 -> logits (N, num_classes)."""
         return self.attend(images).logits
 
     def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images (N, 3, H, W) in [0, 1] and return the attention maps with the logits.
 
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-            query: other images whose global feature replaces the images' own, see `AttentionNetwork.attend`. Models
-                without a map that a query could steer refuse it.
+        The global feature of a `query` replaces that of the images, see `AttentionNetwork.attend`; models without a map
+        that it could steer refuse it.
         """
         raise NotImplementedError
 
@@ -117,14 +108,14 @@ class ImageClassifier(nn.Module):
 
 
 class Head(nn.Module):
-    """Descriptors to logits, in at least float32: normalize each, then one linear layer or the mean of several.
+    """Descriptors to logits, in at least float32.
 
     Args:
         channels: width of each descriptor.
         num_classes: number of classes.
-        dropout: whether to drop (rate 0.5) after each norm.
-        combine: "concat", one classifier on all descriptors, or "indep", one for each, whose logits are averaged.
-        norm: batch norm, ReLU and dropout on every descriptor.
+        dropout: whether to use dropout (rate 0.5) after each norm.
+        combine: "concat" for one classifier on all descriptors, "indep" for one each, whose logits are averaged.
+        norm: whether batch norm, ReLU and dropout come before the classifiers.
     """
 
     def __init__(
@@ -160,7 +151,7 @@ class Head(nn.Module):
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; afterwards every module is back in the mode that it had."""
+    """Put a model into evaluation mode and restore the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -171,7 +162,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
-    """Refuse whatever is not a float tensor (N, 3, H, W) with H and W from 32 up; the message calls it `name`."""
+    """Raise unless `images` is a float tensor (N, 3, H, W) with H and W at least 32; the message calls it `name`."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
@@ -183,7 +174,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
 
 def chosen_classes(target: Tensor | int, logits: Tensor) -> Tensor:
-    """Return `target` as a tensor of classes, () or (N,), that `logits` (N, num_classes) has."""
+    """Return `target` as a tensor () or (N,) of classes, checked against `logits` (N, num_classes)."""
     message = f"target must be a class from 0 to {logits.shape[1] - 1}, or one for each of {len(logits)} images"
     try:
         classes = torch.as_tensor(target, device=logits.device)
@@ -197,7 +188,7 @@ def chosen_classes(target: Tensor | int, logits: Tensor) -> Tensor:
 
 
 def pairs(images: int, queries: int) -> int:
-    """Return the number of pairs of images and queries: equally many of both, or one of either for all others."""
+    """Return the number of pairs: as many queries as images, or one of either for all of the others."""
     if (queries != images and 1 not in (images, queries)) or not queries:
         raise ValueError(
             f"{images} images and {queries} queries: give one query for each image, one for all, or one image for all"

@@ -15,7 +15,7 @@ def parameters(model: nn.Module) -> int:
 def gmac(model: ImageClassifier, image_size: int = 32) -> float:
     """Return the multiply-accumulate operations of one image's forward pass in 1e9, as torch counts them.
 
-    Norms and a matrix times a vector (the scores of `pc`) are not counted; they are a thousandth of it.
+    Norms and the scores of `pc`, a thousandth of the total, are not counted.
     """
     image = torch.zeros(1, 3, image_size, image_size, dtype=model.mean.dtype, device=model.mean.device)
     with torch.no_grad(), evaluation_mode(model), FlopCounterMode(display=False) as counter:

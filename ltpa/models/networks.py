@@ -28,20 +28,19 @@ from .classifier import AttentionOutput, Head, ImageClassifier, chosen_classes, 
 
 
 class AttentionNetwork(ImageClassifier):
-    """The paper's networks: levels of a trunk, read through attention, classify; `g` itself never does.
+    """The paper's networks: attention descriptors of a trunk's levels are classified; `g` itself is not.
 
     With softmax and `pc` the constant <u, g> drops out of the map (see `ltpa.models.attention`), so the loss cannot
-    reach the global branch: it is then neither built nor computed, unless `faithful` asks for the paper's graph.
+    reach the global branch: it is left out, unless `faithful` asks for the paper's graph.
 
     Args:
         num_classes: number of classes.
-        trunk: from normalized images to {level: local features}; `trunk.channels` has their widths.
+        trunk: maps normalized images to {level: local features}.
         make_global_branch: builds the module from the last level's local features to `g`, of the same width.
         levels: the levels to read, in the network's order.
-        combine, head_norm: of the classifier, see `Head`; the authors' code has the norm.
+        combine, dropout, head_norm: of the classifier, see `Head`; the authors' code has the norm.
         compatibility, normalizer: see `ltpa.models.attention.Attention`.
-        dropout: dropout (rate 0.5) in the head.
-        faithful: keep the global branch where it is without effect.
+        faithful: keep the global branch even where it has no effect.
     """
 
     def __init__(
@@ -65,23 +64,23 @@ class AttentionNetwork(ImageClassifier):
         self.attention = nn.ModuleDict(attention)
         self.uses_global_feature = any(level.uses_global_feature for level in attention.values())
         self.head = Head([channels] * len(levels), num_classes, dropout, combine, head_norm)
-        # Built last, so that the other weights drawn from one seed are the same with and without it.
+        # Built last, so that with one seed the other weights are the same with and without it.
         self.global_branch = make_global_branch() if self.uses_global_feature or faithful else None
 
     def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
-        """Classify images and return the attention maps; with a query, where they resemble other images.
+        """Classify images and return the attention maps, optionally for the global feature of other images.
 
-        The paper's query-driven attention: the local features of `images` are scored with the global
-        feature of `query`. The logits still classify the images, from what the query's map gathers in them. The model
-        was trained with `g` of the same image only; whether it finds what a query shows is measured in notebook 05.
+        With a query, the paper's query-driven attention: the local features of `images` are scored with the global
+        feature of `query`, and the logits classify what its map selects from `images`. The model was trained with `g`
+        of the same image only; notebook 05 measures whether it finds what a query shows.
 
-        With `pc` a query never changes the order of the positions. With softmax it changes nothing at all: it is
-        checked and not used, and a warning says so once. With sigmoid it makes the whole map stronger or weaker.
+        With `pc` a query never changes the order of the positions: with sigmoid it makes the whole map stronger or
+        weaker, with softmax it changes nothing, which a warning says once.
 
         Args:
             images: (N, 3, H, W) in [0, 1].
-            query: None, or images (M, 3, H', W') in [0, 1], of any size from 32x32 up: M = N, one for each of the
-                images; or M = 1, one for all; or N = 1 and any M, the output then has M rows.
+            query: images (M, 3, H', W') in [0, 1], of any size from 32x32 up. Either M = N, or M = 1 for one query for
+                all images, or N = 1, which gives an output of M rows.
         """
         local = scoring = self.trunk(self.normalize(images))
         count = len(images)
@@ -103,7 +102,7 @@ class AttentionNetwork(ImageClassifier):
 
 @cache
 def _warn_that_no_query_matters() -> None:
-    """Warn the first time it is called in a process."""
+    """Warn once per process."""
     warnings.warn(
         "the query changes nothing: with softmax and pc no map depends on the global feature, because softmax cancels "
         "the term <u, g> that pc adds to every score; models that take a query are those with dp or add",
@@ -112,7 +111,7 @@ def _warn_that_no_query_matters() -> None:
 
 
 class VGG(ImageClassifier):
-    """The paper's baseline: VGG-16 with batch norm, pooling early; a twelfth of the attention models' cost."""
+    """The paper's baseline: VGG-16 with batch norm and early pooling, at a twelfth of the attention models' cost."""
 
     def __init__(self, num_classes: int, width: float, dropout: bool) -> None:
         super().__init__()
@@ -131,10 +130,9 @@ class VGG(ImageClassifier):
 
 
 class VGGLate(ImageClassifier):
-    """The trunk of the attention models with its late pools, classified from `g` by a linear layer.
+    """The trunk of the attention models, with `g` classified by a linear layer: the control at the same cost.
 
-    The fair control for what attention adds, at the same cost. (The attention models also have a batch norm and a ReLU
-    before the classifier.)
+    (Unlike the attention models it has no batch norm and ReLU before the classifier.)
     """
 
     def __init__(self, num_classes: int, width: float, dropout: bool, kernel: int = 1, bn_eps: float = BN_EPS) -> None:
@@ -161,15 +159,10 @@ class VGGGAP(ImageClassifier):
     def attend(
         self, images: Tensor, target: Tensor | int | None = None, *, query: Tensor | None = None
     ) -> AttentionOutput:
-        """Classify images and return class activation maps.
+        """Classify images and return the class activation maps of `target`, one class or (N,); None = predicted.
 
-        `.scores["cam"]` is the map sum_k w_k f_k (N, h, w), whose mean and the bias make the logit; `.maps["cam"]` is
+        `.scores["cam"]` is the map sum_k w_k f_k (N, h, w), whose mean plus the bias is the logit; `.maps["cam"]` is
         its positive part.
-
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-            target: the class whose map is wanted, one or (N,); None means the predicted one.
-            query: refused: give a target instead.
         """
         self._refuse_query(query, " (choose a class instead: target=...)")
         features = self.trunk(self.normalize(images))["conv13"]
@@ -185,9 +178,9 @@ class VGGGAP(ImageClassifier):
 class VGGPAN(ImageClassifier):
     """Progressive attention (Seo et al. 2016) as in the authors' code: gates on conv10, then attention on conv13.
 
-    conv10 has a global feature of its own, `pc` scores and sigmoid gates that multiply its map position by position;
-    the gated map goes on to conv13, which is read through `pc` and the normalizer. With softmax the global branch of
-    conv13 is without effect and is left out, unless `faithful`.
+    conv10 has its own global feature, and its `pc` scores with sigmoid gates multiply its features position by position
+    before they go on to conv13, which is read through `pc` and the normalizer. With softmax the global branch of conv13
+    has no effect and is left out, unless `faithful`.
     """
 
     def __init__(self, num_classes: int, width: float, dropout: bool, normalizer: str, faithful: bool) -> None:
@@ -235,6 +228,7 @@ class PlainResNet164(ImageClassifier):
 
 
 _PLAIN = ("vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164")
+# family -> trunk and global branch, made from (width, dropout), and levels
 _FAMILIES: dict[str, tuple[Callable[[float, bool], Trunk], Callable[[float, bool], nn.Module], tuple[str, ...]]] = {
     "vgg-att3": (VGGTrunk, GlobalBranch, VGG_LEVELS),
     "vgg-att2": (VGGTrunk, GlobalBranch, VGG_LEVELS[1:]),
@@ -246,7 +240,7 @@ _NAMES = [*_PLAIN, *map("-".join, itertools.product(_FAMILIES, ("concat", "indep
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that `create_model` knows and that match a shell pattern such as "vgg-att3-*"."""
+    """Return the names for `create_model` that match a shell pattern such as "vgg-att3-*"."""
     return fnmatch.filter(_NAMES, pattern)
 
 
@@ -275,18 +269,18 @@ def create_model(
     """Create a network with random weights, by the paper's names.
 
     `vgg-att3-concat-pc` is (VGG-att3)-concat-pc: three levels, one classifier on all descriptors, parametrized
-    compatibility. In "indep" each level has a classifier and their logits are averaged (the authors add them: the
-    answer is the same).
+    compatibility. With "indep" each level has a classifier and their logits are averaged (the authors add them, which
+    predicts the same class).
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of classes, from 2 up.
+        num_classes: at least 2.
         width: factor on every channel count, above 0 and at most 4; 1.0 is the paper's network.
-        normalizer: "softmax" or "sigmoid"; without effect on models without attention.
+        normalizer: "softmax" or "sigmoid"; no effect without attention.
         dropout: whether to use the authors' dropout rates.
         mean, std: normalization of images in [0, 1], per channel.
-        head_norm: see `AttentionNetwork`; without effect on all other models.
-        faithful: keep a global branch that no map depends on (softmax with `pc`), as the paper's graph has it.
+        head_norm: see `AttentionNetwork`; no effect on other models.
+        faithful: keep a global branch that no map depends on (softmax with `pc`), as in the paper's graph.
     """
     if name not in _NAMES:
         raise ValueError(f"unknown model {name!r}: {closest(name, _NAMES)}")
@@ -303,36 +297,35 @@ def create_model(
     for label, value in (("dropout", dropout), ("head_norm", head_norm), ("faithful", faithful)):
         if not isinstance(value, bool):
             raise TypeError(f"{label} must be True or False, not {value!r}")
-    model = _build(name, int(num_classes), float(width), normalizer, dropout, head_norm, faithful)
+    num_classes, width = int(num_classes), float(width)
+    model: ImageClassifier
+    if name in _PLAIN:
+        model = _build_plain(name, num_classes, width, normalizer, dropout, faithful)
+    else:
+        family, combine, compatibility = name.rsplit("-", 2)
+        make_trunk, make_global_branch, levels = _FAMILIES[family]
+        model = AttentionNetwork(
+            num_classes,
+            make_trunk(width, dropout),
+            partial(make_global_branch, width, dropout),
+            levels,
+            combine=combine,
+            compatibility=compatibility,
+            normalizer=normalizer,
+            dropout=dropout,
+            head_norm=head_norm,
+            faithful=faithful,
+        )
     model.name = name
     model.set_normalization(mean, std)
     return model
 
 
-def _build(
-    name: str, num_classes: int, width: float, normalizer: str, dropout: bool, head_norm: bool, faithful: bool
+def _build_plain(
+    name: str, num_classes: int, width: float, normalizer: str, dropout: bool, faithful: bool
 ) -> ImageClassifier:
-    if name == "vgg":
-        return VGG(num_classes, width, dropout)
-    if name == "vgg-late":
-        return VGGLate(num_classes, width, dropout)
-    if name == "vgg-gap":
-        return VGGGAP(num_classes, width, dropout)
     if name == "vgg-pan":
         return VGGPAN(num_classes, width, dropout, normalizer, faithful)
     if name == "resnet164":
         return PlainResNet164(num_classes, width)
-    family, combine, compatibility = name.rsplit("-", 2)
-    make_trunk, make_global_branch, levels = _FAMILIES[family]
-    return AttentionNetwork(
-        num_classes,
-        make_trunk(width, dropout),
-        partial(make_global_branch, width, dropout),
-        levels,
-        combine=combine,
-        compatibility=compatibility,
-        normalizer=normalizer,
-        dropout=dropout,
-        head_norm=head_norm,
-        faithful=faithful,
-    )
+    return {"vgg": VGG, "vgg-late": VGGLate, "vgg-gap": VGGGAP}[name](num_classes, width, dropout)

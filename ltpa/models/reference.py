@@ -1,7 +1,7 @@
-"""Weights of the best-known PyTorch version (SaoYan/LearnToPayAttention) and of the 2021 notebook, into our models.
+"""Weights of the best-known PyTorch version (SaoYan/LearnToPayAttention) and of the 2021 notebook, in our models.
 
-Its networks: attention before pooling, batch norm with epsilon 1e-5, no norm before the classifier, `g` from a
-convolution over the whole of the last map, level 1 mapped to 512 channels by the "projector".
+Their networks have attention before pooling, batch norm with epsilon 1e-5, no norm before the classifier, `g` from a
+convolution over the whole last map, and a "projector" from level 1 to 512 channels.
 """
 
 import re
@@ -37,19 +37,15 @@ def load_reference(
     normalize: tuple[Iterable[float], Iterable[float]],
     normalizer: str = "softmax",
 ) -> ImageClassifier:
-    """Make a model from weights of the best-known PyTorch version: attention before pooling, or no attention.
+    """Make a model, in evaluation mode, from weights of the best-known PyTorch version, with or without attention.
 
     Keys: `conv_block1..6.op.*` (or `cv1..6.op.*`, as in the 2021 notebook), `dense.*`, `projector.op.weight`,
-    `attn1..3.op.weight`, `classify.*`; each may begin with "module.". Missing and extra keys are named in the error.
+    `attn1..3.op.weight`, `classify.*`; each may begin with "module.". With attention the global branch is kept.
 
     Args:
-        state_dict_or_path: the state dict, or a file of it: safetensors, or torch.save's format, read without running
-            any code in it.
+        state_dict_or_path: the state dict or its file, in safetensors or torch.save's format; no code in it is run.
         normalize: (mean, std) per channel that the weights were trained with, for images in [0, 1].
-        normalizer: what they were trained with, "softmax" or "sigmoid".
-
-    Returns:
-        the model in evaluation mode. With attention the global branch is kept (`faithful`).
+        normalizer: the one they were trained with, "softmax" or "sigmoid".
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
@@ -68,7 +64,7 @@ def load_reference(
             "these are not weights of the reference version: "
             f"missing {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
         )
-    with torch.device("meta"):  # the shapes alone: no memory is taken before they are known to fit
+    with torch.device("meta"):  # no memory is allocated before the shapes are known to fit
         model = _model(state, has_attention, normalizer)
     _check_shapes(state, names, model)
     model.to_empty(device="cpu")
@@ -82,7 +78,7 @@ def load_reference(
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without "module." and with "conv_block" for "cv"."""
+    """Remove "module." and replace "cv" by "conv_block" in the keys."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         name = re.sub(r"^cv(\d)\.", r"conv_block\1.", key.removeprefix("module."))
@@ -93,7 +89,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_shapes(state: Mapping[str, Tensor], names: Mapping[str, str], model: ImageClassifier) -> None:
-    """Compare every shape with ours; 1x1 convolutions there are linear maps and vectors here."""
+    """Compare every shape with ours; their 1x1 convolutions are linear maps and vectors here."""
     ours = model.state_dict()
     channels = len(state["conv_block1.op.0.weight"])
     for theirs, value in state.items():
@@ -110,7 +106,7 @@ def _check_shapes(state: Mapping[str, Tensor], names: Mapping[str, str], model: 
 
 
 def _model(state: dict[str, Tensor], has_attention: bool, normalizer: str) -> ImageClassifier:
-    """Return the model whose width, classes and size of the layer that makes `g` are those of the weights."""
+    """Build the model that the weights' shapes describe."""
     for key, ndim in (("conv_block1.op.0.weight", 4), ("dense.weight", 4), ("classify.bias", 1)):
         if state[key].ndim != ndim or not state[key].numel():
             raise ValueError(
@@ -154,7 +150,7 @@ def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(has_attention: bool) -> dict[str, str]:
-    """Their names to ours."""
+    """Map their names to ours."""
     names = {}
     for block, layers in _LAYERS.items():
         for number, layer in enumerate(layers):

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.images import LEAST, READ, Picture, at_resolution, read_pictures
+from ..data.images import DEFAULT_SIDE, MIN_SIDE, Picture, at_resolution, read_pictures
 from ..inference import attend
 from ..models.networks import ImageClassifier
 from ..pretrained import load_pretrained
@@ -86,6 +86,6 @@ def named_classes(model: Any) -> Sequence[str] | None:
 def readable(picture: Tensor, side: int | None = None) -> Tensor:
     """Return what the network reads of a picture (3, H, W); without a side it is from 32 to 224 pixels, as it is."""
     shorter = min(picture.shape[1:])
-    if side is None and LEAST <= shorter <= READ:
+    if side is None and MIN_SIDE <= shorter <= DEFAULT_SIDE:
         return picture
-    return at_resolution(picture, side if side is not None else min(max(shorter, LEAST), READ))
+    return at_resolution(picture, side if side is not None else min(max(shorter, MIN_SIDE), DEFAULT_SIDE))

@@ -7,7 +7,7 @@ import torch
 from ltpa import Dataset, Split, hold_out, load_data
 from ltpa.data import dataset as data
 from ltpa.data.shapes import CLASSES, draw_shapes
-from ltpa.data.split import channel_statistics, stratified
+from ltpa.data.split import stratified
 
 from .pictures import both_parts, grow, two_classes
 
@@ -51,7 +51,7 @@ def test_the_test_images_alone():
     whole, alone = (load_data("shapes", train_limit=5, test_limit=20, test_only=only) for only in (False, True))
     assert torch.equal(alone.test.images, whole.test.images)
     assert (len(alone.train), alone.train.shape, alone.train.masks.shape) == (0, (0, 3, 32, 32), (0, 32, 32))
-    assert (alone.mean, alone.std) == channel_statistics(whole.test.images)
+    assert (alone.mean, alone.std) == whole.test.statistics()
 
 
 def test_shapes_sizes(monkeypatch):
@@ -84,7 +84,7 @@ def test_statistics_of_a_constant_channel():
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     images[:, 1] = 255
     images[0, 2] = 3
-    mean, std = channel_statistics(images)
+    mean, std = Split(images, torch.zeros(4)).statistics()
     assert mean == pytest.approx((0, 1, 0.25 * 3 / 255), abs=1e-12)
     assert std == pytest.approx((1 / 255, 1 / 255, 3 / 255 * 0.1875**0.5), abs=1e-9)
     assert min(std) == 1 / 255
@@ -220,7 +220,7 @@ def test_hold_out():
     numbers = [split.images[:, 0, 0, 0].tolist() for split in (part.train, part.test)]
     assert sorted(numbers[0] + numbers[1]) == list(range(160))  # disjoint, and nothing lost
     assert (part.classes, part.notes) == (whole.classes, whole.notes)
-    assert (part.mean, part.std) == channel_statistics(part.train.images)
+    assert (part.mean, part.std) == part.train.statistics()
     assert torch.equal(hold_out(whole, 0.2).test.images, part.test.images)
     assert not torch.equal(hold_out(whole, 0.2, seed=1).test.images, part.test.images)
     assert hold_out(some_data(50, 50), 0.01).test.labels.tolist() in ([0], [1])
