@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 import ltpa
-from ltpa import TrainConfig, TrainingDiverged
+from ltpa import TrainConfig
 from ltpa import __main__ as command_line
 from ltpa.__main__ import main
+from ltpa.training.trainer import TrainingDiverged
 
 ROOT = Path(__file__).parents[1]
 TINY = {"dataset": "shapes", "width": 0.03125, "train_limit": 64, "test_limit": 20, "epochs": 1, "batch_size": 32}

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltpa import AttentionOutput, Split, attend, create_model, entropy, evaluate
+from ltpa import Split, attend, create_model, evaluate
 from ltpa.inference import attend_batches, autocast, choose_device, choose_precision, evaluate_images, to_float
+from ltpa.maps import entropy
 from ltpa.metrics import relative
-from ltpa.models.classifier import ImageClassifier
+from ltpa.models.classifier import AttentionOutput, ImageClassifier
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CLASSES = 4

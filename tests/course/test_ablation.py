@@ -157,7 +157,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(monkeypatch, tmp_path, cap
 
     def diverge(config, data):
         tried.append(config)
-        raise ltpa.TrainingDiverged("the loss is not finite")
+        raise ltpa.training.trainer.TrainingDiverged("the loss is not finite")
 
     monkeypatch.setattr(grids, "fit", diverge)
     ablation.train_missing(AblationConfig(**TINY))

@@ -181,7 +181,7 @@ RIGHT = {
         lambda weights: (1 / weights.max()).reshape(1, 1),
         lambda weights: np.exp(entropy(weights).numpy()),
         lambda weights: 2 ** (entropy(weights) / math.log(2)),
-        lambda weights: [weights.numel() ** ltpa.entropy(weights[None])],
+        lambda weights: [weights.numel() ** ltpa.metrics.entropy(weights[None])],
     ],
     "border": [
         masked_by_loop,

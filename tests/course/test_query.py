@@ -12,12 +12,13 @@ import torch
 from scipy.stats import spearmanr
 
 import ltpa
-from ltpa import AttentionOutput, Run, Split, TrainConfig, create_model
+from ltpa import Run, Split, TrainConfig, create_model
 from ltpa.course import query, query_training
 from ltpa.course.query import Steering
 from ltpa.course.query_scenes import draw_queries, side_by_side
 from ltpa.data.samples import PHOTOGRAPHS, photographs
 from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
+from ltpa.models.classifier import AttentionOutput
 from ltpa.models.networks import ImageClassifier
 
 CLASSES = ("a", "b", "c", "d")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ltpa import entropy
 from ltpa.course.summary import describe_maps, describe_training
+from ltpa.maps import entropy
 from ltpa.metrics.statistics import bootstrap_interval
 
 HEALTHY = (torch.tensor([0.1, 0.5] * 50), 64)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from ltpa import OutOfMemory, TrainingDiverged, fit, load_run
+from ltpa import fit, load_run
 from ltpa.training import callbacks, checkpoint, loader, trainer
 from ltpa.training import run as runs
 from ltpa.training.checkpoint import load_tensors
+from ltpa.training.trainer import OutOfMemory, TrainingDiverged
 from tests.tools.crash import PER_EPOCH, differences, tiny_config, tiny_data
 from tests.training.harness import FILES, STEPS, assert_same_weights, disturb, kill_self, names, quiet
 
