@@ -1,6 +1,7 @@
 """Notebook 03: what attention adds to the accuracy, what it costs, and whether the network looks at its query."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..metrics.statistics import write_effects
 from ..viz.style import FONT, TITLE_FONT
+from . import setup
 from .effects import (
     Comparison,
     accuracy_table,
@@ -21,32 +23,15 @@ from .effects import (
 )
 from .global_feature import attention_models, exchanged_maps, gradient_table, moved_attention
 from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
-from .setup import parameters, report
+from .setup import report
 
 __all__ = [
-    "MODELS",
-    "AblationConfig",
-    "Cell",
-    "Comparison",
-    "Grid",
-    "Result",
-    "ablation_figure",
-    "accuracy_table",
-    "attention_models",
-    "collect",
-    "compare",
-    "comparison_table",
-    "conclusion",
-    "cost_figure",
-    "cost_table",
-    "exchanged_maps",
-    "gradient_table",
-    "moved_attention",
-    "parameters",
-    "report",
-    "train_missing",
-    "write_results",
-]
+    "MODELS", "AblationConfig", "Cell", "Comparison", "Grid", "Result", "ablation_figure", "accuracy_table",
+    "attention_models", "collect", "compare", "comparison_table", "conclusion", "cost_figure", "cost_table",
+    "exchanged_maps", "gradient_table", "moved_attention", "parameters", "report", "train_missing", "write_results",
+]  # fmt: skip
+
+parameters = partial(setup.parameters, kind=AblationConfig)
 
 
 def cost_table(grid: Grid) -> pd.DataFrame:

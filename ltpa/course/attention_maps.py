@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,13 +67,7 @@ class LookConfig(SettingsBase):
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network to look at.
-
-    Attributes:
-        model: in evaluation mode, with its `.classes`.
-        config: how and on what data it was trained.
-        snapshots: epoch -> level -> maps (K, h, w) of the images `snapshot_indices`; empty where none were kept.
-    """
+    """A trained network, the settings it was trained with, and snapshots: epoch -> level -> maps of some images."""
 
     model: ImageClassifier
     config: TrainConfig
@@ -80,13 +75,11 @@ class Network:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes."""
+        """The names of the classes."""
         return self.model.classes or ()
 
 
-def parameters(namespace: Mapping[str, Any]) -> LookConfig:
-    """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, LookConfig)
+parameters = partial(setup.parameters, kind=LookConfig)
 
 
 def find_network(look: LookConfig) -> Network:
@@ -216,13 +209,7 @@ def caution(data: Dataset, text: str) -> None:
 
 
 def verdict(data: Dataset, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
-    """Return what the maps of all test images showed, or why a handful of pictures cannot tell.
-
-    Args:
-        data: see `find_images`.
-        maps: level -> weights (N, h, w), of all its test images.
-        wrong: numbers (K,) of the misclassified ones.
-    """
+    """Return what the maps of all test images showed (`wrong` are misclassified), or why a few photographs cannot."""
     if isinstance(data, Photographs):
         return (
             "Not decidable: a handful of pictures, chosen by us, shows what maps look like, no more. download = True "

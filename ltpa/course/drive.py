@@ -25,8 +25,7 @@ def runs_on_drive(project: Path) -> Path:
                 f"{link} holds runs of this machine, which would be hidden. Rename it ('!mv {link} {link}_before'; its "
                 "runs can be copied to the drive later), or set runs_on_drive=False"
             )
-        for path in link.iterdir():
-            path.unlink()
+        (link / ".gitkeep").unlink(missing_ok=True)
         link.rmdir()
     try:
         if not _mounted():
@@ -57,6 +56,5 @@ def _mounted() -> bool:
 def _advice(problem: str) -> str:
     return (
         f"Google Drive {problem}. Run the cell again and allow the access that Colab asks for, or set "
-        "runs_on_drive=False: "
-        "the runs then stay on this machine, which Colab takes away after some hours"
+        "runs_on_drive=False: the runs then stay on this machine, which Colab takes away after some hours"
     )

@@ -36,11 +36,9 @@ Scores = Mapping[str, Mapping[int, Tensor]]  # name -> seed -> (N,), a number in
 class Comparison(Effect):
     """The effect of a model against a baseline with the same seeds, in [-1, 1].
 
-    Attributes:
-        differences: mean score minus that of the baseline with the same seed, by seed.
-        over_seeds: t-interval of their mean: the chance in training.
-        over_images: bootstrap interval of the same mean: the chance in which images are in the test set.
-        interval: the mean with the farther ends of both, so the verdict is that of both.
+    `differences` are those of the mean scores, by seed; `over_seeds` is the t-interval of their mean (the chance in
+    training), `over_images` the bootstrap interval (the chance in which images are in the test set), and `interval` has
+    the farther ends of both, so the verdict is that of both.
     """
 
     differences: Mapping[int, float]
@@ -51,12 +49,8 @@ class Comparison(Effect):
 def compare(grid: Grid, baselines: Iterable[str] = (), claim: str = "Attention improves accuracy") -> list[Comparison]:
     """Compare the accuracy of every variant with each baseline; the intervals of all hold together with 95 %.
 
-    Two baselines are compared with each other once, with the first of them as the baseline.
-
-    Args:
-        grid: the runs.
-        baselines: variants; one without runs is compared with nothing. None given: that of the parameters.
-        claim: what is put to the test, in words.
+    Without `baselines` the baseline is that of the parameters. Two baselines are compared with each other once, with
+    the first of them as the baseline; one without runs is compared with nothing.
     """
     scores = {name: {r.cell.seed: r.correct.double() for r in grid.results_of(name)} for name in grid.variants}
     scores_by_baseline: dict[str, Scores] = {}
@@ -83,13 +77,8 @@ def compare_scores(
 ) -> list[Comparison]:
     """Compare everything with the baseline, paired by seed and by image.
 
-    Args:
-        scores: of each test image: 1 where it is classified rightly, else 0.
-        baseline: one of the names; nothing is compared with one that has no scores.
-        config: of the runs, which says how they were trained.
-        claim, measure: what is put to the test, and what the scores are, in words.
-        data: what was measured on, in words, if not what the models were tested on.
-        together: how many comparisons are looked at together, if not just these, see `t_interval`.
+    `data` is what was measured on, if not what the models were tested on. `together` is how many comparisons are looked
+    at together, if not just these, see `t_interval`.
     """
     shared = _shared_seeds(scores, baseline)
     together = together or len(shared)
@@ -100,19 +89,10 @@ def compare_scores(
         over_seeds = t_interval(means, together, bounds=(-1, 1))
         over_images = bootstrap_interval(torch.stack(each).mean(0).numpy(), together)
         comparison = Comparison(
-            claim=claim,
-            model=name,
-            baseline=baseline,
-            measure=measure,
-            data=data or config.data_described(),
-            budget=config.described(),
-            seeds=len(seeds),
-            interval=widest([over_images, over_seeds]),
-            margin=MARGIN,
-            differences=dict(zip(seeds, means, strict=True)),
-            over_seeds=over_seeds,
-            over_images=over_images,
-        )
+            claim=claim, model=name, baseline=baseline, measure=measure, data=data or config.data_described(),
+            budget=config.described(), seeds=len(seeds), interval=widest([over_images, over_seeds]), margin=MARGIN,
+            differences=dict(zip(seeds, means, strict=True)), over_seeds=over_seeds, over_images=over_images,
+        )  # fmt: skip
         comparisons.append(comparison)
     return comparisons
 
@@ -178,19 +158,14 @@ def sorted_out(comparisons: Sequence[Comparison]) -> str:
     """Return which models are better than the baseline, worse, equal and open, as part of a sentence."""
 
     def names(chosen: list[Comparison]) -> str:
-        return (
-            ", ".join(f"{c.model} ({Interval(c.interval.mean).text(1, 100, sign=True)} points)" for c in chosen)
-            or "none"
-        )
+        points = [f"{c.model} ({Interval(c.interval.mean).text(1, 100, sign=True)} points)" for c in chosen]
+        return ", ".join(points) or "none"
 
     better = [c for c in comparisons if c.verdict == SUPPORTED]
     # A difference that rounds to nothing is none.
-    worse = [
-        c
-        for c in comparisons
-        if c.verdict == CONTRADICTED and c.interval.high < 0 and round(100 * c.interval.mean, 1) < 0
-    ]
-    equal = [c for c in comparisons if c.verdict == CONTRADICTED and c not in worse]
+    contradicted = [c for c in comparisons if c.verdict == CONTRADICTED]
+    worse = [c for c in contradicted if c.interval.high < 0 and round(100 * c.interval.mean, 1) < 0]
+    equal = [c for c in contradicted if c not in worse]
     undecided = [c for c in comparisons if c not in better + worse + equal]
     groups = {"worse": worse, f"better by less than {100 * MARGIN:g} points, if at all": equal, "undecided": undecided}
     others = [f"; {words}: {names(chosen)}" for words, chosen in groups.items() if chosen]
@@ -239,14 +214,7 @@ def draw_comparisons(axes: Axes, comparisons: Sequence[Comparison], rows: Mappin
 
 
 def draw_row(axes: Axes, row: int, values: Sequence[float], intervals: Mapping[str, Interval]) -> None:
-    """Draw the values of one model in %, spread so that none hides another, and under them a bar for each interval.
-
-    Args:
-        axes: where.
-        row: height of the row.
-        values: a value for each seed, in [-1, 1].
-        intervals: color -> interval; one without ends is left out.
-    """
+    """Draw the values of one model in %, spread so that none hides another, and under them its intervals by color."""
     spread = np.linspace(-0.16, 0.0, len(values)) if len(values) > 1 else np.array([-0.08])
     axes.plot(100 * np.array(values), row + spread, "o", color="0.35", markersize=6, alpha=0.8)
     for number, (color, interval) in enumerate(intervals.items()):

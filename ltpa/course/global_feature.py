@@ -39,7 +39,7 @@ def attention_models(grid: Grid) -> dict[str, ImageClassifier]:
 def whole_model(run: Run) -> ImageClassifier:
     """Return a run's model with its global branch, even where that is without effect and was therefore not built.
 
-    The branch is then as it was before training, which is also how training would have left it, weight decay aside.
+    The branch is then as it was before training, which training would not have changed, weight decay aside.
     """
     if getattr(run.model, "global_branch", None) is not None or not isinstance(run.model, AttentionNetwork):
         return run.model
@@ -54,10 +54,7 @@ def whole_model(run: Run) -> ImageClassifier:
 def gradient_sums(model: ImageClassifier, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the sum of |gradient| of the cross-entropy over the parameters of each of the `PARTS` that the model has.
 
-    Args:
-        model: a VGG with attention; a copy in float64 and evaluation mode is measured.
-        images: (N, 3, H, W), uint8, or float in [0, 1].
-        labels: int64 (N,).
+    A copy of the model in float64 and evaluation mode is measured.
     """
     exact = copy.deepcopy(model).double().eval().requires_grad_(True)
     logits = exact(to_float(images.to(exact.mean.device)).double())
@@ -80,13 +77,7 @@ def gradient_table(models: Mapping[str, ImageClassifier], split: Split) -> pd.Da
 def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level: str = "conv10") -> dict[str, Tensor]:
     """Return maps of one level with each image's own global feature, and with that of the image before it instead.
 
-    Args:
-        models: name -> model; those without this level are left out.
-        images: (N, 3, H, W), uint8, or float in [0, 1]; N from 2 up.
-        level: name of the level.
-
-    Returns:
-        "<name>, own g" and "<name>, other g" for every model: (N, h, w).
+    The names are "<model>, own g" and "<model>, other g"; models without this level are left out.
     """
     if len(images) < 2:
         raise ValueError("global features are exchanged between two images or more")
@@ -101,12 +92,9 @@ def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level:
 
 
 def change(own: Tensor, other: Tensor) -> float:
-    """Return how much of the attention lies elsewhere: half the sum of |a - a'|, the mean over images.
+    """Return how much of the attention lies elsewhere in other maps (N, h, w): half the sum of |a - a'|, the mean.
 
-    0 = the maps are the same, 1 = they have nothing in common.
-
-    Args:
-        own, other: maps (N, h, w), which are first divided by their sums.
+    0 = the maps are the same, 1 = they have nothing in common. Maps are first divided by their sums.
     """
     a, b = (maps / maps.sum(dim=(1, 2), keepdim=True) for maps in (own, other))
     return ((a - b).abs().sum(dim=(1, 2)) / 2).mean().item()

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +11,7 @@ import pandas as pd
 from pydantic import Field
 from torch import Tensor
 
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    DatasetName,
-    Device,
-    EachOnce,
-    FilePath,
-    LearningRate,
-    Limit,
-    Seed,
-    SettingsBase,
-    TrainConfig,
-    Variant,
-    Width,
-    settings,
-)
+from ..config import QUICK, DatasetName, EachOnce, FilePath, Seed, TrainConfig, Variant, settings
 from ..data.dataset import Dataset
 from ..errors import closest
 from ..inference import evaluate_images
@@ -36,13 +20,14 @@ from ..models.cost import gmac, parameters
 from ..models.networks import parse_variant
 from ..training.run import Run, fingerprint, load_run
 from ..training.trainer import TrainingDiverged, data_for, fit
+from .setup import QuickRuns
 
 MODELS = ("vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp", "vgg-att3-concat-add")
 
 
 @settings
-class AblationConfig(SettingsBase):
-    """Parameters of the ablation; settings that are not among them have `TrainConfig`'s defaults."""
+class AblationConfig(QuickRuns):
+    """Parameters of the ablation."""
 
     models: Annotated[Sequence[Variant], EachOnce] = Field(
         (*MODELS, "vgg"),
@@ -53,15 +38,8 @@ class AblationConfig(SettingsBase):
     budget: Annotated[float, Field(ge=0)] | None = Field(
         None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
     )
-    dataset: DatasetName = Field(QUICK["dataset"], description="of all runs, as the settings below")
+    dataset: DatasetName = QUICK["dataset"]
     data_dir: FilePath = "data"
-    width: Width = QUICK["width"]
-    train_limit: Limit | None = None
-    test_limit: Limit | None = None
-    epochs: Count = QUICK["epochs"]
-    batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
-    device: Device = "auto"
     data_name: FilePath = Field("auto", description="what tables call the data; 'auto' is the data set or the folder")
 
     @classmethod
@@ -80,16 +58,6 @@ class AblationConfig(SettingsBase):
         """Return the settings of one run."""
         model, normalizer = parse_variant(variant)
         return TrainConfig(**{"model": model, "normalizer": normalizer, "seed": seed, **self.common()})
-
-    def common(self) -> dict[str, Any]:
-        """Return the settings that all runs share."""
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(TrainConfig)}
-        return {name: getattr(self, name) for name in sorted(shared)}
-
-    def described(self) -> str:
-        """Return how the models are trained, in words."""
-        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
-        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
 
     def data_described(self) -> str:
         """Return what the models are trained and tested on, in words."""
@@ -112,13 +80,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """A run of the grid, tested.
-
-    Attributes:
-        cell: its place.
-        run: the run.
-        correct: bool (N,), whether each test image is classified rightly.
-    """
+    """A run of the grid, and whether it classifies each test image rightly, bool (N,)."""
 
     cell: Cell
     run: Run
@@ -143,13 +105,7 @@ class Result:
 
 @dataclass
 class Grid:
-    """The runs of a grid that are there.
-
-    Attributes:
-        config: the parameters.
-        results: a result for each of these runs, in the order of the grid.
-        missing: why each of the other runs is left out.
-    """
+    """The results of the runs that are there, in the order of the grid, and why each of the others is left out."""
 
     config: AblationConfig
     results: list[Result] = field(default_factory=list)
@@ -192,27 +148,21 @@ class Grid:
         """Return which runs are missing and why, a line each; or that none is."""
         if not self.missing:
             return f"all {len(self.results)} runs are there"
-        lines = [f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"]
-        return "\n".join(lines + [f"  {cell}: {reason}" for cell, reason in self.missing.items()])
+        first = f"{len(self.missing)} of {len(self.missing) + len(self.results)} runs are left out:"
+        return "\n".join([first, *(f"  {cell}: {reason}" for cell, reason in self.missing.items())])
 
     def require_runs(self) -> None:
         """Raise a ValueError that says what to do if there is no run at all."""
         if not self.results:
             raise ValueError(
                 f"there is no run to go on with; {self.complaints()}\n"
-                "Train runs with the cell that trains what is missing (a parameter `budget` that is 0 or too small "
-                "keeps it from that: set budget=None), or copy folders of trained runs into runs/; then run this cell "
-                "again"
+                "Train runs with the cell above (if `budget` is 0 or too small, set budget=None), or copy folders of "
+                "trained runs into runs/; then run this cell again"
             )
 
 
 def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
-    """Train the runs of the grid that are not there yet, as far as the budget goes; print failures and go on.
-
-    Args:
-        config: the parameters.
-        data: the data set, if it is loaded already.
-    """
+    """Train the runs of the grid that are not there yet, as far as the budget goes; print failures and go on."""
     started, longest = time.monotonic(), 0.0
     if config.budget == 0:
         print("budget=0: nothing is trained")
@@ -236,12 +186,7 @@ def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
 
 
 def collect(config: AblationConfig, data: Dataset | None = None) -> Grid:
-    """Load and test every run of the grid; what is missing, unfinished or broken is named in `missing`.
-
-    Args:
-        config: the parameters.
-        data: the data set, if it is loaded already.
-    """
+    """Load and test every run of the grid; what is missing, unfinished or broken is named in `missing`."""
     grid = Grid(config)
     data = data_for(config.grid()[0].config) if data is None else data
     images = fingerprint(data)

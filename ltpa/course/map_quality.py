@@ -1,28 +1,15 @@
 """Notebook 04: does the map tell the truth? Settings, effects with verdicts, sentences and tables."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import Field
 from torch import Tensor
 
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    Device,
-    EachOnce,
-    LearningRate,
-    Limit,
-    Seed,
-    SettingsBase,
-    TrainConfig,
-    Variant,
-    Width,
-    settings,
-)
+from ..config import Count, EachOnce, Seed, TrainConfig, Variant, settings
 from ..data.dataset import Split
 from ..metrics.overlap import MEASURES
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, write_effects
@@ -61,7 +48,7 @@ _NO_ATTENTION = "There is no model with attention among these, so there is nothi
 
 
 @settings
-class MapQualityConfig(SettingsBase):
+class MapQualityConfig(setup.QuickRuns):
     """Parameters of the notebook that measures maps; the runs that it compares are those of `ltpa.QUICK`."""
 
     models: Annotated[Sequence[Variant], EachOnce] = Field(
@@ -81,30 +68,18 @@ class MapQualityConfig(SettingsBase):
     )
     fill: Literal["blur", "mean"] = Field("blur", description="what replaces deleted pixels")
     seed: Seed = Field(0, description="of the runs and of the controls")
-    device: Device = Field("auto", description="auto, cpu or cuda")
-    width: Width = Field(QUICK["width"], description="of the runs, as below")
-    epochs: Count = QUICK["epochs"]
-    batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
-    train_limit: Limit | None = None
-    test_limit: Limit | None = None
 
     def runs(self) -> dict[str, TrainConfig]:
         """Return the settings of the runs by short names: "pc softmax" is vgg-att3-concat-pc with softmax."""
-        names = ("width", "epochs", "batch_size", "learning_rate", "train_limit", "test_limit", "seed", "device")
-        shared: dict[str, Any] = {"dataset": QUICK["dataset"]} | {name: getattr(self, name) for name in names}
         configs = {}
         for variant in self.models:
             model, normalizer = parse_variant(variant)
             short = model.removeprefix("vgg-att3-concat-")
             name = f"{short} {normalizer}" if "-att" in model or model == "vgg-pan" else short
-            configs[name] = TrainConfig(**shared | {"model": model, "normalizer": normalizer})
+            configs[name] = TrainConfig(
+                **{"dataset": "shapes", "model": model, "normalizer": normalizer, **self.common()}
+            )
         return configs
-
-    def budget(self) -> str:
-        """Return how the models are trained, in words."""
-        images = "all" if self.train_limit is None else self.train_limit
-        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
 
     def split(self, test: Split) -> tuple[Split, Split]:
         """Return the test images to measure, and others to choose on."""
@@ -117,9 +92,7 @@ class MapQualityConfig(SettingsBase):
         return test[: self.images], test[self.images : needed]
 
 
-def parameters(namespace: Mapping[str, Any]) -> MapQualityConfig:
-    """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, MapQualityConfig)
+parameters = partial(setup.parameters, kind=MapQualityConfig)
 
 
 def accuracy_table(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -157,29 +130,23 @@ def segmentation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
     Every map is cut at the threshold that was best for it on the held-out images. All intervals hold together with
     95 % (Bonferroni).
     """
-    differences = [
-        (
-            best.model,
-            rival.family,
-            f"Jaccard index, {best.name} - {rival.name}",
-            best.values["jaccard"] - rival.values["jaccard"],
-        )
-        for best, rivals in _best_levels(rows, _SEGMENT_RIVALS)
-        for rival in rivals
-    ]
+    differences = []
+    for best, rivals in _best_levels(rows, _SEGMENT_RIVALS):
+        for rival in rivals:
+            difference = best.values["jaccard"] - rival.values["jaccard"]
+            differences.append((best.model, rival.family, f"Jaccard index, {best.name} - {rival.name}", difference))
     return _effects(SEGMENTS, differences, budget)
 
 
 def permutation_effects(rows: Sequence[Row], budget: str) -> list[Effect]:
     """Return how much of the probability moves when a level's weights are permuted; each interval holds alone."""
-    return [
-        Effect(
-            DEPENDS, row.model, "the map as it is", f"total variation distance, {row.name} permuted", "shapes", budget,
-            seeds=1, interval=row.interval("permuted"), margin=_TENTH,
-        )
-        for row in rows
-        if row.kind == LEVEL
-    ]  # fmt: skip
+    effects = []
+    for row in rows:
+        if row.kind == LEVEL:
+            measure, interval = f"total variation distance, {row.name} permuted", row.interval("permuted")
+            words = (DEPENDS, row.model, "the map as it is", measure, "shapes", budget)
+            effects.append(Effect(*words, seeds=1, interval=interval, margin=_TENTH))
+    return effects
 
 
 def _best_levels(rows: Sequence[Row], families: Sequence[str]) -> list[tuple[Row, list[Row]]]:
@@ -209,17 +176,15 @@ def describe_object_effects(effects: Sequence[Effect]) -> str:
     models = list(dict.fromkeys(effect.model for effect in effects))
     if not models:
         return _NO_ATTENTION
-    beside_center = {m: [e.verdict for e in effects if (e.model, e.baseline) == (m, CENTER)] for m in models}
-    truthful = [model for model, verdicts in beside_center.items() if set(verdicts) == {SUPPORTED}]
+    beside_center = {m: {e.verdict for e in effects if (e.model, e.baseline) == (m, CENTER)} for m in models}
+    truthful = [model for model, verdicts in beside_center.items() if verdicts == {SUPPORTED}]
     others = [effect.verdict for effect in effects if effect.baseline != CENTER]
     wins, losses = others.count(SUPPORTED), others.count(CONTRADICTED)
-    tells_the_truth = "finds the object and is what the model goes by, both more than a spot in the center would"
-    first = f"No model ({', '.join(models)}) was shown to have a best level whose map {tells_the_truth}."
+    first = f"No model ({', '.join(models)}) was shown to have a best level whose map"
     if truthful:
-        first = (
-            f"In {len(truthful)} of {len(models)} models with attention ({', '.join(truthful)}) the best level's map "
-        )
-        first += f"{tells_the_truth}."
+        first = f"In {len(truthful)} of {len(models)} models with attention ({', '.join(truthful)})"
+        first += " the best level's map"
+    first += " finds the object and is what the model goes by, both more than a spot in the center would."
     return (
         f"{first} Of {len(others)} comparisons with other explanations at finding the object, attention wins {wins}, "
         f"loses {losses}, and {len(others) - wins - losses} are undecided. All of this is one seed."
@@ -248,8 +213,8 @@ def describe_permutation_effects(effects: Sequence[Effect]) -> str:
     if small:
         first = (
             f"{small} of {len(verdicts)} levels can be permuted without moving a tenth of the probability: whatever "
+            "their maps show, the answers hardly depend on it."
         )
-        first += "their maps show, the answers hardly depend on it."
     second = f"For {large or 'none'} of {len(verdicts)} levels it matters where the weights lie"
     return f"{first} {second}; {len(verdicts) - small - large} are undecided."
 
@@ -297,8 +262,8 @@ def save(rows: Sequence[Row], effects: Sequence[Effect], folder: str | Path = "r
         line: dict[str, object] = {"model": row.model, "map": row.name, "kind": row.kind}
         for column in COLUMNS:
             value = row.interval(column)
-            line |= {column: value.mean, f"{column}_low": value.low, f"{column}_high": value.high}
-            line[f"{column}_n"] = value.n
+            ends = {f"{column}_{end}": getattr(value, end) for end in ("low", "high", "n")}
+            line |= {column: value.mean, **ends}
         if row.threshold is not None:
             line["threshold"] = f"{row.threshold.factor:.2f} {row.threshold.of}"
         lines.append(line)

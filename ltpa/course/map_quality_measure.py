@@ -41,13 +41,7 @@ MapsOf = Callable[[ImageClassifier, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """One kind of map that a model has.
-
-    Attributes:
-        family: "attention", "Grad-CAM", "saliency" ...: what it is, whatever its layer.
-        kind: `LEVEL` or `METHOD`.
-        maps_of: from a model, images (N, 3, H, W) and targets (N,) to maps (N, H, W).
-    """
+    """One kind of map that a model has; its family, such as "Grad-CAM", is the same at every layer."""
 
     family: str
     kind: str
@@ -72,8 +66,8 @@ class Row:
     """What was measured of one kind of map of one model.
 
     Attributes:
-        model, name: such as "pc softmax" and "Grad-CAM conv10".
-        family: such as "Grad-CAM"; kind: `LEVEL`, `METHOD` or `CONTROL`.
+        name: such as "Grad-CAM conv10"; its family is "Grad-CAM".
+        kind: `LEVEL`, `METHOD` or `CONTROL`.
         maps: (N, H, W), at the resolution of the images.
         values: measure -> (N,), or (K,) for deletion, insertion, sanity and permuted, which are measured on the first K
             images; "ms" is milliseconds an image, (1,).
@@ -119,22 +113,17 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Row]:
-    """Measure every level of every model, the other methods, and the controls.
+    """Measure every level of every model, the other methods, and the controls; the rows come in this order, by model.
 
     Args:
         models: by the names that they have in the table.
         images: the images that are measured, with masks.
-        held_out: other images with masks; they choose the threshold of the Jaccard index, and the level of a model that
-            the claims are about.
+        held_out: other images with masks; they choose each row's threshold and each model's best level.
         methods: of `ltpa.explain`; Grad-CAM is taken at every level that the model attends to, CAM where there is one.
-        costly: deletion, insertion and the sanity check are measured on so many of the images.
+        costly: how many of the images deletion, insertion and the sanity check take.
         fill: as for `ltpa.metrics.deletion_insertion`.
         seed: of the controls, of ties and of random weights.
         progress: show a bar.
-
-    Returns:
-        the rows, model by model: its levels, the methods, the controls (whose maps are the same for every model, but
-        not their deletion and insertion).
     """
     if images.masks is None or held_out.masks is None:
         raise ValueError("maps are measured against masks, which these data lack; the dataset 'shapes' has them")

@@ -37,12 +37,9 @@ def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS))
                 [m.mean for _, m in means],
                 [place + shift for place, _ in means],
                 xerr=[[m.mean - m.low for _, m in means], [m.high - m.mean for _, m in means]],
-                fmt=_MARKERS[number % len(_MARKERS)],
-                color=_COLORS[number % len(_COLORS)],
-                markersize=5,
-                linewidth=1.2,
+                fmt=_MARKERS[number % len(_MARKERS)], color=_COLORS[number % len(_COLORS)], markersize=5, linewidth=1.2,
                 label=model,
-            )
+            )  # fmt: skip
         panel.set_title(_PANELS.get(measure, measure), fontsize=TITLE_FONT)
         panel.set_yticks(range(len(names)), names, fontsize=TITLE_FONT)
         panel.tick_params(axis="x", labelsize=FONT)
@@ -63,14 +60,8 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
         for index, (row, values) in enumerate(curves):
             style = {LEVEL: "-", METHOD: "--", CONTROL: ":"}[row.kind]
             areas = " / ".join(f"{row.values[name].mean():.2f}" for name in ("deletion", "insertion"))
-            panel.plot(
-                values[0] * 100,
-                values[number],
-                style,
-                color=_COLORS[index % len(_COLORS)],
-                linewidth=2,
-                label=f"{row.name} {areas}",
-            )
+            label, color = f"{row.name} {areas}", _COLORS[index % len(_COLORS)]
+            panel.plot(values[0] * 100, values[number], style, color=color, linewidth=2, label=label)
         panel.set_title(title, fontsize=TITLE_FONT)
         panel.set_xlabel("pixels changed, strongest first (%)", fontsize=TITLE_FONT)
         panel.set_ylabel("probability of the answer", fontsize=TITLE_FONT)

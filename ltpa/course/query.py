@@ -6,31 +6,19 @@ for either object, so that an object that attracts attention under every query c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Annotated
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pydantic import Field
 from torch import Tensor
 
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    Device,
-    EachOnce,
-    FilePath,
-    LearningRate,
-    Limit,
-    Seed,
-    SettingsBase,
-    Variant,
-    Width,
-    settings,
-)
+from ..config import EachOnce, FilePath, Seed, Variant, settings
 from ..data.dataset import Split
 from ..data.samples import photographs
 from ..inference import attend
@@ -40,12 +28,13 @@ from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, Int
 from ..metrics.statistics import write_effects as write_effects
 from ..models.networks import ImageClassifier
 from ..training.run import Run, load_run
-from . import query_plot, setup
+from ..viz.figures import attention_figure
+from ..viz.style import FONT, TITLE_FONT
+from . import setup
 from .grid import AblationConfig
 from .grid import collect as collect
 from .grid import train_missing as train_missing
-from .query_plot import query_figure as query_figure
-from .query_scenes import Queries, side_by_side
+from .query_scenes import KINDS, Queries, side_by_side
 from .query_scenes import draw_queries as draw_queries
 from .query_training import learn_to_ask as learn_to_ask
 from .setup import report as report
@@ -57,7 +46,7 @@ Levels = dict[str, dict[str, Tensor]]  # level -> measure -> (N,)
 
 
 @settings
-class QueryConfig(SettingsBase):
+class QueryConfig(setup.QuickRuns):
     """Parameters of the notebook on queries."""
 
     models: Annotated[Sequence[Variant], EachOnce] = Field(
@@ -72,24 +61,15 @@ class QueryConfig(SettingsBase):
     )
     examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
     seed: Seed = Field(0, description="of the queries; the models are trained with seed 0")
-    width: Width = Field(QUICK["width"], description="of the models, as below")
-    train_limit: Limit | None = None
-    test_limit: Limit | None = None
-    epochs: Count = QUICK["epochs"]
-    batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
-    device: Device = "auto"
 
     def grid(self) -> AblationConfig:
         """Return the runs on single objects, one for each variant, as the grid that `train_missing` trains."""
-        shared = {f.name for f in fields(self)} & {f.name for f in fields(AblationConfig)} - {"data_dir"}
+        shared = self.defaults().keys() & AblationConfig.defaults().keys() - {"data_dir"}
         values = {name: getattr(self, name) for name in shared}
         return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
 
 
-def parameters(namespace: Mapping[str, Any]) -> QueryConfig:
-    """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, QueryConfig)
+parameters = partial(setup.parameters, kind=QueryConfig)
 
 
 def real_queries(config: QueryConfig, otherwise: Run) -> tuple[Run, Queries, tuple[str, ...]]:
@@ -112,28 +92,23 @@ def real_queries(config: QueryConfig, otherwise: Run) -> tuple[Run, Queries, tup
 
 
 def steer(model: ImageClassifier, queries: Queries, precision: str = "auto") -> Levels:
-    """Measure how far the queries steer a model's maps (softmax with `pc` warns that they cannot).
+    """Measure how far the queries steer a model's maps: level -> measure -> (N,), the means over a scene's objects.
 
-    Returns:
-        level -> (N,) tensors, each the mean over both objects of a scene:
-        `queried`: share of the attention on the object that the query shows;
-        `other`: share on the other object;
-        `absent`: share on an object when the query shows a class that is not in the scene;
-        `swing`: `queried` - `other`, which is also how much an object's share grows when the query changes to it;
-        `follows`: how often the object with the highest score is the one that the query shows (a tie counts 1/2). Only
-        the order of positions matters: exactly 1/2 where the map ignores the query, and for all `pc`;
-        `agreement`: Spearman's correlation of the scores under both queries, 1 = the same order of positions.
+    `queried`: share of the attention on the object that the query shows; `other`: share on the other object;
+    `absent`: share on an object when the query shows a class that is not in the scene;
+    `swing`: `queried` - `other`, which is also how much an object's share grows when the query changes to it;
+    `follows`: how often the object with the highest score is that of the query (a tie counts 1/2). Only the order of
+    positions matters: exactly 1/2 where the map ignores the query, and for all `pc`;
+    `agreement`: Spearman's correlation of the scores under both queries, 1 = the same order of positions.
+
+    Softmax with `pc` warns that queries cannot steer it.
     """
     images, masks = queries.scenes.images, queries.masks
     outputs = [attend(model, images, precision, query=query) for query in queries.images]
     levels: Levels = {}
     for level in outputs[0].maps:
-        shares = torch.stack(  # (query, scene, object)
-            [
-                torch.stack([localization_tensors(o.maps[level], mask)["share"] for mask in masks.unbind(1)], 1)
-                for o in outputs
-            ]
-        )
+        of_query = [[localization_tensors(o.maps[level], m)["share"] for m in masks.unbind(1)] for o in outputs]
+        shares = torch.stack([torch.stack(of_objects, 1) for of_objects in of_query])  # (query, scene, object)
         first, second = (_first_leads(output.scores[level], masks) for output in outputs[:2])
         queried = (shares[0, :, 0] + shares[1, :, 1]) / 2
         other = (shares[0, :, 1] + shares[1, :, 0]) / 2
@@ -161,12 +136,10 @@ def _first_leads(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def answers(model: ImageClassifier, queries: Queries, precision: str = "auto") -> dict[str, float]:
-    """Measure which class a model names.
+    """Measure how often a model names the class of the query, that of the other object, and that of an absent one.
 
-    Returns:
-        `queried`: how often it names the class of the query; `other`: how often that of the other object;
-        `absent`: how often it names the class of a query that is not in the scene. Then the answer comes from the
-        query itself, by a leak through the map, and right answers prove nothing about attention.
+    If it names the class of a query that is not in the scene, the answer comes from the query itself, by a leak through
+    the map, and right answers prove nothing about attention.
     """
     first, second, absent = (
         attend(model, queries.scenes.images, precision, query=query).logits.argmax(1) for query in queries.images
@@ -180,17 +153,11 @@ def answers(model: ImageClassifier, queries: Queries, precision: str = "auto") -
 
 
 def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> dict[str, float]:
-    """Measure what the global feature knows of the classes.
+    """Measure what the global feature knows of the classes, on single images with labels (N,), several of each class.
 
-    Args:
-        model: one with a global feature.
-        split: single images with labels (N,), several of each class.
-        precision: see `ltpa.attend`.
-
-    Returns:
-        `cosine`: mean cosine similarity of the class means of `g`, of different classes: near 1, all point the same
-        way; `nearest_mean`: how often `g` is nearest to the mean of its own class, means of even images, tested on
-        odd ones; `classifier`: accuracy of the model itself on the same images.
+    `cosine`: mean cosine similarity of the class means of `g`, of different classes: near 1, all point the same way;
+    `nearest_mean`: how often `g` is nearest to the mean of its own class, means of even images, tested on odd ones;
+    `classifier`: accuracy of the model itself on the same images.
     """
     output = attend(model, split.images, precision)
     if output.global_feature is None:
@@ -213,12 +180,7 @@ def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> d
 
 @dataclass(frozen=True)
 class Steering:
-    """How far queries steer the maps of several models.
-
-    Attributes:
-        models: name -> what `steer` measured.
-        comparisons: how many intervals hold together with 95 %.
-    """
+    """What `steer` measured of several models; `comparisons` intervals hold together with 95 %."""
 
     models: Mapping[str, Levels]
     comparisons: int
@@ -264,7 +226,7 @@ class Steering:
 
     def figure(self) -> Figure:
         """Draw how often attention follows the query, and the swing of its share, with intervals."""
-        return query_plot.steering_figure(self.intervals, CHANCE + MARGIN)
+        return steering_figure(self.intervals, CHANCE + MARGIN)
 
     def objects_table(self, masks: Tensor) -> pd.DataFrame:
         """Return how much of the attention lies on both objects, and how much of it the query moves, for each model.
@@ -284,22 +246,11 @@ class Steering:
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
     def effects(self, budget: str = "") -> list[Effect]:
-        """Return for each level how much more often attention follows the query than a map that ignores it.
-
-        Args:
-            budget: how the models were trained, in words.
-        """
+        """Return for each level how much more often attention follows the query than a map that ignores it."""
         return [
             Effect(
-                claim=CLAIM,
-                model=f"{name} at {level}",
-                baseline="ignoring the query (50 %)",
-                measure="follows the query",
-                data="shapes, two objects",
-                budget=budget,
-                seeds=1,
-                interval=intervals["follows"].minus(CHANCE),
-                margin=MARGIN,
+                *(CLAIM, f"{name} at {level}", "ignoring the query (50 %)", "follows the query", "shapes, two objects"),
+                *(budget, 1, intervals["follows"].minus(CHANCE), MARGIN),
             )
             for (name, level), intervals in self.intervals.items()
         ]
@@ -341,13 +292,63 @@ def geometry_table(models: Mapping[str, ImageClassifier], split: Split) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(2)
 
 
-def best_level(levels: Levels) -> str:
-    """Return the level that follows the query most often."""
-    return max(levels, key=lambda level: levels[level]["follows"].mean().item())
-
-
 def typical(levels: Levels, count: int) -> tuple[str, Tensor]:
     """Return what to show, chosen by the measure: the best level, and `count` scenes from best to worst swing."""
-    level = best_level(levels)
+    level = max(levels, key=lambda level: levels[level]["follows"].mean().item())
     order = levels[level]["swing"].argsort(descending=True, stable=True)
     return level, order[torch.linspace(0, len(order) - 1, count).long()]
+
+
+# Figures
+
+
+def steering_figure(intervals: Mapping[tuple[str, str], Mapping[str, Interval]], threshold: float) -> Figure:
+    """Draw how often attention follows the query (left) and the swing of its share (right).
+
+    A row for each model, a color for each level; from `threshold` on the attention counts as steered.
+    """
+    if not intervals:
+        raise ValueError("there is nothing to draw: measure a model first")
+    models, levels = (list(dict.fromkeys(names)) for names in zip(*intervals, strict=True))
+    figure = Figure(figsize=(12, 1.8 + 0.55 * len(models)), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (model, level), by_measure in intervals.items():
+        number = levels.index(level)
+        y = models.index(model) + 0.22 * (number - (len(levels) - 1) / 2)
+        _draw_interval(left, y, by_measure["follows"], f"C{number}")
+        _draw_interval(right, y, by_measure["swing"], f"C{number}")
+    left.axvline(50, color="black", linewidth=1)
+    left.axvline(100 * threshold, color="black", linewidth=1, linestyle=":")
+    right.axvline(0, color="black", linewidth=1)
+    left.set_yticks(range(len(models)), models, fontsize=FONT)
+    left.set_ylim(len(models) - 0.5, -0.5)
+    left.set_xlim(min(35, left.get_xlim()[0]), max(65, left.get_xlim()[1]))
+    left.set_xlabel("attention follows the query (% of the cases)", fontsize=TITLE_FONT)
+    right.set_xlabel("swing: share that moves to the queried object (points)", fontsize=TITLE_FONT)
+    for axes in (left, right):
+        axes.tick_params(labelsize=FONT)
+        axes.grid(alpha=0.3)
+    handles = [Line2D([], [], marker="o", color=f"C{i}", linewidth=3, label=level) for i, level in enumerate(levels)]
+    handles.append(Line2D([], [], color="black", linewidth=1, label="ignores the query"))
+    handles.append(Line2D([], [], color="black", linewidth=1, linestyle=":", label="steered from here on"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=FONT, frameon=False)
+    return figure
+
+
+def query_figure(
+    model: ImageClassifier, queries: Queries, chosen: Tensor, level: str, classes: tuple[str, ...]
+) -> Figure:
+    """Draw the maps of the chosen scenes (K,) at one level: with their own g, and with each of their three queries."""
+    scenes = queries.scenes[chosen]
+    maps = {"own g": attend(model, scenes.images).maps[level]}
+    for kind, query in zip(KINDS, queries.images, strict=True):
+        maps[f"query: {kind}"] = attend(model, scenes.images, query=query[chosen]).maps[level]
+    titles = [f"1st {classes[a]} | 2nd {classes[b]}" for a, b in scenes.labels.tolist()]
+    figure = attention_figure(scenes.images, maps, titles=titles, masks=queries.masks[chosen].any(1))
+    figure.suptitle(level, fontsize=TITLE_FONT)
+    return figure
+
+
+def _draw_interval(axes: Axes, y: float, interval: Interval, color: str) -> None:
+    axes.plot([100 * interval.low, 100 * interval.high], [y, y], color=color, linewidth=3)
+    axes.plot(100 * interval.mean, y, "o", color=color, markersize=6)

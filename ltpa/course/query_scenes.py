@@ -47,12 +47,9 @@ class Queries:
 
 
 def draw_queries(scenes: Split, bank: Split, seed: int = 0) -> Queries:
-    """Draw the queries for scenes of two objects.
+    """Draw the queries for scenes of two objects, of different classes.
 
-    Args:
-        scenes: labels (N, 2) of different classes, masks (N, 2, H, W).
-        bank: images of one object, labels (M,): of every class in the scenes, and of three classes at least.
-        seed: of the draw.
+    The bank's images show one object each: of every class in the scenes, and of three classes at least.
     """
     if scenes.labels.ndim != 2 or scenes.labels.shape[1] != 2 or scenes.masks is None or not len(scenes):
         raise ValueError("queries need scenes of two objects: labels (N, 2) and masks (N, 2, H, W)")
@@ -71,15 +68,9 @@ def draw_queries(scenes: Split, bank: Split, seed: int = 0) -> Queries:
 
 
 def side_by_side(split: Split, count: int, seed: int = 0) -> Split:
-    """Return scenes of two images side by side, which real images without masks allow; each mask is a half.
+    """Return `count` scenes of two images of different classes side by side, (N, 3, H, 2W); each mask is a half.
 
-    Args:
-        split: single images (M, 3, H, W), labels (M,) of two classes at least.
-        count: N, number of scenes.
-        seed: of the choice.
-
-    Returns:
-        images (N, 3, H, 2W), labels (N, 2), masks (N, 2, H, 2W).
+    Real images without masks allow that.
     """
     if len(split.labels.unique()) < 2:
         raise ValueError("scenes need images of two classes at least")

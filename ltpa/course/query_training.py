@@ -37,14 +37,9 @@ class WithQuery(nn.Module):
 
 
 def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
-    """Train a copy of a run's model to name the object of a scene that a query shows.
+    """Train a copy of a run's model to name the object of a scene that a query, drawn from the bank, shows.
 
-    Args:
-        run: a run whose maps depend on the global feature; it stays as it is. Precision and seed are those of the run.
-        scenes: scenes of two objects for training, labels (N, 2).
-        bank: single images for training, from which the queries are drawn.
-        steps: optimizer steps; 0 gives an unchanged copy.
-        progress: show a progress bar.
+    Precision and seed are those of the run; its maps must depend on the global feature. 0 steps give an unchanged copy.
     """
     if not run.model.uses_global_feature:
         raise ValueError(f"{run.config.model} with softmax cannot learn from queries: its map does not depend on g")

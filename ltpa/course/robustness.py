@@ -8,6 +8,7 @@ being robust (gradient masking, Athalye et al. 2018, arXiv 1802.00420): `checks`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Annotated, Any
 
@@ -28,32 +29,16 @@ from ..models.classifier import ImageClassifier, evaluation_mode
 from ..training.run import Run
 from ..viz.figures import attention_figure, captions
 from ..viz.style import FONT, TITLE_FONT
+from . import setup
 from .effects import MARGIN, Comparison, compare_scores, effects_figure, few_seeds, paragraph, sorted_out
 from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
-from .setup import parameters, report
+from .setup import report
 
 __all__ = [
-    "ATTACKS",
-    "AttackConfig",
-    "Attacked",
-    "Check",
-    "accuracy_figure",
-    "accuracy_table",
-    "attack_grid",
-    "check_table",
-    "checks",
-    "collect",
-    "conclusion",
-    "effects",
-    "effects_figure",
-    "example_figure",
-    "maps_figure",
-    "parameters",
-    "perturb",
-    "report",
-    "train_missing",
-    "write_effects",
-]
+    "ATTACKS", "AttackConfig", "Attacked", "Check", "accuracy_figure", "accuracy_table", "attack_grid", "check_table",
+    "checks", "collect", "conclusion", "effects", "effects_figure", "example_figure", "maps_figure", "parameters",
+    "perturb", "report", "train_missing", "write_effects",
+]  # fmt: skip
 
 ATTACKS = ("FGSM", "PGD")
 CLAIM = "Attention makes a network more robust"
@@ -91,6 +76,9 @@ class AttackConfig(AblationConfig):
         return data.test[stratified(data.test.labels, self.images, seed=0)]
 
 
+parameters = partial(setup.parameters, kind=AttackConfig)
+
+
 # Attacks
 
 
@@ -105,17 +93,9 @@ def perturb(
 ) -> Tensor:
     """Change images so that the model's loss grows, in float32 and evaluation mode.
 
-    Args:
-        model: any model of `ltpa.create_model`; it stays as it is.
-        images: (N, 3, H, W), uint8, or float in [0, 1].
-        labels: the true classes, int64 (N,).
-        epsilon: how far each value may change, in levels of 0 ... 255.
-        attack: "FGSM", or "PGD" with steps of 2.5 epsilon / steps from a random start.
-        steps: of PGD.
-        seed: of PGD's start; the same start is used for every model.
-
-    Returns:
-        float32 (N, 3, H, W) in [0, 1] on the CPU, no value farther than epsilon / 255 from the image's.
+    `images` are (N, 3, H, W), uint8, or float in [0, 1]; the result is float32 on the CPU, in [0, 1], and no value is
+    farther than epsilon / 255 from the image's. PGD takes `steps` of 2.5 epsilon / steps from a random start, the same
+    for every model.
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack={attack!r}: {closest(attack, ATTACKS)}")
@@ -148,14 +128,13 @@ def _gradient(model: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Attacked:
-    """A run of the grid under attack.
+    """A run of the grid under attack: whether each image is classified rightly, bool (N,).
 
     Attributes:
-        result: the run.
-        clean: bool (N,), whether each image is classified rightly when nobody attacks.
-        white_box: (attack, epsilon) -> bool (N,), the same after an attack that knows the network.
-        transferred: (attack, source) -> bool (N,), the same with images made at `epsilon` against another network:
-            the same model with another seed ("other seed"), or another model with the same seed ("other model").
+        clean: without attack.
+        white_box: (attack, epsilon) -> after an attack that knows the network.
+        transferred: (attack, source) -> with images made at `epsilon` against another network: the same model with
+            another seed ("other seed"), or another model with the same seed ("other model").
     """
 
     result: Result
@@ -170,12 +149,7 @@ class Attacked:
 
 
 def attack_grid(grid: Grid, split: Split) -> list[Attacked]:
-    """Attack every run of a grid that was collected with an `AttackConfig`, and print what it withstands.
-
-    Args:
-        grid: the runs.
-        split: the images to attack, see `AttackConfig.sample`.
-    """
+    """Attack every run of a grid that was collected with an `AttackConfig`, and print what it withstands."""
     config = _config(grid)
     attacked, changed = [], {}
     for result in grid.results:
@@ -243,11 +217,8 @@ def _config(grid: Grid) -> AttackConfig:
 class Check:
     """Whether an attack that should be at least as strong as another one is.
 
-    Attributes:
-        name: what is looked at.
-        variant: in which model.
-        excess: by how much the accuracy is higher than it may be, the mean over seeds and images, with its bootstrap
-            interval over images; the intervals of all checks hold together with 95 %.
+    `excess` is by how much the accuracy of `variant` is higher than it may be, the mean over seeds and images; the
+    bootstrap intervals over images of all checks hold together with 95 %.
     """
 
     name: str
@@ -374,20 +345,14 @@ def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
     figure.axes[0].set_ylabel("accuracy (%)", fontsize=TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(grid.variants)]
     handles.append(Line2D([], [], color="0.4", linestyle=":", label="chance"))
-    columns_of_legend = min(4, len(handles))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns_of_legend, fontsize=FONT, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=FONT, frameon=False)
     return figure
 
 
 def example_figure(run: Run, split: Split, epsilon: float) -> Figure:
-    """Draw a row an image: the image, what FGSM changes in it, the image after FGSM and after PGD, with the answers.
+    """Draw a row for each image: itself, what FGSM changes in it, and the image after FGSM and after PGD, with answers.
 
     The change is scaled so that the largest is black or white; gray is none.
-
-    Args:
-        run: whose model is attacked.
-        split: the images.
-        epsilon: in levels of 255.
     """
     images = to_float(split.images)
     changed = [perturb(run.model, images, split.labels, epsilon, name) for name in ATTACKS]

@@ -1,6 +1,7 @@
 """Notebook 00: attention from scratch. Its parameters, its picture, and figures of features and scores."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -35,16 +36,13 @@ class ScratchConfig(SettingsBase):
     precision: ClassVar[str] = "fp32"
 
 
-def parameters(namespace: Mapping[str, Any]) -> ScratchConfig:
-    """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, ScratchConfig)
+parameters = partial(setup.parameters, kind=ScratchConfig)
 
 
 def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:
-    """Draw 32 pictures of two objects, and return the one whose objects differ most in hue.
+    """Draw 32 pictures of two objects; return that whose objects differ most in hue, its masks, the objects' classes.
 
-    Returns:
-        the picture, float (3, S, S) in [0, 1]; the masks of its objects, bool (2, S, S); the names of their classes.
+    The picture is float (3, S, S) in [0, 1], the masks are bool (2, S, S).
     """
     images, labels, masks = draw_shapes(32, image_size, seed, objects=2)
     colors = torch.einsum("nchw,nohw->noc", images.double() / 255, masks.double()) / masks.sum((2, 3)).unsqueeze(2)
@@ -62,13 +60,10 @@ def grid(values: Any, side: int = 16) -> Tensor:
 def values_figure(
     values: Mapping[str, Tensor], label: str, *, picture: Tensor | None = None, top: float | None = None
 ) -> Figure:
-    """Draw a number per position on one linear color scale: channels of local features, scores, weights.
+    """Draw a number per position (h, w) on one linear color scale: channels of local features, scores, weights.
 
-    Args:
-        values: title -> (h, w).
-        label: of the color bar.
-        picture: (3, H, W), drawn first.
-        top: upper end of the scale, which then begins at 0; without it the scale spans the values.
+    `label` is that of the color bar. `top` is the upper end of the scale, which then begins at 0; without it the scale
+    spans the values.
     """
     panels = len(values) + (picture is not None)
     across = min(panels, 4)
@@ -99,14 +94,9 @@ def vectors_figure(
     places: Mapping[str, tuple[int, int]] | None = None,
     positions: int = 16,
 ) -> Figure:
-    """Draw vectors side by side as bars on one axis, and frame where in the picture they come from.
+    """Draw vectors (C,) side by side as bars on one axis, and frame where in the picture they come from.
 
-    Args:
-        vectors: title -> (C,).
-        channels: the names of the C numbers.
-        picture: (3, H, W), drawn first, with the grid of positions.
-        places: title -> row and column of the frame, which has the color of the vector's bars.
-        positions: of a row of the grid.
+    `places` gives row and column of a frame, in a grid of `positions` by `positions`; it has the color of the bars.
     """
     across = len(vectors) + (picture is not None)
     figure = Figure((1.2 + 2.7 * across, 3.3), dpi=100, layout="constrained")

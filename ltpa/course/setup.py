@@ -1,4 +1,4 @@
-"""What notebooks share: their parameters, the project's folder, and the report of what is needed to repeat them."""
+"""What notebooks share: parameters, the settings of quick runs, the project's folder, the report of what was used."""
 
 import ast
 import os
@@ -7,7 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import SettingsBase
+from pydantic import Field
+
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    LearningRate,
+    Limit,
+    SettingsBase,
+    TrainConfig,
+    Width,
+    settings,
+)
 from ..data.dataset import Dataset
 from ..errors import closest
 from ..training.report import report as report
@@ -18,17 +31,34 @@ from .drive import runs_on_drive
 Config = TypeVar("Config", bound=SettingsBase)
 
 
+@settings
+class QuickRuns(SettingsBase):
+    """Parameters of the runs that a notebook trains; what is not here has `TrainConfig`'s defaults."""
+
+    width: Width = Field(QUICK["width"], description="of all models that are trained, as the settings below")
+    train_limit: Limit | None = None
+    test_limit: Limit | None = None
+    epochs: Count = QUICK["epochs"]
+    batch_size: BatchSize = QUICK["batch_size"]
+    learning_rate: LearningRate = QUICK["learning_rate"]
+    device: Device = "auto"
+
+    def common(self) -> dict[str, Any]:
+        """Return the settings that all runs share."""
+        return {name: getattr(self, name) for name in sorted(self.defaults().keys() & TrainConfig.defaults().keys())}
+
+    def described(self) -> str:
+        """Return how the models are trained, in words."""
+        images = "all" if self.train_limit is None else f"{self.train_limit:,}"
+        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
+
+
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
-    """Return the notebook's parameters as settings of one kind, and move to the project's folder.
+    """Return the parameters in a notebook's `globals()` as settings, and move to the project's folder.
 
     papermill passes a misspelled parameter without a word. So the names that the cell of the parameters and papermill's
     injected cell assign are compared with the known ones; what other cells assign is not looked at.
-
-    Every notebook may have the parameter `runs_on_drive` beside those of the class: True puts `runs/` on Google Drive.
-
-    Args:
-        namespace: the notebook's `globals()`.
-        kind: the class of the settings, such as `TrainConfig`.
+    Every notebook may also have `runs_on_drive`: True puts `runs/` on Google Drive.
     """
     os.chdir(project_folder())
     known = [*kind.defaults(), "runs_on_drive"]

@@ -23,10 +23,7 @@ def describe_training(
 ) -> str:
     """Return whether the network has learned anything, and whether its maps are healthy.
 
-    Args:
-        labels, predictions: (N,), indices into the classes.
-        strongest: as for `ltpa.training.health.problems`.
-        scores: of `ltpa.evaluate`, with each level's mean entropy.
+    `strongest` is as for `ltpa.training.health.problems`, `scores` of `ltpa.evaluate`, with each level's mean entropy.
     """
     accuracy = bootstrap_interval((predictions == labels).double().numpy())
     guess = labels.bincount().max().item() / len(labels)
@@ -54,10 +51,7 @@ def describe_maps(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | Non
 
     Right and wrong answers are compared; all intervals hold together with 95 %.
 
-    Args:
-        maps: level -> weights (N, h, w).
-        right: bool (N,), whether the answer was right.
-        masks: of the objects, (N, H, W); without them the lines are about entropies.
+    `maps` are level -> weights (N, h, w), `masks` (N, H, W); without masks the lines are about entropies.
     """
     if not maps:
         return "This model has no attention maps: nothing was shown."

@@ -1,17 +1,21 @@
 """Notebook 07: are frozen features worth more on other pictures than the pixels and an untrained network are?"""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pydantic import Field
 
 from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, load_data
 from ..data.split import stratified
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
+from ..viz.style import FONT, TITLE_FONT
 from . import setup
 from .effects import MARGIN, Comparison, compare_scores, few_seeds, paragraph
 from .effects import effects_figure as effects_figure
@@ -19,7 +23,6 @@ from .grid import MODELS, AblationConfig
 from .grid import collect as collect
 from .grid import train_missing as train_missing
 from .setup import report as report
-from .transfer_plot import transfer_figure as transfer_figure
 from .transfer_probe import PIXELS, UNTRAINED, Probes, count_words
 from .transfer_probe import probe_grid as probe_grid
 
@@ -66,9 +69,7 @@ class TransferConfig(AblationConfig):
         return load_data(self.target, self.target_dir, train_limit=train_limit, test_limit=test_limit)
 
 
-def parameters(namespace: Mapping[str, Any]) -> TransferConfig:
-    """Return the notebook's parameters, checked, from its `globals()`."""
-    return setup.parameters(namespace, TransferConfig)
+parameters = partial(setup.parameters, kind=TransferConfig)
 
 
 def digits(train_limit: int | None = None, test_limit: int | None = None, image_size: int = 32) -> Dataset:
@@ -187,3 +188,50 @@ def conclusion(probes: Probes, comparisons: Sequence[Comparison]) -> str:
         lines.append(f"Trained features are better than {words} in {better} of {len(verdicts_of_all)} comparisons.")
     lines += [few_seeds(comparisons), "This says nothing about larger networks, longer training or other data."]
     return "\n".join(paragraph(line) for line in lines if line)
+
+
+def transfer_figure(probes: Probes) -> Figure:
+    """Draw accuracy against labels: what the networks' own classifiers read (left), and the global features (right).
+
+    A color for each network, dashed for its untrained self, black for the pixels; the lines are means over seeds.
+    """
+    if not probes.trained:
+        raise ValueError("there is nothing to draw: " + probes.grid.complaints())
+    variants = list(dict.fromkeys(name.rpartition(": ")[0] for name in probes.trained))
+    read = {variant: "g_s" if f"{variant}: g_s" in probes.trained else "g" for variant in variants}
+    left = {f"{variant}: {kind}": variant for variant, kind in read.items()}
+    right = {f"{variant}: g": variant for variant in variants if f"{variant}: g" in probes.trained}
+    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    panels = (("what the network's classifier reads: g_s, or g", left), ("the global feature g", right))
+    for axes, (title, names) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        lines = {PIXELS: ("black", "-")}
+        for name, variant in names.items():
+            color = f"C{variants.index(variant)}"
+            lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
+        for number, (name, (color, style)) in enumerate(lines.items()):
+            fill = "none" if style == "--" else "full"
+            shift = 0.03 * (number - (len(lines) - 1) / 2)
+            columns = [[100 * value for value in probes.accuracies(count, name)] for count in probes.correct]
+            for place, column in enumerate(columns):
+                axes.plot(
+                    [place + shift] * len(column), column, "o", color=color, markersize=5, alpha=0.7, fillstyle=fill
+                )
+            places = [place + shift for place in range(len(columns))]
+            axes.plot(places, [sum(c) / len(c) for c in columns], style, color=color, linewidth=1.5)
+        axes.set_xticks(
+            range(len(probes.correct)), [count_words(count).replace(" a ", "\na ") for count in probes.correct]
+        )
+        axes.axhline(100 / len(probes.target.classes), color="0.4", linestyle=":", linewidth=1.5)
+        axes.set_title(title, fontsize=TITLE_FONT)
+        axes.tick_params(labelsize=FONT)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(-2, 102)
+    figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=TITLE_FONT)
+    handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(variants)]
+    handles += [
+        Line2D([], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="the same, untrained"),
+        Line2D([], [], color="black", marker="o", label="pixels"),
+        Line2D([], [], color="0.4", linestyle=":", label="chance"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=FONT, frameon=False)
+    return figure

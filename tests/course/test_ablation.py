@@ -51,7 +51,7 @@ def test_the_grid_goes_seed_by_seed_with_the_settings_of_plain_runs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": ["vgg-lat"], "epochs": 0}, r"(?s)models=.*'vgg-lat': did you mean 'vgg-late'.*epochs must"),
+        ({"models": ["vgg-lat"], "epochs": 0}, r"(?s)epochs must.*models=.*'vgg-lat': did you mean 'vgg-late'"),
         ({"models": ["vgg-late", "vgg-gap hard"]}, "unknown normalizer 'hard' of vgg-gap"),
         ({"models": ["vgg-late", "vgg-late softmax"]}, "models must be a list of one or more different values"),
         ({"models": "vgg-late"}, "models must be a list"),

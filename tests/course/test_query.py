@@ -324,7 +324,7 @@ def test_tables():
     assert (row["on queried, %"], row["on other, %"]) == ("75.0", "0.0")
     assert row["swing, points [95 %]"].startswith("+75.0 [")
     assert table.loc[("m-pc", "conv13"), "swing, points [95 %]"] == "+0.0 [+0.0, +0.0]"
-    assert query.best_level(steering.models["m-dp"]) == "conv13"
+    assert query.typical(steering.models["m-dp"], 1)[0] == "conv13"
     masks = torch.zeros(1, 2, 10, 10, dtype=torch.bool)
     masks[0, 0, 0, :3] = masks[0, 1, 5, :2] = True
     assert list(steering.objects_table(masks).loc["m-dp"]) == ["conv13", "5", "75", "+75.0"]
