@@ -1,4 +1,4 @@
-"""What maps say alone: their spread, their scale, their size, the order of their positions."""
+"""Properties of maps alone: their spread, scale and size, and the order of their positions."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,16 @@ from torch import Tensor
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Return the entropy of maps as a fraction of that of the uniform map: 0 = one position, 1 = uniform.
+    """Return the normalized entropy of maps (N, h, w), as (N,): 0 = one position, 1 = uniform.
 
-    Args:
-        maps: non-negative weights, (N, h, w); each map is first divided by its sum.
-
-    Returns:
-        (N,), `-sum_i p_i log p_i / log n`; NaN for a map without any weight.
+    It is `-sum_i p_i log p_i / log n`, where p is the map divided by its sum; NaN for a map without any weight.
     """
     p = _shares(maps)
     return torch.special.entr(p).sum(dim=1) / math.log(p.shape[1])
 
 
 def effective_positions(maps: Tensor) -> Tensor:
-    """Return over how many positions the weight of maps (N, h, w) is spread, (N,): 1 = one position, n = uniform.
+    """Return the effective number of positions of maps (N, h, w), as (N,): 1 = one position, n = uniform.
 
     It is the exponential of the entropy, `exp(-sum_i p_i log p_i)`; NaN for a map without any weight.
     """
@@ -35,12 +31,12 @@ def _shares(maps: Tensor) -> Tensor:
 
 
 def relative(maps: Tensor) -> Tensor:
-    """Return weights (N, h, w) in multiples of the uniform map: 1 is no preference, 5 is five times as much."""
+    """Return weights (N, h, w) in multiples of the uniform weight: 1 = no preference."""
     return maps / maps.mean(dim=(1, 2), keepdim=True)
 
 
 def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
-    """Return maps (N, h, w) in at least float32; raise a TypeError or ValueError where they are no maps."""
+    """Return maps (N, h, w) in at least float32, or raise an error if they are not valid maps."""
     if not isinstance(maps, Tensor):
         raise TypeError(f"{name} must be a tensor (N, h, w), not {type(maps).__name__}")
     if maps.ndim != 3 or 0 in maps.shape[1:]:
@@ -48,14 +44,16 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
     if not maps.isfinite().all():
         broken = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{name} hold NaN or infinite values, in {len(broken)} of {len(maps)}, first in {broken[0]}")
+        raise ValueError(
+            f"{name} have NaN or infinite values in {len(broken)} of {len(maps)} maps, first in {broken[0]}"
+        )
     if (maps < 0).any():
         raise ValueError(f"{name} must be weights from 0 up, but the lowest is {maps.min():.3g}; are they scores?")
     return maps
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps (N, h, w) at another size (H, W), bilinearly, or averaged where that is smaller.
+    """Return maps (N, h, w) resized bilinearly to (H, W), with antialiasing if that is smaller.
 
     Computed in float64 and rounded, so that equal neighbors stay exactly equal.
     """
@@ -69,22 +67,16 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def rank_agreement(first: Tensor, second: Tensor) -> Tensor:
-    """Return whether two maps of an image put its positions in the same order: Spearman's rank correlation.
+    """Return Spearman's rank correlation of maps (N, h, w) and (N, h', w'), as (N,): 1 = positions in the same order.
 
-    The smaller map is scaled up to the size of the larger; positions of equal weight get the mean of their ranks.
-
-    Args:
-        first, second: non-negative weights, (N, h, w) and (N, h', w').
-
-    Returns:
-        (N,) in [-1, 1], 1 = the same order; NaN where a map is constant and so has no order.
+    The smaller map is scaled up, and ties get the mean of their ranks. NaN if a map is constant.
     """
     first, second = _together(first, second)
     return _correlation(_ranks(first.flatten(1)), _ranks(second.flatten(1)))
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Pearson's correlation of two maps of an image; sizes and NaN as in `rank_agreement`."""
+    """Return Pearson's correlation of maps (N, h, w) and (N, h', w'), as (N,); NaN if a map is constant."""
     first, second = _together(first, second)
     return _correlation(first.flatten(1).double(), second.flatten(1).double())
 
@@ -92,13 +84,13 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 def _together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     first, second = check_maps(first, "the first maps"), check_maps(second, "the second maps")
     if len(first) != len(second):
-        raise ValueError(f"there must be as many first as second maps, not {len(first)} and {len(second)}")
+        raise ValueError(f"both must have the same number of maps, not {len(first)} and {len(second)}")
     size = max(first.shape[1], second.shape[1]), max(first.shape[2], second.shape[2])
     return resize(first, size), resize(second, size)
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """(N, n) -> ranks from 0, float64; equal values share the mean of their ranks."""
+    """Return the ranks of values (N, n) from 0, as float64; ties share the mean of their ranks."""
     ordered, order = values.sort(dim=1)
     position = torch.arange(values.shape[1], device=values.device).expand_as(order)
     differs = ordered[:, 1:] != ordered[:, :-1]
@@ -109,7 +101,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation of rows (N, n), float64, as float32; NaN where one is constant."""
+    """Return Pearson's correlation of float64 rows (N, n), as float32; NaN if a row is constant."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     r = (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
     return r.clamp(-1, 1).float()

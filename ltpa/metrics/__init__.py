@@ -1,4 +1,4 @@
-"""What a map is worth: alone, against masks, and against the model; and what a few seeds allow one to say."""
+"""Measure maps alone, against masks, and against the model; compute confidence intervals and verdicts."""
 
 from ..maps import correlation, effective_positions, entropy, rank_agreement, relative
 from .faithfulness import Curves, deletion_insertion, permuted_attention

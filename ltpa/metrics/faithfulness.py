@@ -1,7 +1,4 @@
-"""Does the model go by its map? Deletion and insertion of pixels, and attention whose weights are permuted.
-
-Both concern a model and its maps together: a map that lies on the object need not be what the model goes by.
-"""
+"""Measure whether the model relies on its map: deletion and insertion of pixels, and permuted attention."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -22,26 +19,20 @@ _BLUR = 1 / 8  # sigma of the blur that replaces pixels, as a fraction of the sh
 
 @dataclass(frozen=True)
 class Curves:
-    """The probability of a class while pixels are removed or brought back in the order of a map.
+    """The probability of a class while pixels are deleted or inserted, strongest first."""
 
-    Attributes:
-        fractions: (K,), of the pixels that were changed, from 0 to 1; the true ones, after rounding to whole pixels.
-        deletion: (N, K), while the strongest pixels are filled first; it falls early where the map is faithful.
-        insertion: (N, K), while they are put into the filled picture first; it rises early where the map is faithful.
-    """
-
-    fractions: Tensor
-    deletion: Tensor
-    insertion: Tensor
+    fractions: Tensor  # (K,), of changed pixels, from 0 to 1, after rounding to whole pixels
+    deletion: Tensor  # (N, K), falls early if the map is faithful
+    insertion: Tensor  # (N, K), rises early if the map is faithful
 
     @property
     def deletion_area(self) -> Tensor:
-        """(N,), the area under the curve in [0, 1] by the trapezoid rule: low where the map is faithful."""
+        """Return the area under the curve in [0, 1], (N,): low if the map is faithful."""
         return torch.trapezoid(self.deletion, self.fractions, dim=1)
 
     @property
     def insertion_area(self) -> Tensor:
-        """(N,), the area under the curve in [0, 1] by the trapezoid rule: high where the map is faithful."""
+        """Return the area under the curve in [0, 1], (N,): high if the map is faithful."""
         return torch.trapezoid(self.insertion, self.fractions, dim=1)
 
 
@@ -57,22 +48,16 @@ def deletion_insertion(
     precision: str = "auto",
     batch_size: int | None = None,
 ) -> Curves:
-    """Return deletion and insertion curves (Petsiuk et al. 2018) with both end points.
+    """Return deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) with K = `steps` + 1 points.
 
-    Only the order of a map's pixels counts, and the model was not trained on filled pictures: compare with the curves
-    of `ltpa.metrics.controls`, over many images (arXiv 1912.01451).
+    Only the order of a map's pixels counts, and the model was not trained on filled pictures. So compare with the
+    curves of `ltpa.metrics.controls`, over many images (arXiv 1912.01451).
 
     Args:
-        model: any model of `ltpa.create_model`.
-        images: uint8, or float in [0, 1], (N, 3, H, W).
-        maps: non-negative weights, (N, h, w), scaled bilinearly to the size of the images. Pixels of equal weight
-            come in a random order, so a uniform map is a random order of all pixels.
-        target: the class whose probability is followed, one or (N,); None means the predicted ones.
-        fill: what replaces a pixel: "blur", the picture under a Gaussian of an eighth of its shorter side, or "mean",
-            the picture's mean color.
-        steps: K - 1; how often pixels are changed.
-        seed: of the order of equal weights.
-        precision, batch_size: as for `ltpa.attend`.
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+        maps: non-negative weights (N, h, w), resized to the images. Pixels of equal weight come in random order.
+        target: the class whose probability is measured, one or (N,); by default the predicted ones.
+        fill: what replaces a pixel: "blur" (a Gaussian with sigma 1/8 of the shorter side) or "mean" (the mean color).
     """
     maps = check_maps(maps)
     if fill not in FILLS:
@@ -81,7 +66,7 @@ def deletion_insertion(
         raise ValueError(f"steps must be at least 1, not {steps}")
     logits = attend(model, images, precision, batch_size).logits
     if len(images) != len(maps):
-        raise ValueError(f"there must be one map an image, not {len(maps)} maps for {len(images)} images")
+        raise ValueError(f"there must be one map for each image, not {len(maps)} maps for {len(images)} images")
     target = (logits.argmax(1) if target is None else chosen_classes(target, logits)).expand(len(images))
     pixels = images.shape[2] * images.shape[3]
     counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().unique()
@@ -104,7 +89,7 @@ def deletion_insertion(
 
 
 def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """Return each pixel's rank from the strongest, from 0, equal ones in random order; (N, H, W)."""
+    """Return each pixel's rank, 0 for the strongest, with ties in random order; (N, H, W)."""
     weights = maps.flatten(1)
     shuffled = torch.rand(weights.shape, generator=generator).argsort(dim=1)
     order = weights.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
@@ -114,19 +99,10 @@ def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def permuted_attention(model: ImageClassifier, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """Return how much the answer changes when a level's weights are permuted among the positions.
+    """Return how much the answer changes if the weights of one level are permuted, by level.
 
-    The experiment of "Attention is not explanation" (Jain and Wallace 2019, arXiv 1902.10186, section 4.2.1): where the
-    answer stays the same, the map explains little of it.
-
-    Args:
-        model: a model with attention levels.
-        images: uint8, or float in [0, 1], (N, 3, H, W).
-        seed: of the permutation, one for each level and batch of images.
-
-    Returns:
-        level -> (N,), the total variation distance between the class probabilities with the map as it is and permuted,
-        0 = the same answer, 1 = another one for certain; the other levels keep their maps.
+    The values (N,) are total variation distances between the class probabilities before and after: 0 = the same
+    answer, 1 = a completely different one. The test of Jain and Wallace 2019 (arXiv 1902.10186, section 4.2.1).
     """
     levels = getattr(model, "attention", None)
     if levels is None:
@@ -147,7 +123,7 @@ def permuted_attention(model: ImageClassifier, images: Tensor, seed: int = 0) ->
 def _permuted(
     level: Attention, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...], generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Return what a level gives if its weights lie at other positions: equation 3 once more, as in `Attention`."""
+    """Return the output of a level with permuted weights: equation 3 again, as in `Attention`."""
     local, weights = inputs[0].flatten(2), output[1].flatten(1)  # (N, C_l, n) and (N, n)
     weights = weights[:, torch.randperm(weights.shape[1], generator=generator).to(weights.device)]
     descriptor = (local.to(weights.dtype) @ weights.unsqueeze(2)).squeeze(2)

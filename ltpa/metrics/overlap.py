@@ -1,4 +1,4 @@
-"""Does a map lie on the object? Maps against exact masks, and the controls that every map has to beat."""
+"""Measure whether a map is on the object: maps against exact masks, and the controls that a map has to beat."""
 
 import pandas as pd
 import torch
@@ -8,27 +8,21 @@ from ..maps import check_maps, resize
 
 MEASURES = ("share", "pointing", "iou", "best_iou", "average_precision")
 CONTROLS = ("uniform", "blurred noise", "center")
-_PIXELS = 2**21  # worked on at a time, which bounds the memory
+_PIXELS = 2**21  # most pixels processed at a time, which limits memory
 _NOISE_SIGMA, _CENTER_SIGMA = 0.1, 0.25  # of the controls, as fractions of the shorter side
 
 
 def localization(maps: Tensor, masks: Tensor) -> pd.DataFrame:
-    """Return how well each map says where the object is: a row for each map, NaN where a mask is empty.
+    """Return how well each map (N, h, w) finds the object of its mask (N, H, W): one row for each map.
 
-    Every measure is 1 at best. A map that is zero everywhere prefers nothing, so it counts as uniform.
+    Maps are resized to the masks. Every measure is at most 1, and NaN if the mask is empty. A map that is zero
+    everywhere counts as uniform. The columns:
 
-    Args:
-        maps: non-negative weights, (N, h, w), of any resolution and scale; scaled bilinearly to the size of the masks.
-        masks: bool, or 0 and 1, (N, H, W).
-
-    Returns:
-        the columns
-        `share`: how much of the map's sum lies on the object (uniform: the part of the picture that the object fills);
-        `pointing`: 1 where the strongest pixel lies on the object, else 0; of several equally strong ones, the part
-        that does (Zhang et al. 2016, with the expected value for ties);
-        `iou`: intersection over union of the object and the pixels of at least the map's mean;
-        `best_iou`: the same at the threshold that is best for this map, which knows the mask: an upper bound;
-        `average_precision`: of ranking the pixels, as scikit-learn defines it: equal weights are one threshold.
+    - `share`: the part of the map's sum that is on the object;
+    - `pointing`: whether the strongest pixel is on the object; with ties, the fraction that is (Zhang et al. 2016);
+    - `iou`: intersection over union of the object and the pixels at or above the map's mean;
+    - `best_iou`: the same at the best threshold for this map, an upper bound because it uses the mask;
+    - `average_precision`: of the ranked pixels, as in scikit-learn.
     """
     return pd.DataFrame({name: values.cpu().numpy() for name, values in localization_tensors(maps, masks).items()})
 
@@ -46,10 +40,10 @@ def _check_masks(masks: Tensor, count: int) -> Tensor:
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor (N, H, W), not {type(masks).__name__}")
     if masks.ndim != 3 or 0 in masks.shape[1:]:
-        hint = "; of scenes with several objects choose one: masks[:, 0]" if masks.ndim == 4 else ""
+        hint = "; choose one object of each scene: masks[:, 0]" if masks.ndim == 4 else ""
         raise ValueError(f"masks must have the shape (N, H, W), not {tuple(masks.shape)}{hint}")
     if len(masks) != count:
-        raise ValueError(f"there must be one mask a map, not {len(masks)} masks for {count} maps")
+        raise ValueError(f"there must be one mask for each map, not {len(masks)} masks for {count} maps")
     if masks.dtype != torch.bool:
         if not ((masks == 0) | (masks == 1)).all():
             raise ValueError("masks must be bool, or hold only 0 and 1; for gray masks: masks > threshold")
@@ -64,7 +58,7 @@ def _measure(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
     ordered, order = weights.sort(dim=1, descending=True)
     hits = inside.gather(1, order).cumsum(1, dtype=torch.int32)  # of the k + 1 strongest pixels, on the object
     taken = torch.arange(1, pixels + 1, device=hits.device, dtype=torch.int32)
-    # Pixels of equal weight come in together: only the last of them is a threshold.
+    # Pixels of equal weight share one threshold: only the last of them counts.
     last = torch.ones_like(inside)
     last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
     at_thresholds = hits.where(last, 0)
@@ -88,11 +82,10 @@ def _measure(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def controls(count: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
-    """Return maps that know nothing of the picture, (count, H, W) each, by name: what every other map has to beat.
+    """Return maps (count, H, W) that do not depend on the picture, by name; a useful map has to beat them.
 
-    Several measures favor blurry maps (arXiv 2304.13836), and objects lie in the middle of most pictures. So:
-    "uniform"; "blurred noise": white noise under a Gaussian of a tenth of the shorter side, from 0 up; "center": a
-    Gaussian of a quarter of the shorter side in the middle.
+    "blurred noise" (sigma 1/10 of the shorter side) is there because several measures favor blurry maps (arXiv
+    2304.13836), "center" (a Gaussian, sigma 1/4) because most objects are near the middle.
     """
     height, width = size
     noise = torch.randn(count, height, width, generator=torch.Generator().manual_seed(seed))
@@ -107,7 +100,7 @@ def controls(count: int, size: tuple[int, int], seed: int = 0) -> dict[str, Tens
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Return images (N, C, H, W) under a Gaussian of `sigma` pixels, cut off at three sigma or what the size allows."""
+    """Return images (N, C, H, W) blurred by a Gaussian of `sigma` pixels, cut off at three sigma or the image size."""
     from torchvision.transforms.functional import gaussian_blur  # here, because it takes seconds to import
 
     kernel = [2 * min(max(1, round(3 * sigma)), side - 1) + 1 for side in (images.shape[3], images.shape[2])]

@@ -1,4 +1,4 @@
-"""Does a map depend on what the model learned? Layers are made random again, from the top down."""
+"""Measure whether a map depends on what the model learned: make layers random again, from the top down."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -24,24 +24,21 @@ def randomization(
     stops: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """Return how alike maps stay while a model forgets what it learned (Adebayo et al. 2018, arXiv 1810.03292).
+    """Return how similar maps stay while layers of a copy of the model become random (Adebayo et al. 2018).
 
-    On a copy of the model the layers become random again, one after the other from the top down, as in a new model. A
-    map that stays as it was says nothing about what the model learned in these layers.
+    A map that does not change says nothing about what the model learned in these layers (arXiv 1810.03292).
 
     Args:
-        model: any model of `ltpa.create_model`; it is not changed.
-        images: uint8, or float in [0, 1], (N, 3, H, W).
-        maps_of: from a model and images to maps by name, {name: (N, h, w)}; without it, the attention maps. For others:
-            `lambda model, images: {"saliency": ltpa.explain(model, images, "saliency", target)}`. Give a target: the
-            class that the random model predicts is another one.
-        stops: layers of `layers_top_down` after which maps are compared; None means after each.
-        seed: of the random weights.
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+        maps_of: (model, images) -> {name: maps (N, h, w)}; by default the attention maps. For other methods, fix the
+            target, because the random model predicts other classes:
+            `lambda model, images: {"saliency": ltpa.explain(model, images, "saliency", target)}`.
+        stops: layers of `layers_top_down` after which maps are compared; by default all.
 
     Returns:
-        layer -> name -> {"rank_agreement": (N,), "correlation": (N,)} between the maps before and after that layer and
-        all above it became random; the correlation is the absolute value of Pearson's, as a map turned upside down
-        still has the old structure. NaN where a map is constant.
+        layer -> name -> {"rank_agreement": (N,), "correlation": (N,)} after this layer and all above it became random.
+        The correlation is Pearson's, as an absolute value, since an inverted map keeps its structure. NaN if a map is
+        constant.
     """
     maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
     layers = layers_top_down(model, images)
@@ -73,14 +70,10 @@ def randomization(
 
 
 def layers_top_down(model: ImageClassifier, images: Tensor) -> list[str]:
-    """Return the names of the layers with weights, in the order from the logits down to the image.
+    """Return the names of the layers with weights, from the logits down to the image.
 
     A layer is a convolution with its norm (`trunk.conv13`), a stage of a ResNet, the global branch, the attention of a
-    level, the head; for other models, each direct child.
-
-    Args:
-        model: the network.
-        images: (N, 3, H, W), of which the first is run through the network to see the order.
+    level, the head, or, in other models, a direct child. One image is run through the network to find the order.
     """
     blocks = {name: block for name, block in _blocks(model) if any(True for _ in block.parameters())}
     called: list[str] = []
@@ -105,7 +98,7 @@ def _blocks(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
 
 
 def _make_random(module: nn.Module) -> None:
-    """Give a module, without its parts, the weights of a new model."""
+    """Reset a module's own weights, not those of its children, as in a new model."""
     if isinstance(module, nn.Conv2d):  # as in `ltpa.models.backbones.conv_block`
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""What a handful of seeds and a test set allow one to say: intervals, effects and their verdicts."""
+"""Confidence intervals over seeds and images, effects, and their verdicts."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval says nothing
+LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval is useless
 TOO_FEW_SEEDS = f"Fewer than {LEAST_SEEDS} seeds: no interval over seeds can be given."
 COLUMNS = (
     "claim", "model", "baseline", "measure", "data", "budget", "seeds", "n", "effect", "low", "high", "verdict",
@@ -19,7 +19,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of n values with its confidence interval; the ends are NaN where the values allow none."""
+    """A mean of n values with its confidence interval; the ends are NaN if there are too few values."""
 
     mean: float
     low: float = math.nan
@@ -28,17 +28,11 @@ class Interval:
 
     @property
     def known(self) -> bool:
-        """Whether it has ends."""
+        """Return whether the interval has ends."""
         return not (math.isnan(self.low) or math.isnan(self.high))
 
     def text(self, digits: int = 1, scale: float = 1, sign: bool = False) -> str:
-        """Return "61.3 [58.0, 64.2]", or the mean alone where there are no ends.
-
-        Args:
-            digits: decimals.
-            scale: 100 writes shares as percent or points.
-            sign: write "+" too, as differences need it.
-        """
+        """Return "61.3 [58.0, 64.2]", or the mean alone; `scale` 100 gives percent, `sign` writes "+" as well."""
         # "+ 0.0" because a rounded number may be minus zero.
         mean, low, high = (
             f"{round(scale * v, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
@@ -60,13 +54,12 @@ def t_interval(
     confidence: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
-    """Return Student's t-interval of the mean, for few values such as the accuracies of a few seeds.
+    """Return Student's t-interval of the mean of a few values (n,), such as the accuracies of a few seeds.
 
     Args:
-        values: independent values, (n,); fewer than three give no interval.
-        comparisons: how many intervals are looked at together; all hold at once with `confidence` (Bonferroni).
-        confidence: in (0, 1).
-        bounds: where the quantity ends, such as (0, 1) for an accuracy; the interval ends there too.
+        values: independent values; fewer than three give no interval.
+        comparisons: how many intervals hold together with `confidence` (Bonferroni correction).
+        bounds: limits of the quantity, such as (0, 1) for an accuracy; the interval is cut there.
     """
     x = _checked(values)
     mean = float(x.mean())
@@ -83,13 +76,9 @@ def t_interval(
 def bootstrap_interval(
     values: ArrayLike, comparisons: int = 1, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Return the percentile bootstrap of the mean (Efron 1979), for many values such as one per test image.
+    """Return the percentile bootstrap interval (Efron 1979) of the mean of many values (n,), such as one per image.
 
-    Args:
-        values: (n,), one a test image; NaN is left out.
-        comparisons, confidence: as for `t_interval`.
-        resamples: how often n values are drawn with replacement.
-        seed: of the draws.
+    NaN values are left out; `comparisons` is the number of intervals that hold together with `confidence`.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[~np.isnan(x)] if x.ndim == 1 else x
@@ -99,7 +88,7 @@ def bootstrap_interval(
     if len(x) < 2:
         return Interval(float(x.mean()), n=len(x))
     tail = _tail(comparisons, confidence)
-    # Right and wrong answers take few values: it is enough to draw how often each of them occurs.
+    # Right and wrong answers have few distinct values, so it is enough to draw how often each occurs.
     distinct, counts = np.unique(x, return_counts=True)
     draw = np.random.default_rng(seed)
     at_once = max(1, 10**7 // len(distinct))
@@ -112,17 +101,16 @@ def bootstrap_interval(
 
 
 def widest(intervals: Sequence[Interval]) -> Interval:
-    """Return the first interval's mean with the farthest ends of all: chance in seeds and chance in images together."""
+    """Return the first interval's mean with the lowest and the highest end of all: chance in seeds and in images."""
     ends = [(i.low, i.high) for i in intervals]
     return replace(intervals[0], low=float(np.min(ends)), high=float(np.max(ends)))
 
 
 def verdict(interval: Interval, margin: float = 0.0) -> str:
-    """Return what an interval says of the claim "the effect is larger than the margin".
+    """Return the verdict on the claim "the effect is larger than the margin".
 
-    Returns:
-        "supported" if the whole interval lies above the margin, "contradicted" if it lies below, else "undecided",
-        also where there is no interval.
+    "supported" if the whole interval is above the margin, "contradicted" if it is below, and "undecided" otherwise,
+    also if there is no interval.
     """
     if interval.low > margin:
         return SUPPORTED
@@ -131,29 +119,18 @@ def verdict(interval: Interval, margin: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Effect:
-    """One measured difference, with all that is needed to read it alone.
+    """One measured difference between a model and a baseline, with everything needed to understand it alone."""
 
-    Attributes:
-        claim: what is put to the test, in words.
-        model, baseline: what is compared with what.
-        measure: of what the effect is a difference.
-        data, budget: what was measured on, and how the models were trained, in words.
-        seeds: how many trainings each side had; 0 where nothing was trained for it.
-        interval: of the effect; `interval.n` is the number of values, of images, scenes or seeds.
-        margin: the smallest effect that matters; the claim is that the effect is larger.
-        verdict: set from the interval and the margin if it is not given ("undecided" where an attack failed, say).
-    """
-
-    claim: str
+    claim: str  # that is tested, in words
     model: str
     baseline: str
-    measure: str
+    measure: str  # whose difference the effect is
     data: str
-    budget: str
-    seeds: int
-    interval: Interval
-    margin: float = 0.0
-    verdict: str = ""
+    budget: str  # how the models were trained, in words
+    seeds: int  # number of trainings of each side; 0 if nothing was trained
+    interval: Interval  # of the effect; its n counts images, scenes or seeds
+    margin: float = 0.0  # the smallest effect that matters; the claim is that the effect is larger
+    verdict: str = ""  # by default computed from interval and margin
 
     def __post_init__(self) -> None:
         """Compute the verdict."""
@@ -162,7 +139,7 @@ class Effect:
 
 
 def effects_frame(effects: Iterable[Effect]) -> pd.DataFrame:
-    """Return effects as a table with `COLUMNS`, numbers rounded to six decimals."""
+    """Return effects as a table with `COLUMNS`, rounded to six decimals."""
     rows = [
         {name: getattr(e, name) for name in ("claim", "model", "baseline", "measure", "data", "budget", "seeds")}
         | {"n": e.interval.n, "effect": e.interval.mean, "low": e.interval.low, "high": e.interval.high}
@@ -181,12 +158,16 @@ def write_effects(effects: Iterable[Effect], path: str | Path) -> Path:
 def _checked(values: ArrayLike) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"an interval needs one finite value or more in a row, not an array of shape {x.shape}: {x!r}")
+        raise ValueError(
+            f"an interval needs a row of one or more finite values, not an array of shape {x.shape}: {x!r}"
+        )
     return x
 
 
 def _tail(comparisons: int, confidence: float) -> float:
-    """Return the part of the distribution beyond one end of the interval."""
+    """Return the probability beyond one end of the interval."""
     if not 0 < confidence < 1 or comparisons < 1:
-        raise ValueError(f"confidence must be above 0 and below 1, not {confidence}; comparisons 1 or more")
+        raise ValueError(
+            f"confidence must be between 0 and 1, not {confidence}; comparisons at least 1, not {comparisons}"
+        )
     return (1 - confidence) / 2 / comparisons

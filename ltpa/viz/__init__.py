@@ -1,4 +1,4 @@
-"""Pictures: figures of maps and of training, `ltpa.show` and the explorer."""
+"""Figures of maps and of training, `ltpa.show`, and the explorer."""
 
 from .figures import attention_figure, captions, learning_curve, outline, snapshot_figure
 from .style import LivePlot, display, to_png

@@ -1,8 +1,4 @@
-"""The explorer's picture: composed with Pillow, since a figure of matplotlib would take longer than a slider may.
-
-A row has the picture, a panel for each map laid over it, and the five most probable classes as bars; the color scale
-is below.
-"""
+"""The explorer's picture. Pillow draws it, because matplotlib is too slow to follow a slider."""
 
 import functools
 import io
@@ -28,33 +24,22 @@ _INK, _PALE = (30, 30, 30), (150, 150, 150)
 
 @dataclass
 class Row:
-    """What is shown of one image and one model or method.
-
-    Attributes:
-        title: of the row.
-        picture: uint8 (3, H, W), as it is shown.
-        maps: name -> weights (h, w), not negative.
-        probabilities: class -> probability, for the bars.
-        truth: the right class, if it is known.
-    """
+    """One image with the maps and answers of one model or method."""
 
     title: str
-    picture: Tensor
-    maps: Mapping[str, Tensor]
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    truth: str | None = None
+    picture: Tensor  # uint8 (3, H, W)
+    maps: Mapping[str, Tensor]  # name -> non-negative weights (h, w)
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # class -> probability, for the bars
+    truth: str | None = None  # the true class, if it is known
 
 
 def compose(
     rows: Sequence[Row], *, colors: str = COLORS[0], strength: float = 0.6, scale: str = UNIFORM
 ) -> Image.Image:
-    """Compose the picture.
+    """Draw the rows: the picture, a panel for each map over it, and bars for the five most probable classes.
 
-    Args:
-        rows: one or more.
-        colors: a color map, one of `COLORS`.
-        strength: of the maps over the picture, from 0 (the picture alone) to 1 (the map alone).
-        scale: `UNIFORM`, logarithmic from 1/4 to 32 times the even share; or `MAXIMUM`, from 0 to each map's maximum.
+    `colors` is one of `COLORS`. `strength` runs from 0 (only the picture) to 1 (only the map). `scale` is `UNIFORM`
+    (logarithmic, 1/4 to 32 times the uniform weight) or `MAXIMUM` (0 to each map's maximum).
     """
     panels = 1 + max(len(row.maps) for row in rows)
     bars = any(row.probabilities for row in rows)
@@ -109,7 +94,7 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, look: _Look) 
 
 
 def _fitted(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the size of a picture in a panel, and its corner."""
+    """Return the size of a picture in its panel, and its upper left corner."""
     factor = _PANEL / max(width, height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return size, ((_PANEL - size[0]) // 2, (_PANEL - size[1]) // 2)
@@ -169,7 +154,7 @@ def _marks(length: int) -> dict[int, str]:
 
 
 def fit_for_display(picture: Tensor, most: int = 2 * _PANEL) -> Tensor:
-    """Return a photo, uint8 (3, H, W), with its longer side scaled to `most` pixels if it is longer."""
+    """Return a photo, uint8 (3, H, W), scaled down if its longer side has more than `most` pixels."""
     longest = max(picture.shape[1:])
     if longest <= most:
         return picture

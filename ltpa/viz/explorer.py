@@ -1,7 +1,7 @@
 """The explorer: click through pictures, levels and models, or upload a photo, and see where the network looks.
 
-Widgets of ipywidgets' core alone (7.7 and 8), and one picture whose bytes change: nothing flickers or piles up, and
-Colab needs no custom widget manager. What cannot be done is said in the panel.
+It uses only the core widgets of ipywidgets 7.7 and 8, so Colab needs no custom widget manager. One picture is updated
+in place, so nothing flickers. Errors appear in the panel.
 """
 
 import base64
@@ -31,10 +31,10 @@ from .show import named_classes, network_of, readable
 IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassified"
 NOTHING = "nothing"
 RESOLUTIONS = (32, 64, 96, 128, 224)
-_CACHED = 200  # maps and pictures, of some fifty images
+_CACHED = 200  # maps and pictures, enough for about fifty images
 _ALT = "The explorer: a picture, its attention maps, and the five most probable classes"
-# A page that nbconvert makes of an executed notebook has an empty place for the panel, filled only where a script
-# can be fetched. This picture is shown there instead, and hidden everywhere else.
+# On a page made by nbconvert, the panel stays empty unless a script can be loaded. This picture appears there instead,
+# and is hidden everywhere else.
 _STILL = """<style>
 .ltpa-still { display: none; }
 body.jp-Notebook .jp-OutputArea:has(.jupyter-widgets):not(:has(.widget-subarea)) .ltpa-still,
@@ -51,15 +51,15 @@ def explore(
     others: Mapping[str, Run | ImageClassifier] | None = None,
     folder: str | Path = "runs/figures",
 ) -> "Explorer":
-    """Show the panel in a notebook, and return it; its `.png()` is its picture, with and without a notebook.
+    """Show the explorer in a notebook and return it; `.png()` returns its picture, also outside a notebook.
 
     Args:
-        model: a run, or a model.
-        images: a data set (its test images), a split, or pictures of any kind that `ltpa.show` takes; None begins with
-            an empty panel that waits for a photo. A label below 0 means none of the classes.
-        classes: names of the classes, for a model; a run and a data set know theirs.
-        others: further runs or models, by name, that a second row can show.
-        folder: where the button saves the picture, as PNG and PDF.
+        model: a run or a model.
+        images: a data set (its test images), a split, or any pictures that `ltpa.show` takes; None waits for a photo.
+            A label below 0 means that the image belongs to none of the classes.
+        classes: class names, for models that know none.
+        others: name -> run or model that the second row can show.
+        folder: where the save button writes PNG and PDF files.
     """
     explorer = Explorer(model, images, classes=classes, others=others, folder=folder)
     explorer.display()
@@ -67,14 +67,10 @@ def explore(
 
 
 class Explorer:
-    """The panel, see `explore`; its widgets are attributes, so that a program can move them too.
+    """The panel that `explore` shows.
 
-    Attributes:
-        which, position, draw: choose an image; `chosen` are the numbers of the images that are chosen from.
-        upload, resolution: a photo of one's own, and the pixels of its shorter side for the network.
-        levels, strength, colors, scale, compare: what is shown, and how.
-        save, message, picture: a button, a line of text, and the picture.
-        widget: all of it.
+    Its controls are attributes (`which`, `position`, `levels`, ...), so that a program can set them. `chosen` holds
+    the numbers of the images that `position` runs through; `widget` is the whole panel.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class Explorer:
         folder: str | Path = "runs/figures",
     ) -> None:
         if clash := {NOTHING, "", *METHODS} & set(others or {}):
-            raise ValueError(f"others: {sorted(clash)[0]!r} cannot be the name of a model here, choose another")
+            raise ValueError(f"others: {sorted(clash)[0]!r} cannot name a model; choose another name")
         self.models = {name: network_of(one) for name, one in {"": model, **(others or {})}.items()}
         self.folder = Path(folder)
         self._name = self.models[""].name or type(self.models[""]).__name__
@@ -101,7 +97,7 @@ class Explorer:
         self._update()
 
     def _take_images(self, images: Any) -> Sequence[str] | None:
-        """Keep images, labels and names; return the names of the classes where the images come with some."""
+        """Store images, labels and names; return the class names if the images have some."""
         self._labels: Tensor | None = None
         self._names = images.names if isinstance(images, Photographs) else ()
         classes = images.classes if isinstance(images, Dataset) else None
@@ -178,7 +174,7 @@ class Explorer:
         self.save.on_click(self._guarded(self._save))
 
     def _guarded(self, action: Callable[[], None]) -> Callable[[Any], None]:
-        """Return the answer to an event: the action, whose errors are shown in the panel."""
+        """Return an event handler that runs the action and shows its errors in the panel."""
 
         @functools.wraps(action)
         def answer(_: Any) -> None:
@@ -295,7 +291,7 @@ class Explorer:
                 answer = max(first.probabilities, key=lambda name: first.probabilities[name])
                 maps = self._cached((key, "", other), lambda: explain(self.models[""], entered[None], other)[0])
                 return [first, Row(f"{other}: why {answer}?", shown, {other: maps})]
-        except Exception as error:  # the first row is shown all the same
+        except Exception as error:  # the first row can still be shown
             self._say(f"{other}: {error}", wrong=True)
         return [first]
 
@@ -319,7 +315,7 @@ class Explorer:
 
     @functools.cached_property
     def _probabilities(self) -> Tensor:
-        """Return those of all images, (N, classes); computed once, when first needed."""
+        """Return the class probabilities of all images, (N, classes)."""
         if isinstance(self._images, list):
             logits = [self._attend(readable(image), "", number).logits for number, image in enumerate(self._images)]
         else:
@@ -329,20 +325,20 @@ class Explorer:
     def _levels(self) -> list[str]:
         return list(attend(self.models[""], torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).maps)
 
-    # --- showing it
+    # --- display
 
     def png(self) -> bytes:
-        """Return the picture as it is now, as PNG."""
+        """Return the current picture as PNG."""
         return bytes(self.picture.value)
 
     def display(self) -> None:
-        """Show the panel in a notebook, with its picture for pages without a kernel; elsewhere do nothing."""
+        """Show the panel in a notebook, with a still picture for pages without a kernel; elsewhere do nothing."""
         if not style.in_ipython():
             return
         from IPython.display import HTML, display
 
         picture = base64.b64encode(self.png()).decode()
-        if "google.colab" in sys.modules:  # Colab shows a picture rather than a widget where an output has both
+        if "google.colab" in sys.modules:  # Colab prefers the picture if an output has a picture and a widget
             display(self.widget)
         else:
             view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
@@ -352,7 +348,7 @@ class Explorer:
 
 
 def uploaded(value: Any) -> tuple[str, bytes | None]:
-    """Return name and content of the file in a `FileUpload` of ipywidgets 7 (a dict) or 8 (a tuple of dicts)."""
+    """Return name and content of an uploaded file; ipywidgets 7 gives a dict, 8 a tuple of dicts."""
     if isinstance(value, Mapping):
         entries = [(name, entry["content"]) for name, entry in value.items()]
     else:

@@ -1,8 +1,7 @@
-"""Figures of attention maps, on a scale that tells empty, collapsed and healthy maps apart, and of training.
+"""Figures of attention maps and of training.
 
-A map is drawn relative to the uniform one (1 = no preference), on one logarithmic scale for the whole figure, with its
-entropy under it. It is opaque, so that its hues are those of the color bar; over it lies the picture as faint light
-and shade.
+Maps are drawn in multiples of the uniform weight (1 = no preference), on one logarithmic scale for the whole figure. A
+map is opaque, so that its colors match the color bar; the picture appears over it as faint light and shade.
 """
 
 import math
@@ -25,7 +24,6 @@ from torch import Tensor
 from ..errors import closest
 from ..maps import entropy, relative
 from .style import COLORS, FONT, HIGHEST, LOWEST, SCALE_LABEL, TITLE_FONT, multiple
-from .style import display as show  # noqa: F401 (the notebooks' old name)
 
 _MOST_SNAPSHOTS = 8
 
@@ -38,15 +36,15 @@ def attention_figure(
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Draw a row for each image: the image, then the map of every level. Without maps only the images, four in a row.
+    """Draw a row for each image: the image, then its map at every level. Without maps, draw four images in a row.
 
     Args:
-        images: (N, 3, H, W), uint8 or float in [0, 1]; or a list of (3, H, W), whose sizes may differ.
-        maps: level -> non-negative weights (N, h, w), softmax weights or gates; or a list of (h, w).
-        titles: N texts over the images; " | " begins a new line.
-        masks: bool (N, H, W), whose outlines are drawn on image and maps.
-        scale: upper end of the color scale, in multiples of uniform; without it the highest value rounded up to a
-            power of two, from 4 to 32. Higher values get the color of the upper end.
+        images: (N, 3, H, W), uint8 or float in [0, 1]; or a list of (3, H, W) of any sizes.
+        maps: level -> non-negative weights (N, h, w), or a list of (h, w).
+        titles: N titles; " | " starts a new line.
+        masks: bool (N, H, W), drawn as outlines.
+        scale: upper end of the color scale, in multiples of uniform. By default the largest value, rounded up to a
+            power of two from 4 to 32.
     """
     columns = {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}
     return _grid(images, columns, titles, masks, scale)
@@ -57,11 +55,7 @@ def snapshot_figure(
 ) -> Figure:
     """Draw how the maps of one level changed during training: a row for each image, a column for each epoch.
 
-    Args:
-        images: (N, 3, H, W), uint8 or float in [0, 1].
-        snapshots: epoch -> level -> weights (N, h, w); of more than 8 epochs, 8 are drawn, with the first and last.
-        level: name of the level.
-        titles: N texts over the images.
+    `snapshots` maps epoch -> level -> weights (N, h, w). At most 8 epochs are drawn, the first and last among them.
     """
     if not snapshots:
         raise ValueError("no snapshots to draw: give at least one, epoch -> {level: maps}")
@@ -76,12 +70,9 @@ def snapshot_figure(
 
 
 def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = None) -> Figure:
-    """Draw the loss (left) and the accuracies in percent (right) of a training run, with their last values.
+    """Draw the loss and the accuracies of a training run, with their last values; `epochs` is the length of the axis.
 
-    Args:
-        history: a row per epoch with `epoch` (from 1), and as far as known `train_loss`, `train_accuracy` and
-            `test_accuracy` (0 to 1); other keys are not used, values that are not finite are left out.
-        epochs: length of the epoch axis; without it, the last epoch of the history.
+    Each row of `history` has `epoch` (from 1) and any of `train_loss`, `train_accuracy` and `test_accuracy` (0 to 1).
     """
     figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -139,7 +130,7 @@ def _grid(
 
 
 def _panels(pictures: Sequence[NDArray[np.float64]], titles: Sequence[str], heads: Sequence[str]) -> tuple[Figure, Any]:
-    """Make a figure that has the pictures with their titles, and room for maps under the heads of their columns."""
+    """Return a figure with the pictures, their titles and the column heads, and empty panels for the maps."""
     count = len(pictures)
     across = 1 + len(heads) if heads else min(count, 4)
     down = count if heads else math.ceil(count / across)
@@ -169,7 +160,7 @@ def _panels(pictures: Sequence[NDArray[np.float64]], titles: Sequence[str], head
 
 
 def _draw_map(panel: Axes, picture: NDArray[np.float64], map_: Tensor, norm: LogNorm) -> float:
-    """Draw a map (h, w), its entropy, and the picture as light and shade; return the map's highest relative value."""
+    """Draw a map (h, w) with its entropy; return its largest value in multiples of uniform."""
     weights = map_.detach().cpu().double()[None]
     shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
     # "+ 0.0" because the entropy of a single position is minus zero.
@@ -190,7 +181,7 @@ def _pixels(image: Tensor) -> NDArray[np.float64]:
 
 
 def _size(maps: Tensor | Sequence[Tensor]) -> str:
-    """Return height and width of maps, where they are all alike."""
+    """Return the size of the maps, such as "8x8", or nothing if their sizes differ."""
     sizes = {tuple(one.shape) for one in maps}
     return "x".join(map(str, sizes.pop())) if len(sizes) == 1 else ""
 
@@ -211,13 +202,13 @@ def _check(
             raise ValueError(f"images must be uint8, or float in [0, 1], not {image.dtype}")
         # The tolerance is for pictures that were scaled smoothly.
         if image.dtype != torch.uint8 and (image.min() < -0.2 or image.max() > 1.2):
-            raise ValueError(f"float images must lie in [0, 1], but reach from {image.min():.3g} to {image.max():.3g}")
+            raise ValueError(f"float images must be in [0, 1], not from {image.min():.3g} to {image.max():.3g}")
     for name, maps in columns.items():
         if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
             shapes = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
-            raise ValueError(f"maps of {name}: must be (N, h, w) for N = {count} images, not {shapes}")
+            raise ValueError(f"maps of {name} must have the shape (N, h, w) for N = {count} images, not {shapes}")
         if any((one < 0).any() for one in maps):
-            raise ValueError(f"maps of {name}: must be weights from 0 up, but some are negative; are they scores?")
+            raise ValueError(f"maps of {name} must be weights from 0 up, but some are negative; are they scores?")
     if titles is not None and (isinstance(titles, str) or len(titles) != count):
         raise ValueError(f"titles must be a list of {count} texts, one per image, not {titles!r}")
     size = tuple(images[0].shape[1:])
@@ -229,15 +220,14 @@ def _check(
 
 def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a picture (H, W, 3) as a layer (H, W, 4) of white and black, transparent at its mean brightness."""
-    # Not stronger: a bright object would look attended to on a uniform map.
-    strength = 0.2
+    strength = 0.2  # if it were stronger, a bright object would look attended to on a uniform map
     gray = picture @ [0.299, 0.587, 0.114]
     relief = ((gray - gray.mean()) / (2 * max(gray.std(), 0.05))).clip(-1, 1)
     return np.stack([relief > 0] * 3 + [strength * np.abs(relief)], axis=2).astype(np.float64)
 
 
 def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
-    """Draw the outline of a mask (H, W) along the edges of its pixels; a contour line would cut their corners."""
+    """Draw the outline of a mask (H, W) along the edges of its pixels (a contour line would cut corners)."""
     padded = np.pad(mask, 1).astype(np.int8)
     y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
     v, u = np.nonzero(np.diff(padded, axis=1)[1:-1])
@@ -247,7 +237,7 @@ def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
 
 
 def _defect(one: Tensor) -> str:
-    """Return what keeps a map (h, w) from being drawn, or nothing."""
+    """Return why a map (h, w) cannot be drawn, or nothing."""
     if one.isnan().any():
         return "NaN"
     if one.isinf().any():
@@ -278,12 +268,9 @@ def _color_bar(figure: Figure, axes: Any, norm: LogNorm, clipped: bool) -> None:
 
 
 def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = None) -> list[str]:
-    """Say what the network answers: "deer 97 %", and where it is wrong "deer 97 % | truth: cat".
+    """Return the network's answers as titles: "deer 97 %", or, if wrong, "deer 97 % | truth: cat".
 
-    Args:
-        logits: (N, num_classes).
-        classes: names of the classes.
-        labels: the truth, (N,), if it is known; below 0 where it is none of the classes.
+    `logits` has the shape (N, num_classes), `labels` (N,); a label below 0 means none of the classes.
     """
     probability, answer = logits.float().softmax(dim=1).max(dim=1)
     texts = [f"{classes[a]} {p:.0%}".replace("%", " %") for a, p in zip(answer.tolist(), probability, strict=True)]

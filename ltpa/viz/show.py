@@ -1,4 +1,4 @@
-"""`ltpa.show`: a figure of pictures and maps, whatever form the pictures have and whatever model the maps are of."""
+"""`ltpa.show`: a figure of pictures in any form with the maps of any model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from ..training.run import Run
 from .composer import fit_for_display
 from .figures import attention_figure, captions
 
-SHOWN = 600  # pixels at most of a picture's longer side in the figure; the model reads all of it
+SHOWN = 600  # most pixels of a picture's longer side in the figure; the model reads the full picture
 
 
 def show(
@@ -29,22 +29,17 @@ def show(
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
-    """Draw pictures with attention maps, a row a picture; a notebook displays the figure where a cell ends with it.
+    """Draw pictures with their attention maps, one row for each picture; save the figure with `figure.savefig(path)`.
 
     Args:
-        images: one or more: paths, encoded files, Pillow images, arrays (H, W, 3), tensors (3, H, W), or a batch.
-        model: whose maps are drawn; a run knows the names of its classes. Without one (and without `maps`) it is
-            `ltpa.load_pretrained()`, which knows the ten classes of CIFAR-10 and nothing else.
-        maps: instead of a model: maps of any network with spatial attention, name -> weights (N, h, w), not negative.
-        side: pixels of the shorter side of what the model reads; the picture is drawn whole and as it is. Without it,
-            pictures are read as they are, but not with less than 32 or more than 224 pixels.
-        classes: names of the classes, for a model.
-        titles: a text for every picture, in place of what the model answers.
-        masks: bool (N, H, W), of pictures of one size: their outlines are drawn.
-        scale: see `ltpa.viz.attention_figure`.
-
-    Returns:
-        a matplotlib figure, which belongs to no window: `figure.savefig("maps.pdf")` keeps it.
+        images: one or more paths, encoded files, Pillow images, arrays (H, W, 3) or tensors (3, H, W); or a batch.
+        model: whose maps to draw; without it and `maps`, `ltpa.load_pretrained()` (the ten classes of CIFAR-10).
+        maps: maps of any other network instead: name -> non-negative weights (N, h, w).
+        side: pixels of the shorter side that the model reads; by default that of the picture, but 32 to 224.
+        classes: class names, for models that know none.
+        titles: one for each picture, instead of the model's answers.
+        masks: bool (N, H, W), drawn as outlines; needs pictures of one size.
+        scale: upper end of the color scale, in multiples of uniform; by default chosen from the maps.
     """
     if model is not None and maps is not None:
         raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
@@ -68,7 +63,7 @@ def show(
 
 
 def network_of(model: Any) -> ImageClassifier:
-    """Return the network of a run, or the model itself; refuse what is neither."""
+    """Return the network of a run, or the model itself."""
     network = model.model if isinstance(model, Run) else model
     if not isinstance(network, ImageClassifier):
         raise TypeError(
@@ -79,12 +74,12 @@ def network_of(model: Any) -> ImageClassifier:
 
 
 def named_classes(model: Any) -> Sequence[str] | None:
-    """Return the names of the classes, where a run or a model knows them."""
+    """Return the class names of a run or a model, if it knows them."""
     return getattr(model, "classes", None)
 
 
 def readable(picture: Tensor, side: int | None = None) -> Tensor:
-    """Return what the network reads of a picture (3, H, W); without a side it is from 32 to 224 pixels, as it is."""
+    """Return a picture (3, H, W) at the size that the network reads: shorter side `side`, by default 32 to 224."""
     shorter = min(picture.shape[1:])
     if side is None and MIN_SIDE <= shorter <= DEFAULT_SIDE:
         return picture

@@ -1,6 +1,6 @@
-"""What all pictures share: colors, the scale of maps, fonts, and how a figure becomes a PNG or appears in a notebook.
+"""Colors, fonts and the scale of maps, and how a figure becomes a PNG or appears in a notebook.
 
-No figure here belongs to pyplot: nothing is displayed by itself, or twice, or has to be closed.
+Figures do not use pyplot, so none is displayed by itself or twice, and none has to be closed.
 """
 
 import io
@@ -17,19 +17,19 @@ SCALE_LABEL = "attention / uniform"
 
 
 def multiple(power: int) -> str:
-    """Return the label of 2 to the given power: "1/4", "1", "8"."""
+    """Return 2 to the given power as a label: "1/4", "1", "8"."""
     return f"1/{2**-power}" if power < 0 else str(2**power)
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
-    """Return the figure as PNG; its size in pixels is its size in inches times `dpi`."""
+    """Return the figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
 def display(figure: Figure, alt: str) -> None:
-    """Display the figure in a notebook, with a text for those who cannot see it; elsewhere do nothing."""
+    """Display the figure in a notebook, with alternative text; elsewhere do nothing."""
     if in_ipython():
         from IPython.display import display as show
 
@@ -37,19 +37,14 @@ def display(figure: Figure, alt: str) -> None:
 
 
 class LivePlot:
-    """A figure that is displayed once and then redrawn in place; outside IPython it does nothing.
-
-    Args:
-        draw: makes a figure from what `update` gets, for instance `learning_curve`.
-        alt: text for those who cannot see the figure.
-    """
+    """A figure in a notebook that `update(value)` replaces by `draw(value)`, in the same place."""
 
     def __init__(self, draw: Callable[[Any], Figure], alt: str) -> None:
         self._draw, self._alt = draw, alt
         self._handle: Any = None
 
     def update(self, value: Any) -> None:
-        """Draw `draw(value)`: under the running cell the first time, from then on in the same place."""
+        """Show `draw(value)`: the first time under the running cell. Outside IPython, do nothing."""
         if not in_ipython():
             return
         from IPython.display import display as show
@@ -62,7 +57,7 @@ class LivePlot:
 
 
 def in_ipython() -> bool:
-    """Whether this runs in IPython, that is, in a notebook."""
+    """Return whether this runs in IPython, as in a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
@@ -70,5 +65,5 @@ def in_ipython() -> bool:
 def _image(figure: Figure, alt: str) -> Any:
     from IPython.display import Image
 
-    # Not alt=alt: the Image of IPython 7, which Colab has, does not take it. Both versions put this into the output.
+    # IPython 7, which Colab has, knows no argument `alt`. Both versions write this metadata to the output.
     return Image(to_png(figure), format="png", metadata={"alt": alt})

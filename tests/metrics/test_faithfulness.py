@@ -144,9 +144,9 @@ def test_more_steps_than_pixels_are_one_step_a_pixel():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"maps": some_maps(3)}, "one map an image, not 3 maps for 4 images"),
+        ({"maps": some_maps(3)}, "one map for each image, not 3 maps for 4 images"),
         ({"maps": some_maps(4) - 1}, "weights from 0 up"),
-        ({"maps": some_maps(4) * torch.nan}, "hold NaN"),
+        ({"maps": some_maps(4) * torch.nan}, "have NaN"),
         ({"fill": "black"}, "unknown fill 'black'.*blur, mean"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"target": 4}, "target must be a class from 0 to 3"),

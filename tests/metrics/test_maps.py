@@ -60,7 +60,7 @@ def test_rank_agreement_of_two_sizes_is_that_at_the_larger():
 
 
 def test_rank_agreement_needs_pairs():
-    with pytest.raises(ValueError, match="as many first as second maps, not 6 and 5"):
+    with pytest.raises(ValueError, match="the same number of maps, not 6 and 5"):
         rank_agreement(maps(6), maps(5))
 
 

@@ -99,10 +99,10 @@ def test_what_has_no_value_is_left_out_of_the_bootstrap():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0, math.inf],), "one finite value or more"),
-        (([[1.0, 2.0]],), "one finite value or more"),
-        (([1.0, 2.0, 4.0], 0), "comparisons 1 or more"),
-        (([1.0, 2.0, 4.0], 1, 1.0), "confidence must be above 0 and below 1"),
+        (([1.0, math.inf],), "one or more finite values"),
+        (([[1.0, 2.0]],), "one or more finite values"),
+        (([1.0, 2.0, 4.0], 0), "comparisons at least 1, not 0"),
+        (([1.0, 2.0, 4.0], 1, 1.0), "confidence must be between 0 and 1"),
     ],
 )
 def test_what_allows_no_interval_is_refused(interval, arguments, message):

@@ -239,7 +239,7 @@ def test_maps_of_a_model_with_gradients_and_in_half_precision():
         ({"images": some_images()[0]}, r"\(N, 3, H, W\)"),
         ({"images": some_images()[:0]}, "N from 1 up"),
         ({"images": some_images().long()}, "uint8"),
-        ({"images": some_images().float()}, r"lie in \[0, 1\]"),
+        ({"images": some_images().float()}, r"be in \[0, 1\]"),
         ({"maps": {"conv7": torch.ones(3, 8, 8)}}, r"conv7.*N = 2.*\(3, 8, 8\)"),
         ({"maps": {"conv7": torch.ones(2, 1, 8, 8)}}, r"conv7.*\(N, h, w\).*\(2, 1, 8, 8\)"),
         ({"maps": {"conv7": -torch.ones(2, 8, 8)}}, "scores"),
