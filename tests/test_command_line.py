@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import fields, replace
@@ -16,8 +15,8 @@ from ltpa import TrainConfig
 from ltpa import __main__ as command_line
 from ltpa.__main__ import main
 from ltpa.training.trainer import TrainingDiverged
+from tests.tools.processes import ROOT, Started
 
-ROOT = Path(__file__).parents[1]
 TINY = {"dataset": "shapes", "width": 0.03125, "train_limit": 64, "test_limit": 20, "epochs": 1, "batch_size": 32}
 
 
@@ -191,19 +190,21 @@ def test_what_stops_a_training_is_one_line(monkeypatch, error, status, words, ca
     assert words in line
 
 
-def test_a_signal_saves_and_the_same_command_goes_on():
-    """SIGTERM in the middle of a training, as a real process; then the same command again, to the end."""
+def train_in_process(arguments):
+    sys.exit(main(["train", *arguments]))
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+    """SIGTERM in the middle of a training, in a process of its own; then the same command again, to the end."""
     settings = {**TINY, "train_limit": 128, "epochs": 8}
-    command = [sys.executable, "-m", "ltpa", "train", *options(settings)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    process = Started(tmp_path, train_in_process, options(settings))
     history = TrainConfig(**settings).path / "history.csv"
     deadline = time.monotonic() + 60
-    while not history.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not history.is_file() and process.alive and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
+    os.kill(process.pid, signal.SIGTERM)
+    status, out, err = process.end()
+    assert status == 143, err
     assert err.splitlines() == [f"to go on, give the same command again; what is saved is in {history.parent}"]
     assert "saved: call fit again to go on" in out
     epochs = len(history.read_text().splitlines()) - 1

@@ -232,7 +232,8 @@ def _turn(variant: Variant, settings: Settings, device: torch.device) -> None:
         return
     finally:
         steps.close()
-        gc.collect()  # workers end with the iterator that they belong to
+        if variant.ahead or device.type == "cuda":
+            gc.collect()  # workers end with the iterator that they belong to
     variant.rates = [*(variant.rates or []), rate]
     variant.cpu.append(processor)
     if device.type == "cuda":

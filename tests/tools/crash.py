@@ -177,19 +177,19 @@ def _finished_epochs(folder: Path) -> int:
     return len(run.history)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Kills trainings and compares them with an undisturbed one.")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+def run(kills: int, seed: int) -> None:
+    """Kill so often, and print what came of it."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        counted = crash(arguments.kills, Path(folder), arguments.seed)
+        counted = crash(kills, Path(folder), seed)
     names = (*POINTS.values(), "at an epoch's end", "once more in an epoch")
     where = ", ".join(f"{name} {counted[name]}" for name in names)
-    print(f"{arguments.kills} kills ({where}) in {counted['runs']} runs, {time.monotonic() - started:.0f} s")
+    print(f"{kills} kills ({where}) in {counted['runs']} runs, {time.monotonic() - started:.0f} s")
     print("weights, history and maps are those of an undisturbed run, bit by bit")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="Kills trainings and compares them with an undisturbed one.")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    run(**vars(parser.parse_args()))

@@ -1,12 +1,9 @@
-"""What the processes of tests/training/test_distributed.py run under torchrun: `fit` in float64, on a small data set.
-
-python -m torch.distributed.run --nproc-per-node 2 -m tests.tools.ddp_worker FOLDER [NAME=VALUE ...]
-"""
+"""What the processes of tests/training/test_distributed.py run together: `fit` in float64, on a small data set."""
 
 import itertools
 import os
 import signal
-import sys
+from pathlib import Path
 
 import torch
 
@@ -28,7 +25,7 @@ def tiny_data() -> ltpa.Dataset:
     return ltpa.Dataset("noise", classes, split(IMAGES), split(TEST), (0.5, 0.4, 0.6), (0.25, 0.3, 0.2))
 
 
-def tiny_config(folder: str, **changes: object) -> ltpa.TrainConfig:
+def tiny_config(folder: Path | str, **changes: object) -> ltpa.TrainConfig:
     """20 steps of a model of a 32nd of the paper's width."""
     settings = {
         "model": "vgg-att3-concat-add",
@@ -44,7 +41,7 @@ def tiny_config(folder: str, **changes: object) -> ltpa.TrainConfig:
     return ltpa.TrainConfig(**{**settings, **changes})
 
 
-def refused(folder: str, data: ltpa.Dataset, **changes: object) -> None:
+def refused(folder: Path, data: ltpa.Dataset, **changes: object) -> None:
     """Try to train; all processes end it together, the first with the error, the others without a word."""
     try:
         ltpa.fit(tiny_config(folder, **changes), data)
@@ -52,35 +49,26 @@ def refused(folder: str, data: ltpa.Dataset, **changes: object) -> None:
         print(f"refused: {error}" if isinstance(error, ValueError) else "silent")
 
 
-def main() -> None:
-    """Train; REFUSED=1 before that what cannot be trained, and another run.
+def train_after_refusals(folder: Path) -> None:
+    """Try to train what cannot be trained; then train one run, and the usual one."""
+    other = tiny_data()
+    other.train.images[3, 0, 0, 0] += int(os.environ["RANK"])  # as if one machine had other files
+    refused(folder, other)
+    refused(folder, tiny_data(), batch_size=15)
+    ltpa.fit(tiny_config(folder.with_name("first"), epochs=1), tiny_data())
+    train(folder)
 
-    KILL=<step> kills the last process with SIGKILL before that step, STOP=<step> sends it SIGTERM.
-    """
-    folder, *changes = sys.argv[1:]
-    given = dict(change.split("=") for change in changes)
+
+def train(folder: Path, number: int = signal.SIGTERM, before_step: int = -1) -> None:
+    """Train in float64 and print a sum of the weights; a signal `number` comes to the last process before a step."""
     torch.set_default_dtype(torch.float64)
-    plain, rank, steps = trainer.train_step, int(os.environ.get("RANK", 0)), itertools.count()
-    last = rank == int(os.environ.get("WORLD_SIZE", 1)) - 1
+    plain, rank, steps = trainer.train_step, int(os.environ["RANK"]), itertools.count()
 
     def step(*args: object, **settings: object) -> object:
-        number = next(steps)
-        if last and number == int(given.get("KILL", -1)):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if last and number == int(given.get("STOP", -1)):
-            os.kill(os.getpid(), signal.SIGTERM)
+        if next(steps) == before_step and rank == int(os.environ["WORLD_SIZE"]) - 1:
+            os.kill(os.getpid(), number)
         return plain(*args, **settings)
 
     trainer.train_step = step
-    if "REFUSED" in given:
-        other = tiny_data()
-        other.train.images[3, 0, 0, 0] += last  # as if one machine had other files
-        refused(folder, other)
-        refused(folder, tiny_data(), batch_size=15)
-        ltpa.fit(tiny_config(folder + "-first", epochs=1), tiny_data())
     run = ltpa.fit(tiny_config(folder), tiny_data())
-    print(f"process {rank}: {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"sum {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")

@@ -2,10 +2,9 @@
 
 import contextlib
 import csv
+import ctypes
 import io
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from torchvision import transforms
 
 from ltpa import TrainConfig, create_model
 from ltpa.data.dataset import Split
-from ltpa.inference import choose_precision, to_float
+from ltpa.inference import attend, choose_precision, evaluate_images, to_float
 from ltpa.models.cost import gmac
 from ltpa.training.optim import make_optimizer
 from ltpa.training.trainer import train_step
@@ -23,7 +22,8 @@ from tests.tools import benchmark, loops
 from tests.tools.__main__ import main
 from tests.tools.benchmark import BARE, COMPILED, CONTROL, DATA, OURS, PLAIN, Settings, Variant
 from tests.tools.loops import MEAN, STD, Measures, our_batches, our_loop, plain_loop, plain_parts, plain_step
-from tests.tools.roofline import bare_convolutions, convolutions
+from tests.tools.processes import Started
+from tests.tools.roofline import bare_convolutions, convolutions, matrix_product
 
 CPU = torch.device("cpu")
 WIDTH, BATCH = 1 / 32, 4
@@ -32,10 +32,13 @@ CONFIG = TrainConfig(width=WIDTH, batch_size=BATCH, device="cpu", learning_rate=
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The command once: what it printed, and the rows of its file."""
+    """The command once, on few pictures and small matrices: what it printed, and the rows of its file."""
     path = tmp_path_factory.mktemp("benchmark") / "new" / "speed.csv"
     options = ["--width", WIDTH, "--batch-size", BATCH, "--steps", 1, "--repeats", 2, "--device", "cpu", "--csv", path]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "matrix_product", lambda side, *where: matrix_product(side // 8, *where))
+        patch.setattr(benchmark, "_DRAWN", 2**17)
+        patch.setattr(benchmark, "_REPEATED", 2**18)
         assert main(["benchmark", *map(str, options)]) == 0
     with path.open(newline="", encoding="utf-8") as file:
         return printed.getvalue(), list(csv.DictReader(file))
@@ -327,49 +330,35 @@ def test_what_cannot_be_is_said_before_anything_is_timed(options, messages, caps
     assert err.count("\n") == len(messages)
 
 
-MEMORY = """
-import re, torch
-from pathlib import Path
-from ltpa import attend, create_model
-from ltpa.data.dataset import Split
-from ltpa.inference import evaluate_images
+def measure_memory():
+    """Print by how many MiB two tests let this process grow, the second keeping all maps, and what the maps have."""
+    allocator = ctypes.CDLL(None)
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: large blocks are given back at once
+        allocator.mallopt(option, 2**16)
+    model = create_model("vgg-att3-concat-pc", 10, width=1 / 64)
 
-torch.set_num_threads(1)
-model = create_model("vgg-att3-concat-pc", 10, width=1 / 32)
+    def images(count):  # they take the memory of one
+        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(count, 3, 32, 32)
 
-def images(count):  # they take the memory of one
-    return torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(count, 3, 32, 32)
+    def peak():
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-def peak():  # MiB, of the process so far; ru_maxrss would be that of pytest, if it has more
-    return int(re.search("VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    def test(count):
+        return evaluate_images(model, Split(images(count), torch.zeros(count, dtype=torch.int64)), "fp32", 250)
 
-def test(count):
-    return evaluate_images(model, Split(images(count), torch.zeros(count, dtype=torch.int64)), "fp32", 250)
-
-test(500), test(500)
-before = peak()
-assert len(test(4000).predictions) == 4000
-between = peak()
-kept = attend(model, images(4000), "fp32", 250)  # keeps the maps of all images: the memory of these is seen
-print(between - before, peak() - between, sum(m.nbytes for m in kept.maps.values()) / 2**20)
-"""
+    test(500)
+    before = peak()
+    assert len(test(4000).predictions) == 4000
+    between = peak()
+    kept = attend(model, images(4000), "fp32", 250)  # keeps the maps of all images: the memory of these is seen
+    print(between - before, peak() - between, sum(maps.nbytes for maps in kept.maps.values()) / 2**20)
 
 
-def test_memory_of_a_test_does_not_grow_with_the_images():
-    if not Path("/proc/self/status").is_file():
-        pytest.skip("the peak of a process is read from /proc")
-    # With these the allocator gives large blocks back at once: what a process holds is then what is in use.
-    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    grown, grown_where_kept, maps = map(float, done.stdout.split())
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
+def test_memory_of_a_test_does_not_grow_with_the_images(tmp_path):
+    ended = Started(tmp_path, measure_memory).end()
+    assert ended.status == 0, ended.err
+    grown, grown_where_kept, maps = map(float, ended.out.split())
     assert maps > 20, "what 4,000 images have in maps, in MiB"
     assert grown_where_kept > 12, "so much is seen where the maps are kept"
     assert grown < 8, "the maps of 3,500 images more would be 18 MiB, the images as numbers 41 MiB"

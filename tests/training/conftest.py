@@ -4,18 +4,9 @@ import functools
 import shutil
 
 import pytest
-import torch
 
 from tests.tools.crash import tiny_config, tiny_data
 from tests.training.harness import Disk, quiet
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

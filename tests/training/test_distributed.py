@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,17 +18,10 @@ from ltpa.distributed import ALONE, Processes, launched
 from ltpa.inference import choose_device
 from ltpa.training.checkpoint import load_tensors
 from ltpa.training.loader import epoch_batches
-from tests.tools.ddp_worker import CLASSES, IMAGES, tiny_config, tiny_data
+from tests.tools.ddp_worker import CLASSES, IMAGES, tiny_config, tiny_data, train, train_after_refusals
+from tests.tools.processes import ROOT, run_together
 
-ROOT = Path(__file__).parents[2]
 PER_EPOCH = 5
-TORCHRUN = ("-m", "torch.distributed.run", "--max-restarts", "0")
-
-
-def torchrun(count, *arguments, module="tests.tools.ddp_worker"):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": "0"}
-    command = [sys.executable, *TORCHRUN, "--standalone", "--nproc-per-node", str(count), "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def weights(folder):
@@ -39,12 +33,17 @@ def largest_difference(one, other, of=lambda name: True):
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one if of(name))
 
 
+def complete(folder, function=train):
+    ended = run_together(2, folder, function, folder / "run")
+    assert [process.status for process in ended] == [0, 0], ended[0].err
+    return ended
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two") / "run"
-    done = torchrun(2, str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    """The folder of an undisturbed run of two processes, and how they ended."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder / "run", complete(folder)
 
 
 @pytest.fixture(scope="module")
@@ -124,55 +123,57 @@ def test_metrics_are_those_of_all_samples(two, by_hand):
 
 
 def test_one_process_speaks_and_all_hold_the_same_weights(two):
-    done = two[1]
-    assert done.stdout.count("4 epochs on cpu") == 1
-    said = [line.partition("process ")[2] for line in done.stdout.replace("process", "\nprocess").splitlines()]
-    sums = dict(line.split(": ") for line in said if ": " in line)
-    assert sums.keys() == {"0", "1"}
-    assert sums["0"].strip() == sums["1"].strip()
-    assert "Warning" not in done.stderr
+    first, second = two[1]
+    assert first.out.count("4 epochs on cpu") == 1
+    assert first.out.splitlines()[-1] == second.out.strip()
+    assert second.out.startswith("sum ")
+    assert first.err.count("Warning") == second.err.count("Warning") == 0
 
 
 def test_a_killed_process_ends_the_run_and_its_checkpoint_is_gone_on_from(two, tmp_path):
-    killed = torchrun(2, str(tmp_path / "run"), "KILL=13")
-    assert killed.returncode != 0
-    assert "another process of this training has ended" in killed.stderr
+    survivor, killed = run_together(2, tmp_path, train, tmp_path / "run", signal.SIGKILL, 13)
+    assert (survivor.status, killed.status) == (1, 128 + signal.SIGKILL)
+    assert "another process of this training has ended" in survivor.err
     assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 2
     assert list((tmp_path / "run" / "checkpoints").glob("step-000000010-*"))
-    again = torchrun(2, str(tmp_path / "run"))
-    assert again.returncode == 0, again.stderr
-    assert "going on with" in again.stdout
+    assert "going on with" in complete(tmp_path)[0].out
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(two, tmp_path):
-    stopped = torchrun(2, str(tmp_path / "run"), "STOP=12")
-    assert stopped.returncode != 0
-    assert "interrupted after step 13; saved" in stopped.stdout
+    stopped = run_together(2, tmp_path, train, tmp_path / "run", signal.SIGTERM, 12)
+    assert all(process.status for process in stopped)
+    assert "interrupted after step 13; saved" in stopped[0].out
     assert list((tmp_path / "run" / "checkpoints").glob("step-000000013-*"))
-    again = torchrun(2, str(tmp_path / "run"))
-    assert again.returncode == 0, again.stderr
+    complete(tmp_path)
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
 
 
 def test_what_cannot_be_trained_is_said_once_and_the_next_run_trains(two, tmp_path):
-    done = torchrun(2, str(tmp_path / "run"), "REFUSED=1")
-    assert done.returncode == 0, done.stderr
+    first, second = complete(tmp_path, train_after_refusals)
     for words in (
         r"refused: processes 0 and 1 differ in crc32 \('\w{8}', '\w{8}'\); give all",
         "refused: batch_size=15 is divided among 2 processes, which needs a multiple of 2",
     ):
-        assert len(re.findall(words, done.stdout)) == 1
-    assert done.stdout.count("silent") == 2
-    assert ltpa.load_run(tmp_path / "run-first", "cpu").complete
+        assert len(re.findall(words, first.out)) == 1
+    assert second.out.count("silent") == 2
+    assert ltpa.load_run(tmp_path / "first", "cpu").complete
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
 
 
 def test_the_command_line_under_torchrun(tmp_path):
+    """With torchrun itself; the tests above give their processes what it gives its workers."""
     settings = {"dataset": "shapes", "train-limit": 64, "test-limit": 20, "epochs": 1, "batch-size": 16, "width": 0.03}
     settings["run-dir"] = tmp_path / "run"
-    options = [f"--{name}={value}" for name, value in settings.items()]
-    done = torchrun(2, "train", *options, module="ltpa")
+    torchrun = ["-m", "torch.distributed.run", "--max-restarts", "0", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "ltpa", "train", *(f"--{name}={value}" for name, value in settings.items())],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 of 1 epochs") == done.stdout.count("run folder") == 1
     assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 1

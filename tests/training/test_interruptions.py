@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +18,9 @@ from ltpa.training import callbacks, checkpoint, loader, trainer
 from ltpa.training import run as runs
 from ltpa.training.checkpoint import load_tensors
 from ltpa.training.trainer import OutOfMemory, TrainingDiverged
+from tests.tools import crash
 from tests.tools.crash import PER_EPOCH, differences, tiny_config, tiny_data
+from tests.tools.processes import Started
 from tests.training.harness import FILES, STEPS, assert_same_weights, disturb, kill_self, names, quiet
 
 
@@ -197,21 +197,14 @@ def test_what_a_killed_process_had_half_written_is_removed(undisturbed, tmp_path
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 @pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
-def test_killed(kills):
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.tools.crash", "--kills", str(kills), "--seed", "2"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"{kills} kills" in result.stdout
-    assert "bit by bit" in result.stdout
+def test_killed(kills, tmp_path):
+    ended = Started(tmp_path, crash.run, kills, 2).end()
+    assert ended.status == 0, ended.err
+    assert f"{kills} kills" in ended.out
+    assert "bit by bit" in ended.out
     if kills == 25:
         for where in ("a step", "writing", "renaming", "after renaming", "at an epoch's end", "once more in an epoch"):
-            assert int(re.search(rf"[(,] ?{where} (\d+)", result.stdout)[1]) >= 2, result.stdout
+            assert int(re.search(rf"[(,] ?{where} (\d+)", ended.out)[1]) >= 2, ended.out
 
 
 def test_the_harness_sees_differences(undisturbed, finished):

@@ -17,6 +17,10 @@ from tests.training.harness import disturb, kill_self, quiet
 BUDGET = 20.0  # seconds
 
 
+def small_config(folder, **changes):
+    return tiny_config(folder, model="vgg", width=1 / 64, **changes)
+
+
 class Machine:
     """A clock that only training steps and tests move, at the speed of some machine."""
 
@@ -41,12 +45,12 @@ class Machine:
 
 @pytest.mark.parametrize(
     ("step", "test"),
-    [(0.1, 0.2), (0.2, 0.4), (0.2, 2.0), (1.0, 0.4), (0.36, 0.97)],
-    ids=["fast", "medium", "long tests", "less than two epochs", "uneven"],
+    [(0.2, 0.4), (0.4, 2.0), (1.0, 0.4), (0.36, 0.97)],
+    ids=["fast", "long tests", "less than two epochs", "uneven"],
 )
 def test_it_ends_in_time_on_any_machine(step, test, monkeypatch, tmp_path):
     machine = Machine(monkeypatch, step, test)
-    config = tiny_config(tmp_path / "run", minutes=BUDGET / 60)
+    config = small_config(tmp_path / "run", minutes=BUDGET / 60)
     run = quiet(config, tiny_data())
     assert run.complete
     spent = machine.now - 1000.0
@@ -66,7 +70,7 @@ def test_it_ends_in_time_on_any_machine(step, test, monkeypatch, tmp_path):
 
 def test_the_last_test_is_of_the_weights_that_are_saved(monkeypatch, tmp_path):
     Machine(monkeypatch, 0.5, 1.0)
-    run = quiet(tiny_config(tmp_path / "run", minutes=0.2), tiny_data())
+    run = quiet(small_config(tmp_path / "run", minutes=0.2), tiny_data())
     weights, facts = load_tensors(run.path / "weights.safetensors")
     assert facts["epochs"] == len(run.history)
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
@@ -77,7 +81,7 @@ def test_the_last_test_is_of_the_weights_that_are_saved(monkeypatch, tmp_path):
 
 def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_path, capsys):
     machine = Machine(monkeypatch, 1.0, 2.0)
-    config = tiny_config(tmp_path / "run", minutes=1.0)
+    config = small_config(tmp_path / "run", minutes=1.0)
     disturb(monkeypatch, "train_step", kill_self(signal.SIGINT, [21]))
     with pytest.raises(KeyboardInterrupt):
         quiet(config, tiny_data())
@@ -100,23 +104,23 @@ def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_
 
 def test_no_time_at_all_still_trains_a_step_and_tests_it(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, 5.0, 10.0)
-    run = quiet(tiny_config(tmp_path / "run", minutes=0.01), tiny_data())
+    run = quiet(small_config(tmp_path / "run", minutes=0.01), tiny_data())
     assert run.complete
     assert len(machine.rates) == 1
     assert len(run.history) == 1
 
 
 def test_real_time(tmp_path):
-    """Not with a made-up clock: six seconds are six seconds, within a second that a loaded machine may take away."""
+    """Not with a made-up clock: three seconds are three seconds, but for what a loaded machine takes away."""
     started = time.monotonic()
-    run = quiet(tiny_config(tmp_path / "run", minutes=0.1), tiny_data())
-    assert 5.0 < time.monotonic() - started < 8.0
-    assert len(run.history) > 2
+    run = quiet(small_config(tmp_path / "run", minutes=0.05), tiny_data())
+    assert 2.0 < time.monotonic() - started < 5.0
+    assert len(run.history) > 1
     assert run.history[-1]["learning_rate"] < 0.05 * run.config.learning_rate
 
 
 def test_the_curve_of_a_run_by_the_clock(monkeypatch, tmp_path):
     Machine(monkeypatch, 1.0, 2.0)
-    run = quiet(tiny_config(tmp_path / "run", minutes=0.5), tiny_data())
+    run = quiet(small_config(tmp_path / "run", minutes=0.5), tiny_data())
     figure = learning_curve(run.history, run.config.planned_epochs)
     assert figure.axes[0].get_xlim()[1] >= len(run.history)

@@ -22,8 +22,8 @@ from PIL import Image
 from ltpa import TrainConfig, fit, list_models, load_data
 from tests.test_config import NAMES, contradicts, is_wrong
 
-SIZES = pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=pytest.mark.slow)])
-FILES = pytest.mark.parametrize("examples", [60, pytest.param(500, marks=pytest.mark.slow)])
+SIZES = pytest.mark.parametrize("examples", [15, pytest.param(1000, marks=pytest.mark.slow)])
+FILES = pytest.mark.parametrize("examples", [40, pytest.param(500, marks=pytest.mark.slow)])
 
 
 def profile(examples):
@@ -138,8 +138,6 @@ def test_random_parameters_train_a_step_or_are_refused_by_name(examples, tmp_pat
     monkeypatch.chdir(tmp_path)
     grow(tmp_path / "pictures")
     outcomes = {"trained": 0, "refused": 0, "this machine": 0, "not tried": 0}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     @profile(examples)
     @given(parameter_sets())
@@ -172,10 +170,7 @@ def test_random_parameters_train_a_step_or_are_refused_by_name(examples, tmp_pat
         assert all(value.isfinite().all() for value in run.model.state_dict().values())
         outcomes["trained"] += 1
 
-    try:
-        check()
-    finally:
-        torch.set_num_threads(threads)
+    check()
     assert outcomes["trained"] >= examples / 4, outcomes
     assert outcomes["refused"] >= examples / 8, outcomes
     print(outcomes)
