@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -30,10 +32,13 @@ from ..data.dataset import Dataset
 from ..data.samples import Photographs, stand_ins
 from ..errors import closest
 from ..maps import entropy
+from ..metrics.overlap import localization_tensors
+from ..metrics.statistics import SUPPORTED, bootstrap_interval
+from ..metrics.statistics import verdict as verdict_of
 from ..models.networks import AttentionOutput, ImageClassifier
 from ..training.run import Run, load_run, snapshot_indices
 from ..training.trainer import data_for, fit
-from . import setup, summary
+from . import setup
 from .setup import report as report
 
 
@@ -217,4 +222,60 @@ def verdict(data: Dataset, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
         )
     right = torch.ones(len(data.test), dtype=torch.bool)
     right[wrong] = False
-    return summary.describe_maps(maps, right, data.test.masks)
+    return describe_maps(maps, right, data.test.masks)
+
+
+def describe_maps(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | None = None) -> str:
+    """Return whether the maps of all test images lie on the objects, a line for each level and a conclusion.
+
+    Right and wrong answers are compared; all intervals hold together with 95 %.
+
+    `maps` are level -> weights (N, h, w), `masks` (N, H, W); without masks the lines are about entropies.
+    """
+    if not maps:
+        return "This model has no attention maps: nothing was shown."
+    maps, right = {level: level_maps.cpu() for level, level_maps in maps.items()}, right.cpu()
+    if masks is None:
+        values = {level: entropy(level_maps) for level, level_maps in maps.items()}
+        lines = ["The mean entropy of the maps (1 = uniform, 0 = a single position), in right and in wrong answers:"]
+        lines += [f"  {level}: {_compare_answers(value, right, 2 * len(maps), 2)}" for level, value in values.items()]
+        last = "Whether they lie on objects is unknown: these data have no masks (the dataset 'shapes' has)."
+        return "\n".join([*lines, last])
+
+    area = masks.float().mean((1, 2))
+    lines = [f"The object fills {area.mean().item():.1%} of a picture. Of the attention lies on it, in percent:"]
+    verdicts = {}
+    for level, level_maps in maps.items():
+        share = localization_tensors(level_maps, masks)["share"]
+        verdicts[level] = verdict_of(bootstrap_interval(_finite(share - area), 3 * len(maps)))
+        answers = _compare_answers(share, right, 3 * len(maps), 1, 100)
+        lines.append(f"  {level}: {answers}; more than the even share: {verdicts[level]}")
+    return "\n".join([*lines, _conclude(verdicts)])
+
+
+def _conclude(verdicts: Mapping[str, str]) -> str:
+    """Return which levels find the object, from the verdict on each."""
+    finds = [level for level, word in verdicts.items() if word == SUPPORTED]
+    others = ", ".join(level for level in verdicts if level not in finds)
+    if not finds:
+        return f"No level was shown to have more of its attention on the object than the even share ({others})."
+    if not others:
+        return f"Every level has more of its attention on the object than the even share: {', '.join(finds)}."
+    return f"More of their attention on the object than the even share have {', '.join(finds)}; not shown for {others}."
+
+
+def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: int, scale: float = 1) -> str:
+    """Return the means of right and of wrong answers with intervals, and whether they differ in the digits printed."""
+    groups = {"right": _finite(values[right]), "wrong": _finite(values[~right])}
+    intervals = {name: bootstrap_interval(group, comparisons) for name, group in groups.items() if len(group)}
+    words = ", ".join(f"{name} {interval.text(digits, scale)}" for name, interval in intervals.items())
+    if len(intervals) < 2:
+        return words
+    a, b = intervals.values()
+    apart = a.low > b.high or b.low > a.high
+    printed_apart = round(scale * a.mean, digits) != round(scale * b.mean, digits)
+    return words + (", they differ" if apart and printed_apart else ", no difference is shown")
+
+
+def _finite(values: Tensor) -> NDArray[np.float64]:
+    return values[~values.isnan()].double().numpy()

@@ -32,7 +32,7 @@ def runs_on_drive(project: Path) -> Path:
             drive.mount(str(MOUNT), force_remount=True)
     except Exception as error:  # Colab raises its own kinds
         raise OSError(_advice(f"was not mounted ({error})")) from error
-    if not _mounted():  # nothing is to be written below an empty mount point: it would go with the machine
+    if not _mounted():  # what is written below an empty mount point vanishes with the machine
         raise OSError(_advice(f"is not at {MOUNT}"))
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ def _shared_seeds(scores: Scores, baseline: str) -> dict[str, list[int]]:
 
 
 def accuracy_table(grid: Grid, comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Return the accuracy of every variant in %, beside its comparison with the baseline."""
+    """Return the accuracy of every variant in %, and its comparison with the baseline."""
     rows = {
         variant: {"seeds": len(grid.results_of(variant)), "accuracy, % [95 %]": grid.accuracy(variant).text(1, 100)}
         for variant in grid.variants
@@ -186,15 +186,15 @@ def paragraph(*sentences: str) -> str:
 # Figures
 
 
-def effects_figure(comparisons: Sequence[Comparison], across: int = 2) -> Figure:
+def effects_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw comparisons with one baseline: a panel a measure, a row a model, a point a seed, a bar an interval."""
     if not comparisons:
         raise ValueError("there is no comparison to draw: no two runs have the same seed")
     measures = list(dict.fromkeys(c.measure for c in comparisons))
     rows = {name: row for row, name in enumerate(dict.fromkeys(c.model for c in comparisons))}
-    down = math.ceil(len(measures) / across)
+    down = math.ceil(len(measures) / 2)
     figure = Figure(figsize=(12, 0.9 + down * (1.0 + 0.5 * len(rows))), dpi=100, layout="constrained")
-    panels = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False).flat
+    panels = figure.subplots(down, 2, sharey=True, sharex=True, squeeze=False).flat
     for axes, measure in zip(panels, measures, strict=False):
         draw_comparisons(axes, [c for c in comparisons if c.measure == measure], rows)
         axes.set_title(measure, fontsize=TITLE_FONT)
@@ -244,3 +244,23 @@ def add_legend(figure: Figure, comparisons: Sequence[Comparison]) -> None:
         Line2D([], [], color="C1", linewidth=3, label="95 % interval over test images"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=FONT, frameon=False)
+
+
+def draw_runs(axes: Axes, columns: Sequence[Sequence[float]], shift: float, color: str, style: str = "-") -> None:
+    """Draw accuracies in %: a column of points (runs) for each condition, hollow if dashed; a line of means."""
+    fill = "none" if style == "--" else "full"
+    places = [place + shift for place in range(len(columns))]
+    for place, column in zip(places, columns, strict=True):
+        percent = [100 * value for value in column]
+        axes.plot([place] * len(column), percent, "o", color=color, markersize=5, alpha=0.7, fillstyle=fill)
+    axes.plot(places, [100 * sum(column) / len(column) for column in columns], style, color=color, linewidth=1.5)
+
+
+def style_runs(axes: Axes, title: str, conditions: Sequence[str], classes: int) -> None:
+    """Name the conditions, and mark chance."""
+    axes.axhline(100 / classes, color="0.4", linestyle=":", linewidth=1.5)
+    axes.set_xticks(range(len(conditions)), conditions)
+    axes.set_title(title, fontsize=TITLE_FONT)
+    axes.tick_params(labelsize=FONT)
+    axes.grid(alpha=0.3)
+    axes.set_ylim(-2, 102)

@@ -5,7 +5,7 @@ right answer passes, however it is written. It knows no solution: a solution has
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -79,12 +79,12 @@ def check_positions(answer: Any) -> None:
     for equal, n in ((2, 8), (1, 4), (4, 4), (3, 6), (8, 8)):
         given = count(*[1 / equal] * equal, *[0.0] * (n - equal))
         if abs(given - equal) > 1e-3:
-            near = {
+            mistakes = {
                 "That is the entropy itself: the number of positions is e to it.": math.log(equal),
                 "That is the entropy as a fraction of that of the uniform map.": math.log(equal) / math.log(n),
                 "That is one over it.": 1 / equal,
             }
-            why = next((text for text, value in near.items() if abs(given - value) < 1e-3), "")
+            why = _mistake(given, mistakes)
             raise Wrong(f"{equal} equal weights among {n} should count as {equal}; you give {given:.3g}. {why}".strip())
     steps = [count(p, 1 - p, 0, 0) for p in (0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 0.99)]
     if any(later > earlier - 1e-4 for earlier, later in pairwise(steps)):
@@ -118,13 +118,7 @@ def check_border(answer: Any) -> None:
 
 
 def check_steer(answer: Any, local: Tensor, on_other: Tensor) -> None:
-    """Check a g (C,) whose map, by dp and softmax, has 80 % on the other object.
-
-    Args:
-        answer: the student's.
-        local: the picture's local features, (C, h, w).
-        on_other: the positions of the other object, bool (h, w).
-    """
+    """Check a g (C,) whose map, by dp and softmax over `local` (C, h, w), has 80 % on the other object, bool (h, w)."""
     g = numbers(answer, "g_mine").flatten()
     if len(g) != len(local):
         raise Wrong(f"g_mine needs one number for each of the {len(local)} channels; yours has {len(g)}.")
@@ -185,7 +179,7 @@ def check_add(answer: Any) -> None:
             continue
         linear, eye = _additive(local, g, W_l, W_g, u, squash=float), torch.eye(channels)
         columns = "is transposed: each of its rows makes one number of the result"
-        near = {
+        mistakes = {
             "This is without tanh: then g adds the same at every position, as in pc.": linear,
             "tanh belongs around the vector W_l l_i + W_g g, before the product with u.": linear.tanh(),
             f"W_l {columns}.": _additive(local, g, W_l.T, W_g, u),
@@ -195,7 +189,7 @@ def check_add(answer: Any) -> None:
             "W_l is missing.": _additive(local, g, eye, W_g, u),
             "The two matrices are exchanged: W_l is for the local features.": _additive(local, g, W_g, W_l, u),
         }
-        why = next((text for text, wrong in near.items() if not _differs(given, wrong)), "")
+        why = _mistake(given, mistakes)
         worst = int((given - wanted).abs().argmax())
         here, there = wanted.flatten()[worst], given.flatten()[worst]
         raise Wrong(f"A score of a random picture should be {here:.3f}, and you give {there:.3f}. {why}".strip())
@@ -212,12 +206,12 @@ def check_gates(answer: Any) -> None:
         gate_list = [1 / (1 + math.exp(-c)) for c in scores.flatten().tolist()]
         wanted = torch.tensor(gate_list).double().view(height, width)
         if _differs(gates, wanted):
-            if not _differs(gates, _softmax(scores)):
-                raise Wrong("That is softmax: its weights sum to 1. A gate knows only its own score: 1/(1 + e^-c).")
-            if not _differs(gates, wanted / wanted.sum()):
-                raise Wrong("Your gates are divided by their sum; leave each as it is, between 0 and 1.")
+            mistakes = {
+                "That is softmax, which sums to 1. A gate knows only its own score: 1/(1 + e^-c).": _softmax(scores),
+                "Your gates are divided by their sum; leave each as it is, between 0 and 1.": wanted / wanted.sum(),
+            }
             right = f"A score of {scores[0, 0]:.2f} should give the gate 1/(1 + e^-c) = {wanted[0, 0]:.3f}"
-            raise Wrong(f"{right}; you give {gates[0, 0]:.3f}.")
+            raise Wrong(_mistake(gates, mistakes) or f"{right}; you give {gates[0, 0]:.3f}.")
         descriptor = numbers(given[1], "The descriptor").squeeze()
         if descriptor.shape != (channels,):
             raise Wrong(
@@ -226,20 +220,19 @@ def check_gates(answer: Any) -> None:
             )
         total = torch.tensor([_dot(channel, gate_list) for channel in local.flatten(1).tolist()]).double()
         if _differs(descriptor, total / n):
-            why = f"its first number should be {total[0] / n:.3f}, not {descriptor[0]:.3f}."
-            if not _differs(descriptor, total):
-                why = f"it is the sum over the {n} positions; with gates it is the mean, else larger pictures get more."
-            elif not _differs(descriptor, total / wanted.sum()):
-                why = "you divide by the sum of the gates; divide by n, else nearly closed gates count like open ones."
+            mistakes = {
+                f"it is the sum over the {n} positions; with gates it is the mean, or larger pictures get more.": total,
+                "you divide by the sum of the gates; by n, nearly closed gates count less.": total / wanted.sum(),
+            }
+            why = _mistake(descriptor, mistakes)
+            why = why or f"its first number should be {total[0] / n:.3f}, not {descriptor[0]:.3f}."
             raise Wrong(f"The gates are right, the descriptor is not: {why}")
 
 
 def numbers(value: Any, what: str = "What you return") -> Tensor:
     """Return an answer of any kind (tensor, array, nested list, number) as a float64 tensor, detached.
 
-    Args:
-        value: the answer; `Wrong` is raised where it holds no numbers, or some that are not finite.
-        what: the name of the answer in the message.
+    `Wrong` is raised where it holds no numbers, or some that are not finite; the message calls the answer `what`.
     """
     try:
         if isinstance(value, list | tuple):
@@ -345,3 +338,9 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _differs(given: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> bool:
     return bool((given - wanted).abs().max() > tolerance * max(1.0, float(wanted.abs().max())))
+
+
+def _mistake(given: Tensor | float, mistakes: Mapping[str, Tensor | float]) -> str:
+    """Return the known mistake that gives the same result; "" where none does."""
+    pairs = ((text, torch.as_tensor(result).double()) for text, result in mistakes.items())
+    return next((text for text, result in pairs if not _differs(torch.as_tensor(given), result)), "")

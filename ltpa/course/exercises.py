@@ -20,8 +20,7 @@ UNFILLED = "not filled in yet"
 class Checks:
     """Check answers, one after the other, and remember the outcome in `results`: name -> what is wrong, "" if nothing.
 
-    Args:
-        solutions: fill in the solution where the student has written nothing, for teachers.
+    `solutions`, for teachers, fills in the solution where the student has written nothing.
     """
 
     def __init__(self, solutions: bool = False) -> None:
@@ -29,15 +28,9 @@ class Checks:
         self.results = dict.fromkeys(EXERCISES, UNFILLED)
 
     def __call__(self, name: str, answer: Any, **context: Any) -> Any:
-        """Print in one line whether an answer is right and what is wrong with it; no answer raises an error.
+        """Print in one line whether an answer is right, and return it if it is (or the solution filled in), else None.
 
-        Args:
-            name: a name of `EXERCISES`.
-            answer: the student's function or value; None, or a function that returns None, is not filled in.
-            context: what the exercise needs from the notebook.
-
-        Returns:
-            the answer if it is right (the solution, if that was filled in), else None.
+        None, or a function that returns None, is not filled in. `context` is what the exercise needs of the notebook.
         """
         exercise, by = EXERCISES[name], ""
         result = exercise.outcome(answer, context)

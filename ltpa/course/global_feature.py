@@ -18,7 +18,7 @@ from ..models.networks import AttentionNetwork, ImageClassifier
 from ..training.run import Run
 from .grid import Grid
 
-PARTS = {  # what the parameters of a VGG with attention belong to, by the beginning of their names
+PARTS = {  # of a VGG with attention, and how the names of their parameters begin
     "conv1 to conv13": "trunk.",
     "attention": "attention.",
     "classifier": "head.",
@@ -74,7 +74,7 @@ def gradient_table(models: Mapping[str, ImageClassifier], split: Split) -> pd.Da
     return table.map(lambda value: f"{value:.1e}" if value == value else "none")
 
 
-def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level: str = "conv10") -> dict[str, Tensor]:
+def exchanged_maps(models: Mapping[str, ImageClassifier], images: Tensor, level: str) -> dict[str, Tensor]:
     """Return maps of one level with each image's own global feature, and with that of the image before it instead.
 
     The names are "<model>, own g" and "<model>, other g"; models without this level are left out.
@@ -100,7 +100,7 @@ def change(own: Tensor, other: Tensor) -> float:
     return ((a - b).abs().sum(dim=(1, 2)) / 2).mean().item()
 
 
-def moved_attention(models: Mapping[str, ImageClassifier], images: Tensor, level: str = "conv10") -> pd.DataFrame:
+def moved_attention(models: Mapping[str, ImageClassifier], images: Tensor, level: str) -> pd.DataFrame:
     """Return the `change` of each model's maps when the global feature is exchanged, as a table."""
     maps = exchanged_maps(models, images, level)
     names = [name.removesuffix(", own g") for name in maps if name.endswith(", own g")]

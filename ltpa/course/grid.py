@@ -33,7 +33,7 @@ class AblationConfig(QuickRuns):
         (*MODELS, "vgg"),
         description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
     )
-    baseline: Variant = Field("vgg-late", description="the one of `models` that the others are compared with")
+    baseline: Variant = Field("vgg-late", description="what the other `models` are compared with")
     seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
     budget: Annotated[float, Field(ge=0)] | None = Field(
         None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"

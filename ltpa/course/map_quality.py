@@ -172,7 +172,7 @@ def _effects(claim: str, differences: Sequence[Difference], budget: str) -> list
 
 
 def describe_object_effects(effects: Sequence[Effect]) -> str:
-    """Return for which models the map tells the truth, and how it does beside other explanations."""
+    """Return for which models the map tells the truth, and how it compares with other explanations."""
     models = list(dict.fromkeys(effect.model for effect in effects))
     if not models:
         return _NO_ATTENTION

@@ -1,4 +1,4 @@
-"""Measure attention maps beside other explanations and beside maps that know nothing, on the same images.
+"""Measure attention maps, other explanations, and maps that know nothing, on the same images.
 
 A method is a function from a model, images and targets to maps; a control is a map that no model made. Every map of
 every model becomes a `Row`: does it lie on the object, does the model go by it, does it depend on what it learned.
@@ -130,14 +130,14 @@ def compare(
     if not len(images) or not len(held_out):
         raise ValueError("there must be images to measure on, and held-out ones to choose thresholds on")
     few = images.images[: min(costly, len(images))]
-    shared = _Measurement(images.images, images.masks, few, held_out.images, held_out.masks, fill, seed)
-    maps_by_control = controls(images.images, seed)
-    held_out_by_control = controls(held_out.images, seed + 1)
+    own, others = controls(images.images, seed), controls(held_out.images, seed + 1)
+    pairs = {name: (own[name], others[name]) for name in own}
+    shared = _Measurement(images.images, images.masks, few, held_out.images, held_out.masks, pairs, fill, seed)
     plans = {name: methods_of(model, images.images[:1], methods) for name, model in models.items()}
     rows: list[Row] = []
-    with Progress(sum(len(plan) + len(maps_by_control) for plan in plans.values()), show=progress) as bar:
+    with Progress(sum(len(plan) + len(own) for plan in plans.values()), show=progress) as bar:
         for name, plan in plans.items():
-            for row in shared.rows(name, models[name], plan, maps_by_control, held_out_by_control):
+            for row in shared.rows(name, models[name], plan):
                 rows.append(row)
                 bar.update(len(rows), row.title)
     return rows
@@ -175,17 +175,11 @@ class _Measurement:
     few: Tensor
     held_out: Tensor
     held_out_masks: Tensor
+    controls: Mapping[str, tuple[Tensor, Tensor]]  # maps of the images, and of the held-out ones
     fill: str
     seed: int
 
-    def rows(
-        self,
-        name: str,
-        model: ImageClassifier,
-        plan: Mapping[str, Method],
-        maps_by_control: Mapping[str, Tensor],
-        held_out_by_control: Mapping[str, Tensor],
-    ) -> Iterator[Row]:
+    def rows(self, name: str, model: ImageClassifier, plan: Mapping[str, Method]) -> Iterator[Row]:
         target = attend(model, self.images, "fp32").logits.argmax(1)
         permuted = permuted_attention(model, self.few, self.seed) if hasattr(model, "attention") else {}
         for map_name, method in plan.items():
@@ -200,9 +194,9 @@ class _Measurement:
             if method.kind == LEVEL:
                 row.values["permuted"] = permuted[map_name]
             yield row
-        for control, maps in maps_by_control.items():
+        for control, (maps, held_out_maps) in self.controls.items():
             row = Row(name, control, control, CONTROL, maps, {})
-            self._localize(row, held_out_by_control[control])
+            self._localize(row, held_out_maps)
             self._faithfulness(row, model, target)
             yield row
 

@@ -21,14 +21,14 @@ _PANELS = {
 }
 
 
-def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS)) -> Figure:
+def scores_figure(rows: Sequence[Row]) -> Figure:
     """Draw one panel a measure, one line a kind of map, one point a model, with 95 % intervals over the images."""
     names = list(dict.fromkeys(row.name for row in rows))
     names.sort(key=lambda name: [LEVEL, METHOD, CONTROL].index(next(r.kind for r in rows if r.name == name)))
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure((3.0 * len(measures) + 1.4, 0.55 * len(names) + 1.9), dpi=100, layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for panel, measure in zip(axes, measures, strict=True):
+    figure = Figure((3.0 * len(_PANELS) + 1.4, 0.55 * len(names) + 1.9), dpi=100, layout="constrained")
+    axes = figure.subplots(1, len(_PANELS), sharey=True)
+    for panel, (measure, title) in zip(axes, _PANELS.items(), strict=True):
         for number, model in enumerate(models):
             means = [(names.index(row.name), row.interval(measure)) for row in rows if row.model == model]
             means = [(place, mean) for place, mean in means if mean.n]
@@ -40,7 +40,7 @@ def scores_figure(rows: Sequence[Row], measures: Sequence[str] = tuple(_PANELS))
                 fmt=_MARKERS[number % len(_MARKERS)], color=_COLORS[number % len(_COLORS)], markersize=5, linewidth=1.2,
                 label=model,
             )  # fmt: skip
-        panel.set_title(_PANELS.get(measure, measure), fontsize=TITLE_FONT)
+        panel.set_title(title, fontsize=TITLE_FONT)
         panel.set_yticks(range(len(names)), names, fontsize=TITLE_FONT)
         panel.tick_params(axis="x", labelsize=FONT)
         panel.set_ylim(len(names) - 0.5, -0.5)
@@ -95,18 +95,18 @@ def sanity_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_precision") -> Figure:
+def cases_figure(rows: Sequence[Row], images: Split) -> Figure:
     """Draw for each row of one model the best, the median and the worst image, each with its map and its value.
 
     Every map has its own scale, from 0 to its highest value: what counts here is where it lies. The outline is the
-    object's. `images` are those that were measured, and `measure` chooses the cases.
+    object's. `images` are those that were measured.
     """
     height = 1.95 * len(rows) + 0.5
     figure = Figure((11, height), dpi=100)  # not "constrained", which takes seconds for so many axes
     axes = figure.subplots(len(rows), 6, squeeze=False)
     figure.subplots_adjust(0.06, 0.1 / height, 0.995, 1 - 0.8 / height, wspace=0.05, hspace=0.2)
     for row, line in zip(rows, axes, strict=True):
-        for number, (case, i) in enumerate(cases(row, measure).items()):
+        for number, (case, i) in enumerate(cases(row).items()):
             left, right = line[2 * number], line[2 * number + 1]
             left.imshow(to_float(images.images[i]).permute(1, 2, 0).clamp(0, 1).numpy())
             right.imshow(row.maps[i].numpy(), cmap="viridis", vmin=0, interpolation="nearest")
@@ -115,9 +115,8 @@ def cases_figure(rows: Sequence[Row], images: Split, measure: str = "average_pre
                 if images.masks is not None:
                     outline(panel, images.masks[i].numpy())
             left.set_title(f"image {i}", fontsize=FONT)
-            right.set_title(f"{case} {row.values[measure][i]:.2f}", fontsize=FONT)
+            right.set_title(f"{case} {row.values['average_precision'][i]:.2f}", fontsize=FONT)
         line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=TITLE_FONT)
-    words = _PANELS.get(measure, measure).split("\n")[-1]
-    title = f"{rows[0].model}: best, median and worst by {words}"
+    title = f"{rows[0].model}: best, median and worst by average precision"
     figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=TITLE_FONT + 1)
     return figure

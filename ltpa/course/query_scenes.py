@@ -61,7 +61,7 @@ def draw_queries(scenes: Split, bank: Split, seed: int = 0) -> Queries:
     strangers = (numbers > 0).float().expand(len(scenes), -1).scatter(1, scenes.labels, 0.0)
     absent = torch.multinomial(strangers, 1, generator=generator).squeeze(1)
     labels = torch.stack([*scenes.labels.unbind(1), absent])  # (3, N)
-    # The images of a class lie together in the order of the labels, from `first` on.
+    # In `order` the images are sorted by class; those of a class begin at its `first`.
     order, first = bank.labels.argsort(stable=True), numbers.cumsum(0) - numbers
     among = (torch.rand(labels.shape, generator=generator, dtype=torch.float64) * numbers[labels]).long()
     return Queries(scenes, bank.images[order[first[labels] + among]], labels)

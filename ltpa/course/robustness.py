@@ -30,7 +30,17 @@ from ..training.run import Run
 from ..viz.figures import attention_figure, captions
 from ..viz.style import FONT, TITLE_FONT
 from . import setup
-from .effects import MARGIN, Comparison, compare_scores, effects_figure, few_seeds, paragraph, sorted_out
+from .effects import (
+    MARGIN,
+    Comparison,
+    compare_scores,
+    draw_runs,
+    effects_figure,
+    few_seeds,
+    paragraph,
+    sorted_out,
+    style_runs,
+)
 from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
 from .setup import report
 
@@ -60,7 +70,7 @@ class AttackConfig(AblationConfig):
         description="how far each channel of a pixel may change, in levels of 0 ... 255; the largest should be beyond "
         "all that a network can withstand",
     )
-    epsilon: Epsilon = Field(1, description="the one of them at which the models are compared")
+    epsilon: Epsilon = Field(1, description="at which of `epsilons` the models are compared")
     pgd_steps: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="steps of PGD")
 
     @classmethod
@@ -329,19 +339,11 @@ def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
         for number, variant in enumerate(grid.variants):
             runs = [run for run in attacked if run.cell.variant == variant]
             columns = [[r.clean for r in runs], *([r.white_box[attack, e] for r in runs] for e in epsilons)]
-            shift = 0.09 * (number - (len(grid.variants) - 1) / 2)
-            places = [place + shift for place in range(len(columns))]
-            for place, column in zip(places, columns, strict=True):
-                points = [100 * mean_accuracy([correct]) for correct in column]
-                axes.plot([place] * len(points), points, "o", color=f"C{number}", markersize=5, alpha=0.6)
-            axes.plot(places, [100 * mean_accuracy(column) for column in columns], color=f"C{number}", linewidth=1.5)
-        axes.axhline(100 / len(attacked[0].result.run.classes), color="0.4", linestyle=":", linewidth=1.5)
-        axes.set_xticks(range(len(epsilons) + 1), ["no\nattack", *(f"{e:g}\n{e / 255:.2g}" for e in epsilons)])
-        axes.set_title(attack, fontsize=TITLE_FONT)
+            accuracies = [[mean_accuracy([correct]) for correct in column] for column in columns]
+            draw_runs(axes, accuracies, 0.09 * (number - (len(grid.variants) - 1) / 2), f"C{number}")
+        names = ["no\nattack", *(f"{e:g}\n{e / 255:.2g}" for e in epsilons)]
+        style_runs(axes, attack, names, len(attacked[0].result.run.classes))
         axes.set_xlabel("epsilon: levels of 255, and in [0, 1]; steps not to scale", fontsize=FONT)
-        axes.tick_params(labelsize=FONT)
-        axes.grid(alpha=0.3)
-        axes.set_ylim(-2, 102)
     figure.axes[0].set_ylabel("accuracy (%)", fontsize=TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(grid.variants)]
     handles.append(Line2D([], [], color="0.4", linestyle=":", label="chance"))
@@ -357,13 +359,13 @@ def example_figure(run: Run, split: Split, epsilon: float) -> Figure:
     images = to_float(split.images)
     changed = [perturb(run.model, images, split.labels, epsilon, name) for name in ATTACKS]
     change = 0.5 + 0.5 * (changed[0] - images) / (changed[0] - images).abs().max().clamp_min(1e-9)
-    clean, fgsm, pgd = (
+    clean, *attacked = (
         captions(attend(run.model, x, "fp32").logits, run.classes, split.labels) for x in (images, *changed)
     )
     titles = [
         text
-        for answers in zip(clean, fgsm, pgd, strict=True)
-        for text in (answers[0], "the change, enlarged", f"FGSM | {answers[1]}", f"PGD | {answers[2]}")
+        for own, fgsm, pgd in zip(clean, *attacked, strict=True)
+        for text in (own, "the change, enlarged", f"FGSM | {fgsm}", f"PGD | {pgd}")
     ]
     return attention_figure(torch.stack([images, change, *changed], dim=1).flatten(0, 1), {}, titles=titles)
 
@@ -374,10 +376,7 @@ def maps_figure(run: Run, split: Split, epsilon: float) -> Figure:
     clean, after = (attend(run.model, images, "fp32") for images in (split.images, changed))
     levels = list(clean.maps)
     middle = levels[len(levels) // 2 : len(levels) // 2 + 1]  # none where the model has no attention
-    maps = {
-        f"{level}, {words}": output.maps[level]
-        for level in middle
-        for words, output in (("clean", clean), ("FGSM", after))
-    }
+    outputs = {"clean": clean, "FGSM": after}
+    maps = {f"{level}, {words}": output.maps[level] for level in middle for words, output in outputs.items()}
     titles = captions(after.logits, run.classes, split.labels)
     return attention_figure(split.images, maps, titles=titles, masks=split.masks)

@@ -39,12 +39,12 @@ class ScratchConfig(SettingsBase):
 parameters = partial(setup.parameters, kind=ScratchConfig)
 
 
-def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[str, str]]:
+def two_objects(seed: int) -> tuple[Tensor, Tensor, tuple[str, str]]:
     """Draw 32 pictures of two objects; return that whose objects differ most in hue, its masks, the objects' classes.
 
-    The picture is float (3, S, S) in [0, 1], the masks are bool (2, S, S).
+    The picture is float (3, 64, 64) in [0, 1], the masks are bool (2, 64, 64).
     """
-    images, labels, masks = draw_shapes(32, image_size, seed, objects=2)
+    images, labels, masks = draw_shapes(32, 64, seed, objects=2)
     colors = torch.einsum("nchw,nohw->noc", images.double() / 255, masks.double()) / masks.sum((2, 3)).unsqueeze(2)
     hues = colors - colors.mean(dim=2, keepdim=True)
     chosen = int((hues[:, 0] - hues[:, 1]).norm(dim=1).argmax())
@@ -52,9 +52,9 @@ def two_objects(seed: int, image_size: int = 64) -> tuple[Tensor, Tensor, tuple[
     return images[chosen] / 255, masks[chosen], (first, other)
 
 
-def grid(values: Any, side: int = 16) -> Tensor:
-    """Return an exercise's map, of whatever kind and shape it was accepted in, as a float tensor (side, side)."""
-    return numbers(values).float().reshape(side, side)
+def grid(values: Any) -> Tensor:
+    """Return an exercise's map, of whatever kind and shape it was accepted in, as a float tensor (16, 16)."""
+    return numbers(values).float().reshape(16, 16)
 
 
 def values_figure(

@@ -9,18 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from ..config import (
-    QUICK,
-    BatchSize,
-    Count,
-    Device,
-    LearningRate,
-    Limit,
-    SettingsBase,
-    TrainConfig,
-    Width,
-    settings,
-)
+from ..config import QUICK, BatchSize, Count, Device, LearningRate, Limit, SettingsBase, TrainConfig, Width, settings
 from ..data.dataset import Dataset
 from ..errors import closest
 from ..training.report import report as report

@@ -4,15 +4,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from ..config import QUICK, TrainConfig
 from ..data.dataset import Split
 from ..inference import choose_device, evaluate_images
+from ..metrics.statistics import bootstrap_interval
+from ..metrics.statistics import verdict as verdict_of
+from ..training.health import COLLAPSED_MAPS, UNIFORM_MAPS, map_defects
 from ..training.run import Run
-from . import setup, summary
+from . import setup
 from .setup import report as report
 
-# Whoever changes none of these wants the defaults, which are made for a GPU.
+# If none of these is changed, a run has the size of the defaults, which are made for a GPU.
 _SIZE = ("width", "dataset", "image_size", "train_limit", "test_limit", "epochs")
+_ONE_RUN = "All of this is one run with one seed; 03 trains several and asks whether attention is what helps."
+_DEFECTS = {
+    COLLAPSED_MAPS: "are collapsed: almost all weight lies at one position of every image",
+    UNIFORM_MAPS: "are uniform in every image, so they say nothing",
+}
 
 
 def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
@@ -37,4 +47,32 @@ def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
 def verdict(run: Run, test: Split) -> str:
     """Return whether the network has learned anything and whether its maps are healthy, from all test images."""
     evaluation = evaluate_images(run.model, test, run.config.precision)
-    return summary.describe_training(test.labels, evaluation.predictions, evaluation.strongest, evaluation.scores)
+    return describe_training(test.labels, evaluation.predictions, evaluation.strongest, evaluation.scores)
+
+
+def describe_training(
+    labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]], scores: Mapping[str, float]
+) -> str:
+    """Return whether the network has learned anything, and whether its maps are healthy.
+
+    `strongest` is as for `ltpa.training.health.problems`, `scores` of `ltpa.evaluate`, with each level's mean entropy.
+    """
+    accuracy = bootstrap_interval((predictions == labels).double().numpy())
+    guess = labels.bincount().max().item() / len(labels)
+    lines = [
+        f"{accuracy.text(1, 100)} % of {len(labels)} test images are right; always the most frequent class: "
+        f"{guess:.1%}. (In brackets: 95 % interval over the images.)",
+        f"That the network has learned to tell the classes apart is {verdict_of(accuracy.minus(guess))}.",
+    ]
+    defects = map_defects(strongest)
+    entropies = {level: f"{scores[f'entropy_{level}']:.2f}" for level in strongest}
+    lines += [f"The maps at {level} {_DEFECTS[defect]}." for level, defect in defects.items()]
+    flat = [level for level in strongest if level not in defects and entropies[level] == "1.00"]
+    if flat:
+        lines.append(f"The maps at {' and '.join(flat)} are almost uniform: their mean entropy is 1.00.")
+    healthy = [f"{level} {entropies[level]}" for level in strongest if level not in defects and level not in flat]
+    if healthy:
+        lines.append(f"Maps that are neither uniform nor collapsed (mean entropy): {', '.join(healthy)}. Look at them.")
+    if not strongest:
+        lines.append("It has no attention maps.")
+    return "\n".join([*lines, _ONE_RUN])

@@ -17,7 +17,7 @@ from ..data.split import stratified
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
 from ..viz.style import FONT, TITLE_FONT
 from . import setup
-from .effects import MARGIN, Comparison, compare_scores, few_seeds, paragraph
+from .effects import MARGIN, Comparison, compare_scores, draw_runs, few_seeds, paragraph, style_runs
 from .effects import effects_figure as effects_figure
 from .grid import MODELS, AblationConfig
 from .grid import collect as collect
@@ -40,10 +40,10 @@ class TransferConfig(AblationConfig):
     )
     target_dir: FilePath = Field("data", description="folder of its download, or of your own images")
     target_train_limit: Annotated[int, Field(ge=20, le=10**9)] | None = Field(
-        None, description="use at most so many of its training images"
+        None, description="at most this many of its training images"
     )
     target_test_limit: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
-        None, description="use at most so many of its test images"
+        None, description="at most this many of its test images"
     )
     per_class: Annotated[Sequence[Annotated[int, Field(ge=2, le=10**9)] | None], EachOnce] = Field(
         (5, 20, 100, None), description="numbers of labeled images a class; None is all. The seed chooses which"
@@ -72,7 +72,7 @@ class TransferConfig(AblationConfig):
 parameters = partial(setup.parameters, kind=TransferConfig)
 
 
-def digits(train_limit: int | None = None, test_limit: int | None = None, image_size: int = 32) -> Dataset:
+def digits(train_limit: int | None = None, test_limit: int | None = None) -> Dataset:
     """Return scikit-learn's digits (8x8 gray, from UCI), scaled up; always the same 450 of 1,797 are for the test."""
     try:
         from sklearn.datasets import load_digits
@@ -80,7 +80,7 @@ def digits(train_limit: int | None = None, test_limit: int | None = None, image_
         raise ImportError("the digits need scikit-learn: pip install 'ltpa[notebooks]'") from error
     images, labels = load_digits(return_X_y=True)
     images, labels = torch.from_numpy(images).float().view(-1, 1, 8, 8) / 16, torch.from_numpy(labels).long()
-    images = torch.nn.functional.interpolate(images, size=(image_size, image_size), mode="bilinear")
+    images = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear")
     everything = Split((255 * images).round().byte().expand(-1, 3, -1, -1).contiguous(), labels)
     taken = stratified(labels, _DIGITS_TEST, seed=0, proportional=True)
     kept = torch.ones(len(labels), dtype=torch.bool).index_fill(0, taken, False)
@@ -202,6 +202,7 @@ def transfer_figure(probes: Probes) -> Figure:
     left = {f"{variant}: {kind}": variant for variant, kind in read.items()}
     right = {f"{variant}: g": variant for variant in variants if f"{variant}: g" in probes.trained}
     figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    conditions = [count_words(count).replace(" a ", "\na ") for count in probes.correct]
     panels = (("what the network's classifier reads: g_s, or g", left), ("the global feature g", right))
     for axes, (title, names) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         lines = {PIXELS: ("black", "-")}
@@ -209,23 +210,9 @@ def transfer_figure(probes: Probes) -> Figure:
             color = f"C{variants.index(variant)}"
             lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
         for number, (name, (color, style)) in enumerate(lines.items()):
-            fill = "none" if style == "--" else "full"
-            shift = 0.03 * (number - (len(lines) - 1) / 2)
-            columns = [[100 * value for value in probes.accuracies(count, name)] for count in probes.correct]
-            for place, column in enumerate(columns):
-                axes.plot(
-                    [place + shift] * len(column), column, "o", color=color, markersize=5, alpha=0.7, fillstyle=fill
-                )
-            places = [place + shift for place in range(len(columns))]
-            axes.plot(places, [sum(c) / len(c) for c in columns], style, color=color, linewidth=1.5)
-        axes.set_xticks(
-            range(len(probes.correct)), [count_words(count).replace(" a ", "\na ") for count in probes.correct]
-        )
-        axes.axhline(100 / len(probes.target.classes), color="0.4", linestyle=":", linewidth=1.5)
-        axes.set_title(title, fontsize=TITLE_FONT)
-        axes.tick_params(labelsize=FONT)
-        axes.grid(alpha=0.3)
-        axes.set_ylim(-2, 102)
+            columns = [probes.accuracies(count, name) for count in probes.correct]
+            draw_runs(axes, columns, 0.03 * (number - (len(lines) - 1) / 2), color, style)
+        style_runs(axes, title, conditions, len(probes.target.classes))
     figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=TITLE_FONT)
     handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(variants)]
     handles += [

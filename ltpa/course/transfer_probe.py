@@ -15,7 +15,7 @@ from ..data.dataset import Dataset
 from ..data.split import stratified
 from ..inference import attend, to_float
 from ..metrics.statistics import Interval, t_interval
-from ..models.networks import ImageClassifier, create_model
+from ..models.networks import ImageClassifier
 from ..training.run import Run
 from .grid import Grid
 
@@ -26,9 +26,8 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small 
 def features(model: ImageClassifier, images: Tensor) -> dict[str, Tensor]:
     """Return what a linear classifier may read of a network that is not trained further, in float32.
 
-    Returns:
-        "g_s": the descriptors of all levels side by side (N, sum of C), of a model with attention; "g": the global
-        feature (N, C), of a model that has one.
+    "g_s" are the descriptors of all levels side by side (N, sum of C), of a model with attention; "g" is the global
+    feature (N, C), of a model that has one.
     """
     output = attend(model, images, "fp32")
     kinds = {"g_s": torch.cat(list(output.descriptors.values()), dim=1)} if output.descriptors else {}
@@ -40,9 +39,7 @@ def untrained(run: Run) -> ImageClassifier:
     config = run.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        model = create_model(
-            config.model, len(run.classes), width=config.width, normalizer=config.normalizer, dropout=config.dropout
-        )
+        model = config.create_model(len(run.classes))
     model.mean.copy_(run.model.mean)
     model.std.copy_(run.model.std)
     return model.to(run.model.mean.device).eval()
@@ -52,15 +49,7 @@ def linear_answers(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """Return the answers of scikit-learn's logistic regression on standardized features.
 
     How strongly it is regularized is chosen by cross-validation on the training images alone (3 folds, or 2 where a
-    class has no more).
-
-    Args:
-        train: features (N, C) of the labeled images.
-        labels: int64 (N,), two or more of each class.
-        test: features (M, C).
-
-    Returns:
-        int64 (M,).
+    class has no more). `train` (N, C) has two or more images of each class.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -76,8 +65,7 @@ def linear_answers(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     folds = StratifiedKFold(min(3, least), shuffle=True, random_state=0)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, cv=folds)
-    # Float64, in which the solver converges to what other solvers find.
-    # The solver's steps are too small to share out: threads that wait for one another took ten times as long.
+    # In float64 the solver converges to what other solvers find. Its steps are too small for several threads.
     with threadpool_limits(1):
         search.fit(train.double().numpy(), labels.numpy())
     return torch.from_numpy(search.predict(test.double().numpy())).long()
@@ -98,11 +86,9 @@ def count_words(count: int | None) -> str:
 
 @dataclass(frozen=True)
 class Probes:
-    """What linear classifiers made of features.
+    """What linear classifiers made of features of the grid's runs, on the target data set.
 
     Attributes:
-        grid: the runs.
-        target: the data set.
         correct: number of labels a class (None: all) -> features -> seed -> bool (M,), whether each test image of the
             target is classified rightly. Features are "pixels", "<variant>: g_s", "<variant>: g", and the last two
             with ", untrained".
@@ -141,10 +127,7 @@ class Probes:
 def probe_grid(grid: Grid, target: Dataset, per_class: Sequence[int | None]) -> Probes:
     """Try linear classifiers on the features of every run, on those of its untrained self and on the pixels.
 
-    Args:
-        grid: the runs.
-        target: the data set that the classifiers learn.
-        per_class: numbers of labeled images a class; None is all.
+    `per_class` are numbers of labeled images a class; None is all.
     """
     probes = Probes(grid, target, {count: {} for count in per_class})
     pixels = [to_float(part.images).flatten(1) for part in (target.train, target.test)]

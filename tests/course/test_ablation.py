@@ -110,8 +110,7 @@ def test_what_is_missing_unfinished_or_broken_is_named_and_left_out(trained, mon
     assert "Nothing can be concluded" in ablation.conclusion([])
     # Training what is missing trains what lacks a file, says what it cannot use, and goes on.
     ablation.train_missing(whole.config)
-    told = capsys.readouterr().out
-    assert told.count("left out: ") == 2
+    assert capsys.readouterr().out.count("left out: ") == 2
     found = [result.cell for result in ablation.collect(whole.config).results]
     assert found == [whole.config.grid()[i] for i in (1, 4, 5)]
 

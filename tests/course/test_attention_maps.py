@@ -1,4 +1,4 @@
-"""What notebook 02 looks at: shipped weights, a run, photographs in place of test images, a folder of one's own."""
+"""What notebook 02 looks at: shipped weights, a run, photographs in place of test images, your own folder."""
 
 import pytest
 import torch

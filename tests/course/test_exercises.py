@@ -1,4 +1,4 @@
-"""The exercises of notebook 00: right answers pass however they are written, wrong ones are told what is wrong."""
+"""The exercises of notebook 00: right answers pass however they are written, wrong ones are explained."""
 
 import dataclasses
 import math
@@ -333,7 +333,7 @@ def test_right_answers_pass_however_they_are_written(name, capsys):
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-def test_wrong_answers_are_refused_and_told_what_is_wrong(name, capsys):
+def test_wrong_answers_are_refused_and_explained(name, capsys):
     for answer, message in WRONG[name]:
         printed, accepted = verdict(name, answer, capsys, solutions=True)  # the teacher's switch replaces no answer
         assert accepted is None
@@ -360,7 +360,7 @@ def test_solutions_pass_the_same_check(name, capsys):
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_a_wrong_solution_would_be_refused(name, capsys, monkeypatch):
-    """A check does not compare an answer with the solution: a broken solution is told so."""
+    """A check does not compare an answer with the solution: a broken solution is refused."""
     broken = "answer = (5, 'b')\ng_mine = torch.zeros(7)\n" + "\n".join(
         f"def {f}(*inputs):\n    return inputs[0].flatten()[0] if hasattr(inputs[0], 'flatten') else -1.0"
         for f in ("relative", "positions", "border_free", "moved", "add", "gated")

@@ -1,6 +1,5 @@
 """Queries, how far they steer, and training with them: against loops, and against models that obey or ignore."""
 
-import copy
 import math
 import sys
 from collections import OrderedDict
@@ -22,14 +21,6 @@ from ltpa.models.classifier import AttentionOutput
 from ltpa.models.networks import ImageClassifier
 
 CLASSES = ("a", "b", "c", "d")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def bank_of(labels, side=32):
@@ -266,7 +257,7 @@ def test_geometry_of_the_global_feature():
         query.geometry(build("vgg-att-concat-pc"), shapes()[1])
 
 
-# --- what is said about it
+# --- conclusions
 
 
 def measured(follows, n=400):
@@ -448,8 +439,8 @@ def test_photographs(monkeypatch):
 
 
 def test_real_queries_from_a_run_or_from_photographs(run, tmp_path, monkeypatch):
-    asked, queries, classes = query.real_queries(query.QueryConfig(examples=3), run)
-    assert asked is run
+    used, queries, classes = query.real_queries(query.QueryConfig(examples=3), run)
+    assert used is run
     assert queries.scenes.images.shape == (3, 3, 64, 128)
     assert classes == tuple(PHOTOGRAPHS)
     for k, half in enumerate((slice(0, 64), slice(64, 128))):
@@ -459,8 +450,8 @@ def test_real_queries_from_a_run_or_from_photographs(run, tmp_path, monkeypatch)
     tiny = {"dataset": "shapes", "width": 1 / 32, "train_limit": 60, "test_limit": 40, "epochs": 1, "batch_size": 30}
     other = ltpa.fit(TrainConfig(model="vgg-att-concat-dp", **tiny), progress=False)
     config = query.QueryConfig(run=str(other.path), scenes=7)
-    asked, queries, classes = query.real_queries(config, run)
-    assert asked.path == other.path
+    used, queries, classes = query.real_queries(config, run)
+    assert used.path == other.path
     assert classes == other.classes
     assert queries.scenes.images.shape == (7, 3, 32, 64)
     test = ltpa.data_for(other.config).test.images
@@ -468,4 +459,4 @@ def test_real_queries_from_a_run_or_from_photographs(run, tmp_path, monkeypatch)
     assert (halves[:, None] == test[::2].flatten(1)).all(2).any(1).all()
     asks = queries.images.flatten(0, 1).flatten(1)
     assert (asks[:, None] == test[1::2].flatten(1)).all(2).any(1).all(), "asked with other images than those shown"
-    assert copy.copy(asked).config.model == "vgg-att-concat-dp"
+    assert used.config.model == "vgg-att-concat-dp"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ltpa.course.summary import describe_maps, describe_training
+from ltpa.course.attention_maps import describe_maps
+from ltpa.course.training import describe_training
 from ltpa.maps import entropy
 from ltpa.metrics.statistics import bootstrap_interval
 
