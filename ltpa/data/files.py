@@ -19,7 +19,6 @@ from torch import Tensor
 from .images import crop_square, open_image
 from .split import Channels, Index, Split, count_levels, crc32, level_statistics
 
-THREADS = 8
 PORTION = 256  # files decoded at a time
 LOADER_BYTES = 256 * 2**20  # that a loader's workers may read ahead, approximately
 
@@ -138,7 +137,7 @@ def read_images(files: Sequence[Path], size: int) -> tuple[Tensor, list[bytes]]:
 
 
 def _read_portions(files: Sequence[Path], size: int) -> Iterator[tuple[Tensor, list[bytes]]]:
-    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+    with ThreadPoolExecutor(max_workers=8) as pool:
         for start in range(0, len(files), PORTION):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as Pillow's about broken EXIF data

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "arrow", "hourglass")
-SIZE_RANGE = (0.25, 0.5)  # diameter of an object, as a fraction of the side
 _BLOCK = 500
 _PIXELS = 2**20  # drawn at a time, to bound the memory
 
@@ -141,7 +140,7 @@ def _places(draw: _Uniform, objects: int) -> Array:
 
     Two objects lie in different halves, side by side or one above the other.
     """
-    diameter = draw(objects, low=SIZE_RANGE[0], high=SIZE_RANGE[1])
+    diameter = draw(objects, low=0.25, high=0.5)
     along, across = draw(objects), draw(objects)
     room = 1.0 / objects - diameter
     split = np.arange(objects) / objects + diameter / 2 + along * room
