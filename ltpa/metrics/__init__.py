@@ -7,24 +7,7 @@ from .sanity import layers_top_down, randomization
 from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_interval, write_effects
 
 __all__ = [
-    "CONTROLS",
-    "MEASURES",
-    "Curves",
-    "Effect",
-    "Interval",
-    "bootstrap_interval",
-    "controls",
-    "correlation",
-    "deletion_insertion",
-    "effective_positions",
-    "effects_frame",
-    "entropy",
-    "layers_top_down",
-    "localization",
-    "permuted_attention",
-    "randomization",
-    "rank_agreement",
-    "relative",
-    "t_interval",
-    "write_effects",
-]
+    "CONTROLS", "MEASURES", "Curves", "Effect", "Interval", "bootstrap_interval", "controls", "correlation",
+    "deletion_insertion", "effective_positions", "effects_frame", "entropy", "layers_top_down", "localization",
+    "permuted_attention", "randomization", "rank_agreement", "relative", "t_interval", "write_effects",
+]  # fmt: skip

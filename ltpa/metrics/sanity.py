@@ -61,10 +61,10 @@ def randomization(
             after = maps_of(changed, images)
             similarities[layer] = {
                 name: {
-                    "rank_agreement": rank_agreement(maps, after[name]),
-                    "correlation": correlation(maps, after[name]).abs(),
+                    "rank_agreement": rank_agreement(m, after[name]),
+                    "correlation": correlation(m, after[name]).abs(),
                 }
-                for name, maps in before.items()
+                for name, m in before.items()
             }
     return similarities
 
@@ -77,9 +77,7 @@ def layers_top_down(model: ImageClassifier, images: Tensor) -> list[str]:
     """
     blocks = {name: block for name, block in _blocks(model) if any(True for _ in block.parameters())}
     called: list[str] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, block in blocks.items()
-    ]
+    hooks = [b.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, b in blocks.items()]
     try:
         for _ in attend_batches(model, images[:1], "fp32"):
             pass

@@ -4,12 +4,5 @@ from .figures import attention_figure, captions, learning_curve, outline, snapsh
 from .style import LivePlot, display, to_png
 
 __all__ = [
-    "LivePlot",
-    "attention_figure",
-    "captions",
-    "display",
-    "learning_curve",
-    "outline",
-    "snapshot_figure",
-    "to_png",
-]
+    "LivePlot", "attention_figure", "captions", "display", "learning_curve", "outline", "snapshot_figure", "to_png",
+]  # fmt: skip

@@ -44,13 +44,12 @@ def compose(
     panels = 1 + max(len(row.maps) for row in rows)
     bars = any(row.probabilities for row in rows)
     width = _GAP + panels * (_PANEL + _GAP) + ((_BARS + _GAP) if bars else 0)
-    row_height = 2 * _LINE + _PANEL + _LINE
-    sheet = Image.new("RGB", (max(width, 560), len(rows) * (row_height + _GAP) + 2 * _LINE + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
+    height = 3 * _LINE + _PANEL + _GAP  # of a row
+    sheet = Image.new("RGB", (max(width, 560), len(rows) * height + 2 * _LINE + _GAP), "white")
     for number, row in enumerate(rows):
-        _draw_row(sheet, row, number * (row_height + _GAP), panels, _Look(colors, strength, scale))
+        _draw_row(sheet, row, number * height, panels, colors, strength, scale)
     if any(row.maps for row in rows):
-        _draw_scale(sheet, pen, len(rows) * (row_height + _GAP), colors, scale)
+        _draw_scale(sheet, len(rows) * height, colors, scale)
     return sheet
 
 
@@ -61,14 +60,7 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class _Look:
-    colors: str
-    strength: float
-    scale: str
-
-
-def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, look: _Look) -> None:
+def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, colors: str, strength: float, scale: str) -> None:
     pen = ImageDraw.Draw(sheet)
     pen.text((_GAP, top + 2), row.title, _INK, _font(17, bold=True))
     top += 2 * _LINE
@@ -86,8 +78,8 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, look: _Look) 
             pen.rectangle((left, top, left + _PANEL, top + _PANEL), (230, 230, 230))
             pen.text((left + 12, top + _PANEL // 2), "nothing to draw", _INK, _font(15))
             continue
-        colored = Image.fromarray(_colored(weights, look.colors, look.scale)).resize(size, Image.Resampling.NEAREST)
-        sheet.paste(Image.blend(picture, colored, look.strength), (left + corner[0], top + corner[1]))
+        colored = Image.fromarray(_colored(weights, colors, scale)).resize(size, Image.Resampling.NEAREST)
+        sheet.paste(Image.blend(picture, colored, strength), (left + corner[0], top + corner[1]))
         pen.text((left, top + _PANEL + 2), f"entropy {spread:.2f}", _INK, _font(15))
     if row.probabilities:
         _draw_bars(pen, row, _GAP + panels * (_PANEL + _GAP), top)
@@ -135,8 +127,8 @@ def _draw_bars(pen: ImageDraw.ImageDraw, row: Row, left: int, top: int) -> None:
         pen.text((left, top + _PANEL + 2), f"truth: {row.truth}", _INK, _font(15))
 
 
-def _draw_scale(sheet: Image.Image, pen: ImageDraw.ImageDraw, top: int, colors: str, scale: str) -> None:
-    length, left = 7 * 56, _GAP
+def _draw_scale(sheet: Image.Image, top: int, colors: str, scale: str) -> None:
+    pen, length, left = ImageDraw.Draw(sheet), 7 * 56, _GAP
     strip = np.repeat(_table(colors)[np.linspace(0, 255, length).round().astype(int)][None], 14, axis=0)
     sheet.paste(Image.fromarray(strip), (left, top))
     marks = {0: "0", length: "its maximum"} if scale == MAXIMUM else _marks(length)

@@ -194,14 +194,15 @@ class Explorer:
 
     def _choose(self) -> None:
         way = self.which.value
+        labels = torch.empty(0) if self._labels is None else self._labels
         if way == IN_ORDER:
             chosen = list(range(len(self._images)))
         elif way.startswith("class: "):
             label = self._classes.index(way.removeprefix("class: "))
-            chosen = self._where(self._known_labels() == label)
+            chosen = (labels == label).nonzero().flatten().tolist()
         elif way == WRONG:
-            labels = self._known_labels()
-            chosen = self._where((self._probabilities.argmax(1) != labels) & (labels >= 0))
+            wrong = (self._probabilities.argmax(1) != labels) & (labels >= 0)
+            chosen = wrong.nonzero().flatten().tolist()
         else:
             chosen = self._probabilities.amax(1).argsort(stable=True).tolist()
         self.chosen = chosen
@@ -212,13 +213,6 @@ class Explorer:
         self._say(f"{len(chosen)} images" if chosen else f"there is no image: {way}", wrong=not chosen)
         if not moved:
             self._update()
-
-    def _known_labels(self) -> Tensor:
-        return torch.empty(0) if self._labels is None else self._labels
-
-    @staticmethod
-    def _where(condition: Tensor) -> list[int]:
-        return condition.nonzero().flatten().tolist()
 
     def _browse(self) -> None:
         self._photo = None
