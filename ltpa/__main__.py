@@ -11,14 +11,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from .config import SettingsBase, TrainConfig
+from .config import Settings, SettingsBase, TrainConfig
 from .distributed import launched
 from .training.report import report
 from .training.trainer import fit
-
-Settings = TypeVar("Settings", bound=SettingsBase)
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -42,15 +40,15 @@ def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
         print(run)
 
 
-COMMANDS = {  # name: (what it does, a function that adds its options, one that gets options and what it did not know)
+COMMANDS = {  # name: (help, function that adds the options, function that gets known options and unknown words)
     "train": ("train a model, or go on with a run; the options are the fields of TrainConfig", add_train_options, train)
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an error is shown in a few lines, without a traceback.
+    """Run one command, and show an error without a traceback; return the exit status.
 
-    Returns the exit status: 0, 1 after an error, or 130 after Ctrl-C; wrong use exits with 2.
+    It is 0, 1 after an error, or 130 after Ctrl-C; wrong use exits with 2.
     """
     parser = argparse.ArgumentParser(
         prog="python -m ltpa", description="Attention CNNs you can look into.", allow_abbrev=False
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> None:
-    """Add `-f` for files of parameters, and an option for every field of a class of settings."""
+    """Add `-f` for parameter files, and an option for every field of the settings."""
     parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="options override files")
     descriptions = kind.descriptions()
     for name, default in kind.defaults().items():
@@ -84,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> No
 
 
 def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Sequence[str]) -> Settings:
-    """Return the settings of files and options; one ValueError names all that is wrong with them."""
+    """Return the settings of files and options; one ValueError names all problems."""
     values: dict[str, Any] = {}
     for file in options["file"]:
         values |= _read(file)
@@ -106,7 +104,7 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Seq
 
 
 def _spellings(name: str) -> list[str]:
-    """Return an option with hyphens and with underscores."""
+    """Return an option written with hyphens and with underscores."""
     return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")))
 
 

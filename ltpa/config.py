@@ -86,7 +86,7 @@ EachOnce = AfterValidator(_each_once)  # Annotated[Sequence[Variant], EachOnce]
 
 
 class SettingsBase:
-    """What all settings share; `settings` makes the classes."""
+    """What all settings share; the decorator `settings` makes the classes."""
 
     __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -122,7 +122,7 @@ class SettingsBase:
 def settings(cls: type[Settings]) -> type[Settings]:
     """Turn a class into a frozen dataclass whose fields are checked; the docstring lists the fields' descriptions.
 
-    Unknown names are refused with the closest known one, and all problems are told in one ValueError, a line each.
+    One ValueError names all problems, a line each; for an unknown name the closest known one.
     """
     options = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     checked: Any = pydantic_dataclass(frozen=True, config=options)(cls)
@@ -145,7 +145,7 @@ def settings(cls: type[Settings]) -> type[Settings]:
 
 
 def _problems(cls: Any, error: ValidationError) -> tuple[set[str], list[str]]:
-    """Return the names of the wrong fields, and a line for each."""
+    """Return the names of the wrong fields, and a line about each."""
     hints, lines = get_type_hints(cls, include_extras=True), dict[str, str]()
     for problem in error.errors():
         name, value = str(problem["loc"][0]), problem["input"]
@@ -240,16 +240,16 @@ class TrainConfig(SettingsBase):
     data_dir: FilePath = Field("data", description="folder for downloads, or of your own images")
     image_size: ImageSize = Field(32, description="side in pixels")
     train_limit: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
-        None, description="use at most so many training images"
+        None, description="at most this many training images"
     )
-    test_limit: Limit | None = Field(None, description="use at most so many test images")
+    test_limit: Limit | None = Field(None, description="at most this many test images")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="part of the training images that replaces the test images, to choose settings without them"
     )
     epochs: Count = Field(10, description="passes over the training images")
     minutes: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
         None,
-        description="train for so long instead of `epochs`: the schedule follows the clock, the last test is included",
+        description="train for this long instead of `epochs`, last test included; the schedule follows the clock",
     )
     batch_size: BatchSize = Field(512, description="images per optimizer step (batch norm compares images)")
     learning_rate: LearningRate = Field(0.2, description="peak of the one-cycle schedule")
@@ -263,16 +263,16 @@ class TrainConfig(SettingsBase):
     seed: Seed = Field(0, description="of initialization, order, augmentation and dropout, not of the data")
     memory_gb: Annotated[float, Field(gt=0, le=10**6)] | None = Field(
         None,
-        description="what the images may take in memory; None is half of what is free; more are streamed",
+        description="memory for the images; beyond it they are read from their files; None is half of the free memory",
     )
     snapshots: Annotated[int, Field(ge=0, le=256)] = Field(
-        0, description="keep the attention maps of so many test images after every epoch"
+        0, description="save the attention maps of this many test images after every epoch"
     )
     run_dir: FilePath | None = Field(
         None, description="the run's folder; None is `runs/<model>-<dataset>-<hash of the settings>`"
     )
 
-    # Where, how exactly and in which precision a run is computed, and how much is kept of it, make no other run of it.
+    # Where and in which precision a run is computed, and how much of it is kept, does not make it another run.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset(
         {"device", "precision", "data_dir", "run_dir", "memory_gb", "snapshots"}
     )
@@ -299,12 +299,12 @@ class TrainConfig(SettingsBase):
         return create_model(self.model, num_classes, **{**own, **changes})
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that make this run another one than others."""
+        """Return the settings that tell this run from others."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.NOT_IDENTITY}
 
     @property
     def planned_epochs(self) -> int | None:
-        """How many epochs the run will have; None where the clock decides."""
+        """The number of epochs; None where the clock decides."""
         return self.epochs if self.minutes is None else None
 
     @property

@@ -1,6 +1,6 @@
 """The processes that train one model together: those that `torchrun` started, or this one alone.
 
-For one process everything here is trivial, so `ltpa.fit` is the same code in a notebook and on many machines.
+Everything here is trivial for one process, so `ltpa.fit` is the same code in a notebook and on many machines.
 """
 
 import inspect
@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(hours=1)  # one process may download and read the data while the others wait
-ARRIVAL = timedelta(minutes=15)  # so long processes wait at the start for those of other machines
+PATIENCE = timedelta(hours=1)  # while one process downloads the data, the others wait
+ARRIVAL = timedelta(minutes=15)  # for processes of other machines to start
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")  # what torchrun sets
 
 Result = TypeVar("Result")
@@ -25,18 +25,16 @@ _groups = itertools.count()
 
 
 class ProcessLost(ConnectionError):
-    """Another process that works together with this one has ended."""
+    """Another process of this training has ended."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that work together, as seen by one of them.
+    """The processes of a training, as seen by one of them.
 
     Attributes:
-        rank: this process, from 0.
-        count: how many there are.
-        local_rank: this process among those of its machine, from 0.
-        local_count: how many there are on its machine.
+        rank, count: number of this process, from 0, and of all processes.
+        local_rank, local_count: the same for the processes of this machine.
     """
 
     rank: int = 0
@@ -46,32 +44,32 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and says something."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, index: Tensor) -> Tensor:
-        """Return this process's part (n,) of the samples (N,) of a step; the parts differ in size by one at most."""
+        """Return this process's part (n,) of the samples (N,) of a step; sizes differ by one at most."""
         return index.tensor_split(self.count)[self.rank]
 
     def bounds(self, count: int) -> slice:
-        """Return this process's part of `count` images that stay in order."""
+        """Return this process's part of `count` images, in order."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what every process has, in their order."""
+        """Return the values of all processes, by rank."""
         if self.count == 1:
             return [value]
-        found = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def largest(self, *values: float) -> tuple[float, ...]:
-        """Return of each number the largest that a process has: so that all come to the same decision."""
+        """Return the maximum of each number over the processes, so that all decide alike."""
         if self.count == 1:
             return values
-        found = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return tuple(found.tolist())
+        maxima = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        return tuple(maxima.tolist())
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sums of float64 values over the processes, on the CPU."""
@@ -81,9 +79,9 @@ class Processes:
         return values
 
     def average_norms(self, model: nn.Module) -> None:
-        """Replace running means and variances of the batch norms by their averages over the processes.
+        """Average the running statistics of the batch norms over the processes.
 
-        As they are updated linearly, this gives what averaging in every step would give.
+        Their updates are linear, so this equals averaging after every step.
         """
         if self.count == 1:
             return
@@ -101,18 +99,15 @@ class Processes:
                 dist.broadcast(values, 0)
 
     def copied_from_first(self, value: Result) -> Result:
-        """Return what the first process has, a picklable object."""
+        """Return the first process's value, a picklable object."""
         if self.count == 1:
             return value
-        found = [value]
-        dist.broadcast_object_list(found, 0)
-        return found[0]
+        values = [value]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
 
     def together(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function in every process; where it fails in one, all end, and the first raises that error.
-
-        The others raise SystemExit, so that the error is shown once.
-        """
+        """Call a function in every process; if one fails, the first raises the error and the others SystemExit."""
         result: Any = None
         own: Exception | None = None
         try:
@@ -131,11 +126,11 @@ class Processes:
         raise failed[min(failed)]
 
     def in_first(self, function: Callable[..., Result], *arguments: Any) -> Result | None:
-        """Call a function in the first process, as `together` does; the others get None."""
+        """Call a function in the first process only, with errors as in `together`; the others return None."""
         return self.together(function, *arguments) if self.first else self.together(_nothing)
 
     def in_turn(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function first in one process of each machine, then in the others, which find what it downloaded."""
+        """Call a function in one process of each machine, then in the others, which find its downloads."""
         if self.count == 1:
             return function(*arguments)
         result: Any = self.together(_nothing if self.local_rank else function, *([] if self.local_rank else arguments))
@@ -143,7 +138,7 @@ class Processes:
         return again if self.local_rank else result
 
     def shared(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model; for several processes wrapped so that `backward` averages the gradients over them."""
+        """Return the model, wrapped for several processes so that `backward` averages their gradients."""
         if self.count == 1:
             return model
         wrapper = nn.parallel.DistributedDataParallel
@@ -162,28 +157,24 @@ ALONE = Processes()
 
 
 def launched() -> Processes:
-    """Return the processes that torchrun started, by its environment variables; without them this one alone."""
+    """Return the processes of torchrun's environment variables; without them this one alone."""
     values = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if len(values) < len(_VARIABLES):
         return ALONE
     try:
-        found = Processes(*(int(values[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-        if 0 <= found.rank < found.count and 0 <= found.local_rank < found.local_count:
-            return found
+        processes = Processes(*(int(values[name]) for name in _VARIABLES[:4]))
+        if 0 <= processes.rank < processes.count and 0 <= processes.local_rank < processes.local_count:
+            return processes
     except ValueError:
         pass
     raise ValueError(
-        f"the environment variables of torchrun do not fit together: {values}; start the processes with torchrun, or "
-        "unset RANK"
+        f"torchrun's environment variables contradict each other: {values}; start with torchrun, or unset RANK"
     )
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Connect the processes that torchrun started, for the time of a `with` block; alone it does nothing.
-
-    Control and metrics go over gloo, gradients on GPUs over NCCL.
-    """
+    """Connect the processes that torchrun started for a `with` block: over gloo, gradients on GPUs over NCCL."""
     processes = launched()
     if processes.count == 1 or dist.is_initialized():
         yield processes
@@ -215,7 +206,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error as it can be sent to other processes: of a kind that Python itself has."""
+    """Return the error as one of Python's own classes, which every process can unpickle."""
     if error is None or type(error).__module__ == "builtins":
         return error
     kind = next((kind for kind in (OSError, ValueError, TypeError) if isinstance(error, kind)), RuntimeError)

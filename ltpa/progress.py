@@ -1,4 +1,4 @@
-"""What a long computation shows: messages of the logger `ltpa`, and a bar that stays one line wherever it is shown."""
+"""Messages of the logger `ltpa`, and a progress bar that stays one line in a terminal and in a notebook."""
 
 import io
 import logging
@@ -18,9 +18,9 @@ logger.addHandler(logging.NullHandler())
 
 @contextmanager
 def messages(show: bool, notes: list[str]) -> Iterator[None]:
-    """Print what the logger `ltpa` says, for the time of a `with` block; warnings are collected in `notes`, too.
+    """Print the messages of the logger `ltpa` during a `with` block, and collect warnings in `notes`.
 
-    With `show=False` nothing is printed, whatever handlers the root logger has; one's own go to the logger `ltpa`.
+    `show=False` prints nothing; the root logger's handlers are not called either way.
     """
     handler, before = _Messages(show, notes), (logger.level, logger.propagate)
     logger.addHandler(handler)
@@ -35,7 +35,7 @@ def messages(show: bool, notes: list[str]) -> Iterator[None]:
 
 
 class _Messages(logging.Handler):
-    """Prints on standard output, above a bar; what other threads say is not of this computation."""
+    """Print on standard output, above a bar; messages of other threads belong to other computations."""
 
     def __init__(self, show: bool, notes: list[str]) -> None:
         super().__init__()
@@ -53,13 +53,7 @@ class _Messages(logging.Handler):
 
 
 class Progress:
-    """Steps done of steps in all, the time left, and a few words; on standard output, or in a notebook's cell.
-
-    Args:
-        steps: how many there are.
-        done: how many are done already.
-        show: False shows nothing at all.
-    """
+    """A bar over `steps`, of which `done` are done, on standard output or in a notebook's cell."""
 
     def __init__(self, steps: int, done: int = 0, show: bool = True) -> None:
         self._bar = tqdm(
@@ -86,7 +80,7 @@ class Progress:
     def update(self, done: int, describe: Callable[[], tuple[str, str]]) -> None:
         """Move the bar to `done` steps.
 
-        `describe` returns title and words; as it may have to wait for a GPU, it is called twice a second at most.
+        `describe` returns title and words; it may wait for a GPU, and so is called at most twice a second.
         """
         if self._bar.disable:
             return
@@ -102,7 +96,7 @@ class Progress:
 
 
 def bar_file() -> TextIO:
-    """Return where tqdm is to write a bar: standard output, or in a notebook one line that changes in place."""
+    """Return the file for tqdm: standard output, or in a notebook a line that changes in place."""
     return _DisplayedLine() if in_notebook() else sys.stdout
 
 
@@ -114,10 +108,7 @@ def in_notebook() -> bool:
 
 
 class _DisplayedLine(io.StringIO):
-    """What tqdm writes, as one displayed line that changes in place.
-
-    A stream would do for Jupyter, but papermill keeps every state of the line as an output of its own.
-    """
+    """One displayed line that changes in place; of a plain stream papermill would keep every state."""
 
     _handle: Any = None
 

@@ -1,4 +1,4 @@
-"""What happens around the training: saving, progress, snapshots of maps, a check of health, the clock, interrupts."""
+"""What happens around the training loop: saving, progress, snapshots of maps, health checks, the clock, interrupts."""
 
 import math
 import os
@@ -16,6 +16,7 @@ from ..data.dataset import Dataset
 from ..inference import evaluate_images
 from ..progress import Progress, logger
 from .checkpoint import load_tensors, remove_checkpoints
+from .failures import check_finite
 from .health import problems
 from .optim import Clock, Steps
 from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices
@@ -23,36 +24,32 @@ from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files,
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-SAVE_MINUTES = 5.0  # a long epoch is saved this often
-CHECKED_STEPS = 20  # how often it is checked that the loss is a number, for which a GPU has to wait
-TIMED_STEPS = 5  # after the first one, which is slower; they say how long the run will take
-
-
-class TrainingDiverged(FloatingPointError):
-    """Loss or weights are no longer finite numbers; the weights of the last finished epoch are kept."""
+SAVE_MINUTES = 5.0  # between saves within an epoch
+CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
+TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
 
 
 class Callback:
-    """Something that happens at certain moments of a training; override the moments that you need.
+    """Methods that the training calls; override those you need.
 
-    Callbacks that `fit` is given are called in the first process only, after those in this module.
+    Callbacks given to `fit` are called in the first process only, after those of this module.
     """
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Run before the first step of this process."""
+        """Run before the first step."""
 
     def on_step(self, trainer: "Trainer") -> None:
         """Run after every step."""
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """Run after every test, when `trainer.run` has a new row of history and is saved."""
+        """Run after the test of every epoch, when `trainer.run.history` has its new row and is saved."""
 
     def on_stop(self, trainer: "Trainer") -> None:
-        """Run when the training ends: complete, interrupted or failed."""
+        """Run at the end: complete, interrupted or failed."""
 
 
 class AfterEpoch(Callback):
-    """Calls a function with the run after every epoch."""
+    """Call a function with the run after every epoch."""
 
     def __init__(self, function: Callable[[Run], None]) -> None:
         self._function = function
@@ -63,13 +60,13 @@ class AfterEpoch(Callback):
 
 
 class TimeLimit(Callback):
-    """Ends the training when only the time for a test is left."""
+    """End the training when only the time for a test is left."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Estimate the time of a test from a small one; the first is slower and does not count."""
+        """Estimate the time of a test from a small one, the second: the first is slower."""
         few = trainer.test[: max(1, min(64, len(trainer.test) // 10))]
         for _ in range(2):
             started = time.monotonic()
@@ -78,17 +75,17 @@ class TimeLimit(Callback):
         (self._clock.test_seconds,) = trainer.processes.largest(seconds)
 
     def on_step(self, trainer: "Trainer") -> None:
-        """End the training in all processes at once."""
+        """End the training in all processes after the same step."""
         trainer.ended = bool(trainer.processes.largest(self._clock.ended(trainer.state.step))[0])
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """Write into the history how much of the schedule is done; 1 ends the run."""
+        """Write the finished part of the schedule into the history; 1 ends the run."""
         self._clock.test_seconds = trainer.test_seconds
         (ended,) = trainer.processes.largest(self._clock.ended(trainer.state.step))
         trainer.run.history[-1]["schedule"] = 1.0 if ended else trainer.done
 
     def on_stop(self, trainer: "Trainer") -> None:
-        """Say what the time was enough for."""
+        """Log how far the training came."""
         if trainer.run.complete:
             logger.info(
                 f"{self._clock.budget / 60:g} minutes on {_machine(trainer)}: "
@@ -98,13 +95,13 @@ class TimeLimit(Callback):
 
 
 class HealthCheck(Callback):
-    """Stops a training whose loss is not finite, and notes once what is wrong with predictions or maps."""
+    """Stop a training whose loss is not finite; warn once of each problem of predictions or maps."""
 
     def __init__(self) -> None:
         self._noted: set[str] = set()
 
     def on_step(self, trainer: "Trainer") -> None:
-        """Look at the loss now and then."""
+        """Check the loss now and then."""
         state = trainer.state
         if state.step % CHECKED_STEPS == 0:
             (diverged,) = trainer.processes.largest(not math.isfinite(state.sums[0].item()))
@@ -112,7 +109,7 @@ class HealthCheck(Callback):
                 check_finite(trainer)
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """Look at what the test showed."""
+        """Check the predictions and maps of the test."""
         if trainer.evaluation is None:
             return
         for problem in problems(trainer.test.labels, trainer.evaluation.predictions, trainer.evaluation.strongest):
@@ -122,11 +119,9 @@ class HealthCheck(Callback):
 
 
 class Snapshots(Callback):
-    """Keeps the maps of the same few test images before training and after every epoch.
+    """Save the maps of `count` test images, spread over the classes, before training and after every epoch.
 
-    Args:
-        data: whose test images are spread over the classes.
-        count: how many; a run that has begun with another number goes on with that.
+    A resumed run keeps its own number of images.
     """
 
     def __init__(self, data: Dataset, count: int) -> None:
@@ -145,14 +140,14 @@ class Snapshots(Callback):
             logger.warning(f"the maps by epoch are kept from epoch {len(run.history) + 1} on: snapshots was 0 before")
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """Keep the maps after an epoch."""
+        """Save the maps."""
         attempt(trainer, save_snapshot, trainer.run, self._images, trainer.precision)
 
 
 class Saving(Callback):
-    """Saves every few minutes, after every epoch, and when an interrupt ends the training.
+    """Save every few minutes, after every epoch, and when an interrupt ends the training.
 
-    What cannot be written is noted, and the training goes on; only after the last epoch it is an error.
+    A failure to write is a warning; after the last epoch it is an error.
     """
 
     def __init__(self, interrupted: "Interrupted") -> None:
@@ -160,13 +155,13 @@ class Saving(Callback):
         self.failure: OSError | None = None  # of the last attempt
 
     def on_start(self, trainer: "Trainer") -> None:
-        """Make the folder of the checkpoints."""
+        """Make the folder for checkpoints."""
         if trainer.processes.first:
             (trainer.run.path / "checkpoints").mkdir(exist_ok=True)
         self._saved = time.monotonic()
 
     def on_step(self, trainer: "Trainer") -> None:
-        """Save where it is time to, or where an interrupt has come: then all processes end after the same step."""
+        """Save when it is time to; after an interrupt save and end, in all processes after the same step."""
         if trainer.ended or trainer.state.step % trainer.steps_per_epoch == 0:
             return  # saved with the results of the epoch
         is_time = time.monotonic() - self._saved > SAVE_MINUTES * 60
@@ -179,14 +174,14 @@ class Saving(Callback):
             self.end(f"step {trainer.state.step}")
 
     def on_epoch(self, trainer: "Trainer") -> None:
-        """Save weights and history, then a checkpoint: a kill between the two only costs the time of an epoch."""
+        """Save weights and history, then a checkpoint; a kill between the two only costs the time of an epoch."""
         self.failure = attempt(trainer, save_epoch, trainer.run) if trainer.processes.first else None
         if self.failure and trainer.run.complete:
             rescue_weights(trainer.run, self.failure)
         self.failure = self.failure or self._save_checkpoint(trainer)
 
     def end(self, after: str) -> None:
-        """Say whether all is saved, and raise what the signal stands for."""
+        """Log whether everything is saved, and raise KeyboardInterrupt or SystemExit."""
         saved = "it is not saved" if self.failure else "saved: call fit again to go on"
         logger.info(f"interrupted after {after}; {saved}")
         self.interrupted.raise_again()
@@ -198,7 +193,7 @@ class Saving(Callback):
 
 
 class Ending(Callback):
-    """Ends the training after an epoch, when all other callbacks have been called: interrupted, or complete."""
+    """End an interrupted or complete training after an epoch, when all other callbacks have run."""
 
     def __init__(self, saving: Saving) -> None:
         self._saving = saving
@@ -213,7 +208,7 @@ class Ending(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows a bar over steps, or over seconds, and says after some steps how long the run will take."""
+    """Show a bar over steps or seconds; log after some steps how long the run will take."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -263,9 +258,9 @@ class ProgressBar(Callback):
 def all_callbacks(
     trainer: "Trainer", data: Dataset, snapshots: int, progress: bool, interrupted: "Interrupted"
 ) -> list[Callback]:
-    """Return a trainer's own callbacks among those of this module, in the order in which they are called.
+    """Return the callbacks of this module and the trainer's own, in the order of their calls.
 
-    The first process alone writes snapshots and shows a bar.
+    Only the first process writes snapshots and shows a bar.
     """
     first, schedule, saving = trainer.processes.first, trainer.schedule, Saving(interrupted)
     clock = [TimeLimit(schedule)] if isinstance(schedule, Clock) else []
@@ -275,25 +270,13 @@ def all_callbacks(
 
 
 def attempt(trainer: "Trainer", save: Callable[..., Any], *arguments: Any) -> OSError | None:
-    """Save something; note and return the error where that cannot be. What was saved before is still there."""
+    """Save something; warn of an OSError and return it. What was saved before is kept."""
     try:
         save(*arguments)
     except OSError as error:
         logger.warning(f"step {trainer.state.step} is not saved, what was saved before stays: {error}")
         return error
     return None
-
-
-def check_finite(trainer: "Trainer") -> None:
-    """Raise TrainingDiverged unless loss and weights are finite numbers; called before anything is saved."""
-    state, run = trainer.state, trainer.run
-    finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
-    if trainer.processes.largest(not finite or not math.isfinite(state.sums[0].item()))[0]:
-        kept = f"the weights of epoch {len(run.history)} are kept in {run.path}" if run.history else "nothing was saved"
-        raise TrainingDiverged(
-            f"the {'loss' if finite else 'loss or a weight'} is not finite after step {state.step}; {kept}. "
-            f"Try a lower learning rate (it was {trainer.peak}) or precision='fp32'"
-        )
 
 
 class Interrupted:

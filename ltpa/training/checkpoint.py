@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and checkpoints: a kill at any moment cannot damage a run."""
+"""Atomic writes and checkpoints: a kill at any moment cannot damage a run."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from ..distributed import Processes
 from ..progress import logger
 
 KEEP = 2
-_PART = ".part-"  # how the names of files begin that are not written to the end
+_PART = ".part-"  # prefix of files that are being written
 
 
 @dataclass
@@ -27,12 +27,12 @@ class State:
     """What training changes; a checkpoint holds all of it.
 
     Attributes:
-        model, optimizer, scaler: the scaler is disabled where gradients need no scaling.
-        sums: loss, right predictions and samples of the epoch under way, of this process's part, on the device.
+        scaler: enabled for fp16 only.
+        sums: loss, correct predictions and samples of this process in the current epoch, on the device.
         history: one row an epoch, see `ltpa.Run`.
-        step: how many are done.
-        seconds: of the epoch under way, in earlier processes.
-        since: when this process began with the epoch, by `time.monotonic`.
+        step: number of steps done.
+        seconds: time that earlier processes spent on the current epoch.
+        since: start of the epoch in this process, by `time.monotonic`.
     """
 
     model: nn.Module
@@ -48,23 +48,23 @@ class State:
     def start(
         cls, model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype, history: list[dict[str, float]]
     ) -> "State":
-        """Return the state before the first step of a training in this precision."""
+        """Return the state before the first step."""
         device = next(model.parameters()).device
         sums = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         return cls(model, optimizer, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), sums, history)
 
     def count(self, loss: Tensor, correct: Tensor, samples: int) -> None:
-        """Add a step: its mean loss, and how many of its samples were right."""
+        """Add a step: its mean loss and its number of correct predictions."""
         loss, correct = loss.to(self.sums.dtype), correct.to(self.sums.dtype)
         self.sums += torch.stack([loss * samples, correct, torch.full_like(loss, samples)])
         self.step += 1
 
     def elapsed(self) -> float:
-        """Return the seconds of the epoch under way."""
+        """Return the seconds spent on the current epoch."""
         return self.seconds + time.monotonic() - self.since
 
     def next_epoch(self) -> None:
-        """Start sums and seconds anew."""
+        """Reset sums and seconds."""
         self.sums.zero_()
         self.seconds, self.since = 0.0, time.monotonic()
 
@@ -81,7 +81,7 @@ class State:
         save_checkpoint(folder, self.step, tensors, meta)
 
     def restore(self, folder: Path) -> bool:
-        """Take up the newest whole checkpoint of a folder; return False where there is none."""
+        """Load the newest undamaged checkpoint of a folder; return False where there is none."""
         found = load_checkpoint(folder)
         if found is None:
             return False
@@ -98,7 +98,7 @@ class State:
         return True
 
     def copy_from_first(self, processes: Processes) -> None:
-        """Give all processes what the first one has restored."""
+        """Copy what the first process has restored to all others."""
         if processes.count == 1:
             return
         kept = [(number, key, value.shape, value.dtype) for number, key, value in self._optimizer_tensors()]
@@ -120,7 +120,7 @@ class State:
         ]
 
     def _room(self, number: int, key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Return the tensor that the optimizer keeps for a parameter; made where it is not there yet."""
+        """Return the tensor that the optimizer keeps for a parameter; create it where it is missing."""
         parameter = self._parameters()[number]
         like = torch.empty_like(parameter, dtype=dtype, requires_grad=False)  # with its memory format
         room = like if parameter.shape == shape else parameter.new_empty(shape, dtype=dtype, requires_grad=False)
@@ -136,10 +136,9 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it: never half a file.
+    """Write a file under a temporary name, flush it to the disk, then rename it; a failure keeps the old file.
 
-    No folder is made: where a mounted drive has vanished, its files must not appear beneath the mount point. An OSError
-    names the folder; the file that was there before is still there.
+    No folder is made: the files of a mounted drive that vanished must not appear beneath its mount point.
     """
     temporary = path.with_name(_PART + secrets.token_hex(8))
     try:
@@ -159,12 +158,12 @@ def write(path: Path, content: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
-    """Write tensors and JSON-able facts as one safetensors file (reading it runs no code)."""
+    """Write tensors and JSON-able metadata as one safetensors file, which runs no code when it is read."""
     write(path, _serialized(tensors, meta))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `save_tensors` wrote: tensors on the CPU, and facts. A ValueError names a damaged file."""
+    """Return the tensors (on the CPU) and metadata of a file; a ValueError names a damaged one."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
@@ -177,10 +176,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write `step-<step>-<checksum>.safetensors` and remove all but the last two.
-
-    The checksum (of the content, SHA-256) is in the name, so that a checkpoint and its checksum cannot be parted.
-    """
+    """Write `step-<step>-<SHA-256 of the content>.safetensors` and remove all but the last two."""
     content = _serialized(tensors, {**meta, "step": step})
     path = folder / f"step-{step:09d}-{_digest(content)}.safetensors"
     write(path, content)
@@ -191,7 +187,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], meta: d
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the newest checkpoint that is whole, or None; damaged ones are renamed to `*.damaged`."""
+    """Return the newest undamaged checkpoint, or None; damaged ones are renamed to `*.damaged`."""
     for path in reversed(_checkpoints(folder)):
         if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
             return load_tensors(path)
@@ -202,7 +198,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run that is complete, damaged ones too; its weights stay."""
+    """Remove the checkpoints of a complete run, damaged ones too."""
     for path in folder.glob("step-*"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -212,7 +208,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a killed process had not written to the end."""
+    """Remove files that a killed process left half written."""
     for path in folder.glob(_PART + "*"):
         with contextlib.suppress(OSError):
             path.unlink()

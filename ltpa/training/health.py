@@ -1,4 +1,4 @@
-"""What a user must know after an epoch: predictions that are all equal, maps that are collapsed or uniform."""
+"""Problems a user must know of after an epoch: equal predictions, collapsed or uniform maps."""
 
 from collections.abc import Mapping
 
@@ -13,17 +13,17 @@ COLLAPSED_MAPS, UNIFORM_MAPS = "collapsed", "uniform"
 
 
 def problems(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[Tensor, int]]) -> list[str]:
-    """Return what is wrong in all test images, and what to try; nothing where one image is as it should be.
+    """Return what is wrong in all test images, and what to try; one healthy image is enough for no problem.
 
     Args:
         labels, predictions: (N,), indices into the classes.
-        strongest: level -> the share (N,) that each map's strongest position has of its weight (NaN for a map without
-            any weight), and the number of positions.
+        strongest: by level, the share (N,) of each map's weight at its strongest position (NaN for a map without any
+            weight), and the number of positions.
     """
     found = []
     if len(labels.unique()) > 1 and len(predictions.unique()) == 1:
         found.append(
-            "every test image is taken for the same class. Early in a run this may pass; else try a lower "
+            "every test image is taken for the same class. Early in a run this may pass; otherwise try a lower "
             "learning_rate, precision='fp32', or more epochs, and check whether the labels are right"
         )
     advice = {

@@ -1,4 +1,4 @@
-"""What a training needs, checked before anything is written: data, equal processes, seeded generators."""
+"""What a training needs: checked data, processes that agree, seeded generators."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from .run import fingerprint
 
 
 def data_for(config: TrainConfig, download: bool = True, test_only: bool = False) -> Dataset:
-    """Return the data set that the settings name; with `validation`, the held-out images are its test split.
+    """Return the data set of the settings; with `validation`, held-out training images are its test split.
 
-    With `test_only` the training images are left out, unless the test split is held out of them.
+    `test_only` leaves out the training images, unless `validation` needs them.
     """
     data = load_data(
         config.dataset,
@@ -32,7 +32,7 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
 
 
 def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:
-    """Refuse images and labels that no classifier can be trained on in batches of this size."""
+    """Refuse images, labels and batch sizes that cannot be trained on."""
     if data.train.labels.ndim != 1:
         raise ValueError("training needs one label an image; scenes of two objects are for looking, not for training")
     if len(data.train) < 2 or not len(data.test):
@@ -60,7 +60,7 @@ def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:
 
 
 def check_alike(processes: Processes, settings: dict[str, Any], data: Dataset, dtype: torch.dtype) -> None:
-    """Refuse processes that have different settings or images, or compute in different precisions."""
+    """Refuse processes that differ in settings, images or precision."""
     if processes.count > 1:
         own = processes.together(fingerprint, data) | settings | {"precision": str(dtype)}
         processes.together(_compare, own, processes.gather(own), processes.rank)
@@ -77,7 +77,7 @@ def _compare(own: dict[str, Any], everyone: list[dict[str, Any]], rank: int) -> 
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed like `torch.manual_seed`, but not the generators of other GPUs: those are the caller's."""
+    """Seed as `torch.manual_seed` does, except the generators of GPUs that are not in use."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""The order of the training images, where they are kept, and how augmented batches of them come to the device."""
+"""The order of the training images, where they are kept, and augmented batches of them on the device."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -15,8 +15,8 @@ from ..progress import logger
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """Return the samples of every step of an epoch: a permutation given by (seed, epoch), in nearly equal batches.
 
-    No sample is left out, and sizes differ by one at most. Only where one sample would be left alone (an odd number in
-    pairs), a batch of three takes it in: batch norm compares images.
+    Sizes differ by one at most. No batch is a single image, which batch norm could not take: an odd number in pairs
+    gives one batch of three.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     return list(order.tensor_split(steps_per_epoch(count, batch_size)))
@@ -28,21 +28,21 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 class Loader:
-    """Batches of training images, augmented in batches on the device.
+    """Batches of training images, augmented on the device.
 
-    The images are kept in the fastest place that they fit into: the device; the computer's memory; their files.
+    The images are kept in the fastest place with room for them: the device, the computer's memory, or their files.
 
     Args:
-        train: images, uint8 or float in [0, 1] (N, 3, H, W), in memory or in files; and labels.
+        train: images, uint8 or float in [0, 1] (N, 3, H, W), and labels.
         device: where the batches are wanted.
         mode: see `ltpa.data.augment.augmented_batch`.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, train: Split, device: torch.device, mode: str, seed: int) -> None:
         self.train, self.device, self.mode, self.seed = train, device, mode, seed
-        self._labels: Tensor | None = None  # these on the device, from the first batch on
-        self._images: Tensor | None = None  # and these, where they fit there
+        self._labels: Tensor | None = None  # on the device, from the first batch on
+        self._images: Tensor | None = None  # on the device, where they fit
 
     def __len__(self) -> int:
         return len(self.train)
@@ -74,7 +74,7 @@ class Loader:
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images leave at least half of a GPU's free memory to the training."""
+    """Return whether the images leave half of a GPU's free memory to the training."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

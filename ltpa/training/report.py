@@ -1,4 +1,4 @@
-"""What is needed to repeat a run, printed where it starts: in a notebook or on the command line."""
+"""Print what is needed to repeat a run, at its start in a notebook or on the command line."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from ..inference import choose_device, choose_precision
 
 
 def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
-    """Print what is needed to repeat a notebook: versions, device, precision, commit, parameters.
+    """Print versions, commit, device, precision and settings.
 
     Args:
-        config: the settings of the run; or the notebook's own parameters, where it has many runs.
-        device_name: the device in use, where it is not that of the settings.
-        own: the notebook's own parameters (a dataclass), where they are not the settings of the run.
+        config: the settings of the run; for a notebook of many runs, the notebook's parameters.
+        device_name: the device in use, if it is not the one of the settings.
+        own: the notebook's parameters, beside the settings of its run.
     """
     device = choose_device(device_name or config.device)
     dtype = choose_precision(getattr(config, "precision", "auto"), device)
@@ -49,7 +49,7 @@ def _print_fields(settings: Any) -> None:
 
 
 def _origin() -> str:
-    """Say which ltpa this is: the commit of a checkout, what pip installed it from, or that neither is known."""
+    """Return where this code comes from: the commit of a checkout, or what pip installed it from."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
     if (folder.parent / ".git").exists():

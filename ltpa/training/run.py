@@ -24,7 +24,7 @@ from ..models.classifier import ImageClassifier
 from ..progress import logger
 from .checkpoint import State, fill, load_tensors, remove_checkpoints, remove_parts, save_tensors, write
 
-_NO_SETTINGS = {"classes", "data", "ltpa"}  # what config.json holds beside settings
+_NO_SETTINGS = {"classes", "data", "ltpa"}  # in config.json beside the settings
 
 
 @dataclass(repr=False)
@@ -32,15 +32,13 @@ class Run:
     """A training run, finished or not; `print(run)` describes it in a few lines.
 
     Attributes:
-        config: its settings.
-        classes: class names.
         model: the network, in evaluation mode, with the weights of the last finished epoch.
         history: one dict an epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy (in [0, 1];
-            of the held-out images where `validation` is set), learning_rate, seconds (of the whole epoch), and
-            entropy_<level>, the mean entropy of the test images' maps (1 = uniform). Where `minutes` are set also
-            schedule, the part of the learning rate's schedule that is done; the last row then is not a whole epoch.
-        path: its folder, with config.json, history.csv and weights.safetensors.
-        notes: what `fit` noticed: copies in the data, a file that could not be written, maps that are uniform.
+            of the held-out images where `validation` is set), learning_rate, seconds, and entropy_<level>, the mean
+            entropy of the test images' maps (1 = uniform). With `minutes` also schedule, the finished part of the
+            schedule; the last row then is no whole epoch.
+        path: the folder, with config.json, history.csv and weights.safetensors.
+        notes: warnings of `fit`: copies in the data, a file that could not be written, uniform maps.
     """
 
     config: TrainConfig
@@ -83,7 +81,7 @@ class Run:
 
 
 def load_run(path: str | Path, device: str = "auto") -> Run:
-    """Return a run from its folder: settings, history, and model with the weights of the last finished epoch.
+    """Return a run from its folder, with the weights of the last finished epoch.
 
     A FileNotFoundError names what is missing, a ValueError the file that is damaged.
     """
@@ -107,19 +105,26 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
 def model_of(
     config: TrainConfig, classes: tuple[str, ...], weights: dict[str, Tensor], source: Path, device: str
 ) -> ImageClassifier:
-    """Return a model with these weights, in evaluation mode; the caller's random generator stays as it is.
-
-    A ValueError names the source of weights that do not fit.
-    """
+    """Return a model with these weights, in evaluation mode; a ValueError names the source if they do not fit."""
     with torch.random.fork_rng(devices=[]):
         model = config.create_model(len(classes))
     fill(model, weights, source)
+    return _placed(model, classes, choose_device(device))
+
+
+def new_run(config: TrainConfig, data: Dataset, device: torch.device, notes: list[str]) -> Run:
+    """Return a run without epochs, its model with random weights."""
+    model = config.create_model(len(data.classes), mean=data.mean, std=data.std)
+    return Run(config, data.classes, _placed(model, data.classes, device), config.path, notes=notes)
+
+
+def _placed(model: ImageClassifier, classes: tuple[str, ...], device: torch.device) -> ImageClassifier:
     model.classes = classes
-    return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def snapshot_indices(data: Dataset, count: int) -> Tensor:
-    """Return the test images whose maps a run keeps: spread over the classes, the same for every run on this data."""
+    """Return the indices of the test images whose maps a run keeps: spread over the classes, fixed for a data set."""
     return stratified(data.test.labels, min(count, len(data.test)), seed=0)
 
 
@@ -129,13 +134,13 @@ def snapshot_files(path: Path) -> list[Path]:
 
 
 def save_snapshot(run: Run, images: Tensor, precision: str) -> None:
-    """Write the maps of a few images (K, 3, H, W) after the last epoch, for `Run.snapshots`."""
+    """Write the current maps of images (K, 3, H, W), for `Run.snapshots`."""
     epoch, maps = len(run.history), attend(run.model, images, precision).maps
     save_tensors(run.path / "snapshots" / f"epoch-{epoch:04d}.safetensors", dict(maps), {"epoch": epoch})
 
 
 def save_epoch(run: Run) -> None:
-    """Write weights and history, as they are after the last finished epoch."""
+    """Write weights and history after an epoch."""
     save_tensors(run.path / "weights.safetensors", run.model.state_dict(), {"epochs": len(run.history)})
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(run.history[-1]), lineterminator="\n")
@@ -145,7 +150,7 @@ def save_epoch(run: Run) -> None:
 
 
 def rescue_weights(run: Run, error: OSError) -> None:
-    """Write the weights of a run whose folder cannot be written into the system's temporary folder; raise the error."""
+    """Write the weights of a run whose folder cannot be written to the temporary folder; raise the error."""
     try:
         place = Path(tempfile.mkdtemp(prefix="ltpa-")) / "weights.safetensors"
         save_tensors(place, run.model.state_dict(), {"epochs": len(run.history)})
@@ -156,7 +161,7 @@ def rescue_weights(run: Run, error: OSError) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`; a ValueError says where it is not whole."""
+    """Return the rows of `history.csv`; a ValueError names a damaged file."""
     try:
         text = (path / "history.csv").read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text)))
@@ -171,7 +176,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def restore(run: Run, state: State) -> None:
-    """Fill run and state from the newest checkpoint, or a complete run from its weights; else change nothing."""
+    """Fill run and state from the newest checkpoint, or a complete run from its weights."""
     weights, checkpoints = run.path / "weights.safetensors", run.path / "checkpoints"
     if state.restore(checkpoints):
         planned = run.config.planned_epochs
@@ -196,7 +201,7 @@ def restore(run: Run, state: State) -> None:
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:
-    """Return what tells a data set from others, so that a run never goes on with other data."""
+    """Return the sizes and checksum of a data set, by which a run recognizes its data."""
     digest = data.test.checksum(data.train.checksum())
     return {"train": len(data.train), "test": len(data.test), "crc32": f"{digest:08x}"}
 
@@ -215,7 +220,7 @@ def claim_folder(config: TrainConfig, data: Dataset, resume: bool) -> None:
             "choose another run_dir"
         )
     else:
-        # Beside these, what is to be found again, and not to be compared.
+        # Recorded, but not compared.
         settings |= {"data_dir": config.data_dir, "snapshots": config.snapshots, "ltpa": __version__}
         write(path / "config.json", json.dumps(settings, indent=2).encode())
     for folder in (path, path / "checkpoints", path / "snapshots"):
@@ -239,7 +244,7 @@ def _check_same(path: Path, settings: dict[str, Any], before: dict[str, Any]) ->
 def locked(path: Path) -> Iterator[None]:
     """Make the folder and hold its lock, which ends with the process; wait while another process holds it.
 
-    Where a file system has no locks (some mounted drives), there is none.
+    On a file system without locks (some mounted drives) nothing is locked.
     """
     try:
         if path.exists() and not path.is_dir():
@@ -264,7 +269,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Return what config.json holds; refuse settings that only a newer version knows."""
+    """Return the content of config.json; refuse settings that only a newer version knows."""
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
         classes = settings["classes"]

@@ -1,12 +1,12 @@
-"""Training: `fit(config)` makes a run, a folder that can be killed at any moment and goes on where it was.
+"""The training loop: `fit` -> `train` -> `train_epoch` -> `train_step`.
 
-What happens in step k is a function of the settings and of k alone: the order of the samples of (seed, epoch), the
-augmentation of (seed, epoch, sample), dropout of (seed, step), the learning rate of the step. So a checkpoint needs
-no random state, and a resumed run on a CPU gives the same weights, bit by bit.
+Step k depends on the settings and on k alone: the order of the samples is a function of (seed, epoch), augmentation of
+(seed, epoch, sample), dropout of (seed, step). So a checkpoint needs no random state, and a run that is interrupted and
+resumed on a CPU gives the same weights, bit by bit.
 
-Under torchrun several processes share every batch (DistributedDataParallel). Which samples a step sees, and how they
-are augmented, does not depend on how many there are; batch norm does: each process normalizes by its own part, and the
-running statistics are averaged. So does dropout, which every process draws for itself.
+Under torchrun several processes share every batch (DistributedDataParallel). Their number changes neither the samples
+of a step nor their augmentation, but batch norm (each process normalizes its own part; running statistics are averaged)
+and dropout (each process draws its own).
 """
 
 import time
@@ -24,30 +24,26 @@ from ..data.dataset import Dataset, Split
 from ..distributed import Processes, joined
 from ..inference import Evaluation, autocast, choose_device, choose_precision, evaluate_images, to_float
 from ..progress import logger, messages
-from .callbacks import AfterEpoch, Callback, TrainingDiverged, all_callbacks, check_finite, interrupts
+from .callbacks import AfterEpoch, Callback, all_callbacks, interrupts
 from .checkpoint import State
+from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
 from .inputs import check_alike, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
 from .optim import Clock, Steps, make_optimizer, one_cycle
-from .run import Run, claim_folder, locked, restore
+from .run import Run, claim_folder, locked, new_run, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
 
 
-class OutOfMemory(MemoryError):
-    """A batch does not fit into the device's memory; what was saved of the run stays."""
-
-
 @dataclass
 class Trainer:
-    """A training under way: what `fit` has made of the settings.
+    """A training under way: what `fit` makes of the settings.
 
     Attributes:
-        network: `run.model`; wrapped where several processes share it.
-        test: the images of the test after every epoch.
-        precision, dtype: as in the settings, and of the convolutions.
+        network: `run.model`, wrapped in DistributedDataParallel where several processes train it.
+        precision, dtype: the setting, and the type of the convolutions that follows from it.
         peak, smoothing: the highest learning rate, and label smoothing.
-        done, rate: of the last step, the part of the schedule and the learning rate.
+        done, rate: part of the schedule and learning rate at the last step.
         ended: whether the time is up.
         evaluation, test_seconds: of the last test.
     """
@@ -74,11 +70,11 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many steps an epoch has."""
+        """The number of steps in an epoch."""
         return steps_per_epoch(len(self.loader), self.batch_size)
 
     def call(self, moment: str) -> None:
-        """Call one of the methods of all callbacks."""
+        """Call a method of every callback."""
         for callback in self.callbacks:
             getattr(callback, moment)(self)
 
@@ -95,16 +91,16 @@ def train_step(
     dtype: torch.dtype,
     weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step on a batch; return its mean loss and how many predictions were right.
+    """Take one optimizer step on a batch; return its mean loss and the number of correct predictions.
 
     Args:
-        network: from images in [0, 1] to logits (N, num_classes), in training mode.
-        scaler: disabled where the gradients need no scaling, as only those of fp16 do.
+        network: maps images in [0, 1] to logits (N, num_classes); in training mode.
+        scaler: enabled for fp16 only, whose gradients would underflow.
         images, labels: uint8 or float (N, 3, H, W), and int64 (N,), on the network's device.
-        rate: the learning rate of this step.
+        rate: learning rate.
         smoothing: label smoothing.
-        dtype: of the convolutions, see `ltpa.inference.choose_precision`.
-        weight: factor on the loss for the gradient; 1 unless the batch is a part of a larger one.
+        dtype: type of the convolutions.
+        weight: factor on the loss before `backward`; 1 unless the batch is part of a larger one.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -120,7 +116,7 @@ def train_step(
 
 
 def train_epoch(trainer: Trainer) -> None:
-    """Train from the next step to the end of its epoch, or until the time is up."""
+    """Train to the end of the epoch, or until the time is up."""
     state, processes = trainer.state, trainer.processes
     epoch, position = divmod(state.step, trainer.steps_per_epoch)
     whole = epoch_batches(len(trainer.loader), trainer.batch_size, trainer.seed, epoch)[position:]
@@ -151,14 +147,14 @@ def train_epoch(trainer: Trainer) -> None:
 
 
 def finish_epoch(trainer: Trainer) -> None:
-    """Test the network as it is, and append the results to the history."""
+    """Test the network and append the results to the history."""
     run, state, processes = trainer.run, trainer.state, trainer.processes
     began = time.monotonic()
     trainer.evaluation = evaluate_images(run.model, trainer.test, trainer.precision, processes=processes)
-    scores = dict(trainer.evaluation.scores)
     loss, correct, count = processes.total(state.sums).tolist()
     trainer.test_seconds, seconds = processes.largest(time.monotonic() - began, state.elapsed())
     row = {"epoch": len(run.history) + 1, "train_loss": loss / count, "train_accuracy": correct / count}
+    scores = dict(trainer.evaluation.scores)
     row |= {"test_loss": scores.pop("loss"), "test_accuracy": scores.pop("accuracy")}
     run.history.append({**row, "learning_rate": trainer.rate, "seconds": seconds, **scores})
     state.next_epoch()
@@ -175,23 +171,22 @@ def train(trainer: Trainer) -> None:
             train_epoch(trainer)
             check_finite(trainer)
             trainer.processes.average_norms(run.model)
-            (is_time,) = trainer.processes.largest(trainer.ended or trainer.schedule.has_time_for_a_test())
-            if is_time:
+            (test,) = trainer.processes.largest(trainer.ended or trainer.schedule.has_time_for_a_test())
+            if test:
                 finish_epoch(trainer)
     except RuntimeError as error:
-        words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of a CPU; of CUDA; of cuBLAS and cuDNN
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and not any(word in str(error) for word in words):
+        if not is_out_of_memory(error):
             raise
     finally:
         trainer.call("on_stop")
     if not run.complete:  # not in the except block, whose traceback keeps the tensors of the step
-        config, count = run.config, trainer.processes.count
+        count = trainer.processes.count
         half = max(2, trainer.batch_size // (2 * count)) * count
         kept = any((run.path / "checkpoints").glob("step-*"))
         raise OutOfMemory(
-            f"batch_size={trainer.batch_size} at width {config.width:g} and {config.image_size} pixels needs more "
-            f"memory than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another run), or "
-            "a smaller width. "
+            f"batch_size={trainer.batch_size} at width {run.config.width:g} and {run.config.image_size} pixels needs "
+            f"more memory than {trainer.state.sums.device} has left; try batch_size={half} (which makes it another "
+            "run), or a smaller width. "
             + (f"What was saved of this run stays in {run.path}" if kept else "Nothing of it was saved yet")
         )
 
@@ -204,24 +199,21 @@ def fit(
     callbacks: Sequence[Callback | Callable[[Run], None]] = (),
     progress: bool = True,
 ) -> Run:
-    """Train a model, or go on with a run that was interrupted; return at once if it is complete.
+    """Train a model, or resume an interrupted run; a complete run is returned at once.
 
-    SGD with Nesterov momentum and a one-cycle schedule (linear up over a quarter of the steps, or of the minutes where
-    those are set, linear down to zero); test accuracy after every epoch, of the weights that are saved; nothing is
-    chosen by it.
+    SGD with Nesterov momentum and a one-cycle schedule: linear up over a quarter of the steps (or of the minutes), then
+    linear down to zero. The test after every epoch is of the weights that are saved; it chooses nothing.
 
-    SIGTERM and Ctrl-C (the notebook's stop button) take effect after the step under way, when it is saved. What cannot
-    be written in between is reported, and training goes on. Only one process at a time trains in a folder: a second
-    one on the same machine waits for it.
+    SIGTERM and Ctrl-C (a notebook's stop button) take effect after the current step, which is saved. A file that cannot
+    be written is reported, and training goes on. A second process on the same machine waits for the folder.
 
     Args:
         config: the settings. Under torchrun `batch_size` is divided among the processes.
-        data: the data set; None loads the one that the settings name (`data_for`). It is used as it is: a data set of
-            one's own is split for validation with `hold_out`.
-        resume: go on with what `config.path` holds; False refuses a folder that holds a run.
-        callbacks: see `ltpa.training.callbacks.Callback`; a function is called with the run after every epoch. A run
-            that has epochs already calls `on_epoch` first, so that a curve begins with them.
-        progress: show a progress bar and messages on standard output; otherwise nothing is printed.
+        data: the data set, used as it is (`hold_out` splits it for validation); None loads what the settings name.
+        resume: False refuses a folder that holds a run.
+        callbacks: callbacks, or functions that are called with the run after every epoch; of a run with epochs they
+            are called once at the start, so that a curve begins with these.
+        progress: show a progress bar and messages; False prints nothing.
     """
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
@@ -239,12 +231,9 @@ def fit(
         processes.in_first(stack.enter_context, locked(config.path))
         processes.in_first(claim_folder, config, data, resume)
         seed_generators(config.seed, device)
-        model = config.create_model(len(data.classes), mean=data.mean, std=data.std)
-        model.classes = data.classes
-        model.to(device).to(memory_format=torch.channels_last).eval()
-        run = Run(config, data.classes, model, config.path, notes=notes)
-        optimizer = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-        state = State.start(model, optimizer, dtype, run.history)
+        run = new_run(config, data, device, notes)
+        optimizer = make_optimizer(run.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        state = State.start(run.model, optimizer, dtype, run.history)
         processes.in_first(restore, run, state)
         state.copy_from_first(processes)
         trainer = _trainer(config, data, run, state, dtype, processes)

@@ -209,7 +209,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
 @pytest.mark.parametrize(("rank", "count"), [(2, 2), (-1, 2), (0, 0), ("x", 2)])
 def test_variables_that_do_not_fit_together(monkeypatch, rank, count):
     environment(monkeypatch, rank, count)
-    with pytest.raises(ValueError, match="start the processes with torchrun"):
+    with pytest.raises(ValueError, match="start with torchrun"):
         launched()
 
 
