@@ -1,1 +1,5 @@
-"""What the notebooks of the course use, one module for each and the parts that they share; nothing else imports it."""
+"""One module for each notebook, and what they share: `setup`, `drive`, `grid` (runs) and `effects` (comparisons).
+
+00 `scratch` (with `exercises`), 01 `training`, 02 `attention_maps`, 03 `ablation` (with `global_feature`),
+04 `map_quality`, 05 `query`, 06 `robustness`, 07 `transfer`. Nothing outside this folder imports it.
+"""

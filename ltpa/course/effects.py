@@ -46,7 +46,7 @@ class Comparison(Effect):
     over_images: Interval
 
 
-def compare(grid: Grid, baselines: Iterable[str] = (), claim: str = "Attention improves accuracy") -> list[Comparison]:
+def compare(grid: Grid, baselines: Iterable[str] = ()) -> list[Comparison]:
     """Compare the accuracy of every variant with each baseline; the intervals of all hold together with 95 %.
 
     Without `baselines` the baseline is that of the parameters. Two baselines are compared with each other once, with
@@ -57,7 +57,7 @@ def compare(grid: Grid, baselines: Iterable[str] = (), claim: str = "Attention i
     for baseline in dict.fromkeys(baselines or [grid.config.baseline]):
         scores_by_baseline[baseline] = {name: s for name, s in scores.items() if name not in scores_by_baseline}
     together = sum(len(_shared_seeds(left, baseline)) for baseline, left in scores_by_baseline.items())
-    words = {"claim": claim, "measure": "test accuracy"}
+    words = {"claim": "Attention improves accuracy", "measure": "test accuracy"}
     return [
         comparison
         for baseline, left in scores_by_baseline.items()

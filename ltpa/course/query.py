@@ -247,19 +247,14 @@ class Steering:
 
     def effects(self, budget: str = "") -> list[Effect]:
         """Return for each level how much more often attention follows the query than a map that ignores it."""
+        words = ("ignoring the query (50 %)", "follows the query", "shapes, two objects", budget)
         return [
-            Effect(
-                *(CLAIM, f"{name} at {level}", "ignoring the query (50 %)", "follows the query", "shapes, two objects"),
-                *(budget, 1, intervals["follows"].minus(CHANCE), MARGIN),
-            )
+            Effect(CLAIM, f"{name} at {level}", *words, 1, intervals["follows"].minus(CHANCE), MARGIN)
             for (name, level), intervals in self.intervals.items()
         ]
 
     def conclusion(self) -> str:
-        """Return whether the claim holds, in sentences made from the effects.
-
-        Models with `pc`, whose order of positions cannot change, are controls and do not count.
-        """
+        """Return whether the claim holds, in sentences; with `pc` positions keep their order, so it does not count."""
         effects = [effect for effect in self.effects() if not effect.model.split()[0].rstrip(",").endswith("-pc")]
         if not effects:
             return "Nothing can be concluded: no model that a query can steer was measured."

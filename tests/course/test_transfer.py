@@ -131,7 +131,7 @@ def test_digits_are_scikit_learns_and_the_test_is_apart():
     assert torch.bincount(few.test.labels).tolist() == [4] * 10
 
 
-def test_labeled_images_are_so_many_a_class():
+def test_labels_are_drawn_class_by_class():
     labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
     chosen = transfer_probe.labeled(labels, 5, seed=0)
     assert torch.bincount(labels[chosen]).tolist() == [5, 3, 5]
