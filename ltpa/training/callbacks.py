@@ -8,44 +8,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..data.dataset import Dataset
 from ..inference import evaluate_images
 from ..progress import Progress, logger
+from .base import Callback, Trainer
 from .checkpoint import load_tensors, remove_checkpoints
 from .failures import check_finite
 from .health import problems
 from .optim import Clock, Steps
 from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
 SAVE_MINUTES = 5.0  # between saves within an epoch
 CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
 TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
-
-
-class Callback:
-    """Methods that the training calls; override those you need.
-
-    Callbacks given to `fit` are called in the first process only, after those of this module.
-    """
-
-    def on_start(self, trainer: "Trainer") -> None:
-        """Run before the first step."""
-
-    def on_step(self, trainer: "Trainer") -> None:
-        """Run after every step."""
-
-    def on_epoch(self, trainer: "Trainer") -> None:
-        """Run after the test of every epoch, when `trainer.run.history` has its new row and is saved."""
-
-    def on_stop(self, trainer: "Trainer") -> None:
-        """Run at the end: complete, interrupted or failed."""
 
 
 class AfterEpoch(Callback):
@@ -54,7 +33,7 @@ class AfterEpoch(Callback):
     def __init__(self, function: Callable[[Run], None]) -> None:
         self._function = function
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Call the function."""
         self._function(trainer.run)
 
@@ -65,7 +44,7 @@ class TimeLimit(Callback):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Estimate the time of a test from a small one, the second: the first is slower."""
         few = trainer.test[: max(1, min(64, len(trainer.test) // 10))]
         for _ in range(2):
@@ -74,17 +53,17 @@ class TimeLimit(Callback):
         seconds = (time.monotonic() - started) * len(trainer.test) / len(few) / trainer.processes.count
         (self._clock.test_seconds,) = trainer.processes.largest(seconds)
 
-    def on_step(self, trainer: "Trainer") -> None:
+    def on_step(self, trainer: Trainer) -> None:
         """End the training in all processes after the same step."""
         trainer.ended = bool(trainer.processes.largest(self._clock.ended(trainer.state.step))[0])
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Write the finished part of the schedule into the history; 1 ends the run."""
         self._clock.test_seconds = trainer.test_seconds
         (ended,) = trainer.processes.largest(self._clock.ended(trainer.state.step))
         trainer.run.history[-1]["schedule"] = 1.0 if ended else trainer.done
 
-    def on_stop(self, trainer: "Trainer") -> None:
+    def on_stop(self, trainer: Trainer) -> None:
         """Log how far the training came."""
         if trainer.run.complete:
             logger.info(
@@ -100,7 +79,7 @@ class HealthCheck(Callback):
     def __init__(self) -> None:
         self._noted: set[str] = set()
 
-    def on_step(self, trainer: "Trainer") -> None:
+    def on_step(self, trainer: Trainer) -> None:
         """Check the loss now and then."""
         state = trainer.state
         if state.step % CHECKED_STEPS == 0:
@@ -108,7 +87,7 @@ class HealthCheck(Callback):
             if diverged:
                 check_finite(trainer)
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Check the predictions and maps of the test."""
         if trainer.evaluation is None:
             return
@@ -127,7 +106,7 @@ class Snapshots(Callback):
     def __init__(self, data: Dataset, count: int) -> None:
         self._data, self._count = data, count
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Choose the images."""
         run, files = trainer.run, snapshot_files(trainer.run.path)
         kept = load_tensors(files[0])[0] if files else {}
@@ -139,7 +118,7 @@ class Snapshots(Callback):
         elif not files:
             logger.warning(f"the maps by epoch are kept from epoch {len(run.history) + 1} on: snapshots was 0 before")
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Save the maps."""
         attempt(trainer, save_snapshot, trainer.run, self._images, trainer.precision)
 
@@ -154,13 +133,13 @@ class Saving(Callback):
         self.interrupted = interrupted
         self.failure: OSError | None = None  # of the last attempt
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Make the folder for checkpoints."""
         if trainer.processes.first:
             (trainer.run.path / "checkpoints").mkdir(exist_ok=True)
         self._saved = time.monotonic()
 
-    def on_step(self, trainer: "Trainer") -> None:
+    def on_step(self, trainer: Trainer) -> None:
         """Save when it is time to; after an interrupt save and end, in all processes after the same step."""
         if trainer.ended or trainer.state.step % trainer.steps_per_epoch == 0:
             return  # saved with the results of the epoch
@@ -173,7 +152,7 @@ class Saving(Callback):
         if stop:
             self.end(f"step {trainer.state.step}")
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Save weights and history, then a checkpoint; a kill between the two only costs the time of an epoch."""
         self.failure = attempt(trainer, save_epoch, trainer.run) if trainer.processes.first else None
         if self.failure and trainer.run.complete:
@@ -186,7 +165,7 @@ class Saving(Callback):
         logger.info(f"interrupted after {after}; {saved}")
         self.interrupted.raise_again()
 
-    def _save_checkpoint(self, trainer: "Trainer") -> OSError | None:
+    def _save_checkpoint(self, trainer: Trainer) -> OSError | None:
         state, sums = trainer.state, trainer.processes.total(trainer.state.sums)
         self._saved = time.monotonic()
         return attempt(trainer, state.save, trainer.run.path / "checkpoints", sums) if trainer.processes.first else None
@@ -198,7 +177,7 @@ class Ending(Callback):
     def __init__(self, saving: Saving) -> None:
         self._saving = saving
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """End all processes after the same epoch; a complete run needs no checkpoint."""
         (stop,) = trainer.processes.largest(bool(self._saving.interrupted))
         if stop:
@@ -213,14 +192,14 @@ class ProgressBar(Callback):
     def __init__(self) -> None:
         self._bar: Progress | None = None
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Show the bar."""
         schedule = trainer.schedule
         self._whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
         self._first = trainer.state.step
         self._bar = Progress(self._whole, self._position(trainer))
 
-    def on_step(self, trainer: "Trainer") -> None:
+    def on_step(self, trainer: Trainer) -> None:
         """Move the bar."""
         self._show(trainer)
         taken = trainer.state.step - self._first
@@ -231,24 +210,24 @@ class ProgressBar(Callback):
             else:
                 self._estimate(trainer)
 
-    def on_epoch(self, trainer: "Trainer") -> None:
+    def on_epoch(self, trainer: Trainer) -> None:
         """Show the results of the test."""
         self._show(trainer)
 
-    def on_stop(self, trainer: "Trainer") -> None:
+    def on_stop(self, trainer: Trainer) -> None:
         """Leave the bar as it is."""
         if self._bar:
             self._bar.close()
 
-    def _show(self, trainer: "Trainer") -> None:
+    def _show(self, trainer: Trainer) -> None:
         if self._bar:
             self._bar.update(self._position(trainer), partial(_describe, trainer))
 
-    def _position(self, trainer: "Trainer") -> int:
+    def _position(self, trainer: Trainer) -> int:
         schedule = trainer.schedule
         return trainer.state.step if isinstance(schedule, Steps) else min(round(schedule.elapsed()), self._whole)
 
-    def _estimate(self, trainer: "Trainer") -> None:
+    def _estimate(self, trainer: Trainer) -> None:
         left = (self._whole - trainer.state.step) * (time.monotonic() - self._timed_since) / TIMED_STEPS
         left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
         epochs = self._whole // trainer.steps_per_epoch
@@ -256,7 +235,7 @@ class ProgressBar(Callback):
 
 
 def all_callbacks(
-    trainer: "Trainer", data: Dataset, snapshots: int, progress: bool, interrupted: "Interrupted"
+    trainer: Trainer, data: Dataset, snapshots: int, progress: bool, interrupted: "Interrupted"
 ) -> list[Callback]:
     """Return the callbacks of this module and the trainer's own, in the order of their calls.
 
@@ -269,7 +248,7 @@ def all_callbacks(
     return [*clock, HealthCheck(), *maps, saving, *bar, *trainer.callbacks, Ending(saving)]
 
 
-def attempt(trainer: "Trainer", save: Callable[..., Any], *arguments: Any) -> OSError | None:
+def attempt(trainer: Trainer, save: Callable[..., Any], *arguments: Any) -> OSError | None:
     """Save something; warn of an OSError and return it. What was saved before is kept."""
     try:
         save(*arguments)
@@ -312,7 +291,7 @@ def interrupts() -> Iterator[Interrupted]:
             signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set in Python
 
 
-def _describe(trainer: "Trainer") -> tuple[str, str]:
+def _describe(trainer: Trainer) -> tuple[str, str]:
     """Return what the bar shows: the epoch; loss and accuracies so far."""
     run, planned = trainer.run, trainer.run.config.planned_epochs
     loss, correct, count = trainer.state.sums.tolist()
@@ -329,7 +308,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _machine(trainer: "Trainer") -> str:
+def _machine(trainer: Trainer) -> str:
     device, count = trainer.state.sums.device, trainer.processes.count
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
     return f"{name} in {str(trainer.dtype).removeprefix('torch.')}" + (f", {count} processes" if count > 1 else "")

@@ -1,12 +1,10 @@
 """Errors that end a training: numbers that are not finite, and too little memory."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .base import Trainer
 
 # What the messages of a CPU, of CUDA, and of cuBLAS or cuDNN contain.
 _MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
@@ -20,7 +18,7 @@ class OutOfMemory(MemoryError):
     """A batch does not fit into the device's memory; what was saved of the run is kept."""
 
 
-def check_finite(trainer: "Trainer") -> None:
+def check_finite(trainer: Trainer) -> None:
     """Raise TrainingDiverged unless loss and weights are finite; call this before anything is saved."""
     state, run = trainer.state, trainer.run
     finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())

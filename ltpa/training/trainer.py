@@ -12,7 +12,6 @@ and dropout (each process draws its own).
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data.augment import choose_augmentation
-from ..data.dataset import Dataset, Split
+from ..data.dataset import Dataset
 from ..distributed import Processes, joined
-from ..inference import Evaluation, autocast, choose_device, choose_precision, evaluate_images, to_float
+from ..inference import autocast, choose_device, choose_precision, evaluate_images, to_float
 from ..progress import logger, messages
-from .callbacks import AfterEpoch, Callback, all_callbacks, interrupts
+from .base import Callback, Trainer
+from .callbacks import AfterEpoch, all_callbacks, interrupts
 from .checkpoint import State
 from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
 from .inputs import check_alike, check_data, data_for, seed_generators
@@ -33,50 +33,6 @@ from .optim import Clock, Steps, make_optimizer, one_cycle
 from .run import Run, claim_folder, locked, new_run, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
-
-
-@dataclass
-class Trainer:
-    """A training under way: what `fit` makes of the settings.
-
-    Attributes:
-        network: `run.model`, wrapped in DistributedDataParallel where several processes train it.
-        precision, dtype: the setting, and the type of the convolutions that follows from it.
-        peak, smoothing: the highest learning rate, and label smoothing.
-        done, rate: part of the schedule and learning rate at the last step.
-        ended: whether the time is up.
-        evaluation, test_seconds: of the last test.
-    """
-
-    run: Run
-    state: State
-    network: nn.Module
-    loader: Loader
-    schedule: Steps | Clock
-    test: Split
-    processes: Processes
-    precision: str
-    dtype: torch.dtype
-    batch_size: int
-    peak: float
-    smoothing: float
-    seed: int
-    callbacks: list[Callback] = field(default_factory=list)
-    done: float = 0.0
-    rate: float = 0.0
-    ended: bool = False
-    evaluation: Evaluation | None = None
-    test_seconds: float = 0.0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The number of steps in an epoch."""
-        return steps_per_epoch(len(self.loader), self.batch_size)
-
-    def call(self, moment: str) -> None:
-        """Call a method of every callback."""
-        for callback in self.callbacks:
-            getattr(callback, moment)(self)
 
 
 def train_step(

@@ -19,7 +19,7 @@ from torch import nn
 from ltpa import Split, attend, create_model, data_for, evaluate, fit, load_data, load_run, snapshot_indices
 from ltpa.course.query_training import learn_to_ask
 from ltpa.training import callbacks, inputs, trainer
-from ltpa.training.callbacks import Callback
+from ltpa.training.base import Callback
 from ltpa.training.checkpoint import State
 from ltpa.training.loader import epoch_batches
 from ltpa.training.optim import make_optimizer

@@ -1,0 +1,77 @@
+"""A training under way, and the moments at which it calls its callbacks."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..data.dataset import Split
+from ..distributed import Processes
+from ..inference import Evaluation
+from .checkpoint import State
+from .loader import Loader, steps_per_epoch
+from .optim import Clock, Steps
+from .run import Run
+
+
+@dataclass
+class Trainer:
+    """A training under way: what `fit` makes of the settings.
+
+    Attributes:
+        network: `run.model`, wrapped in DistributedDataParallel where several processes train it.
+        precision, dtype: the setting, and the type of the convolutions that follows from it.
+        peak, smoothing: the highest learning rate, and label smoothing.
+        done, rate: part of the schedule and learning rate at the last step.
+        ended: whether the time is up.
+        evaluation, test_seconds: of the last test.
+    """
+
+    run: Run
+    state: State
+    network: nn.Module
+    loader: Loader
+    schedule: Steps | Clock
+    test: Split
+    processes: Processes
+    precision: str
+    dtype: torch.dtype
+    batch_size: int
+    peak: float
+    smoothing: float
+    seed: int
+    callbacks: "list[Callback]" = field(default_factory=list)
+    done: float = 0.0
+    rate: float = 0.0
+    ended: bool = False
+    evaluation: Evaluation | None = None
+    test_seconds: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of steps in an epoch."""
+        return steps_per_epoch(len(self.loader), self.batch_size)
+
+    def call(self, moment: str) -> None:
+        """Call a method of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, moment)(self)
+
+
+class Callback:
+    """Methods that the training calls; override those you need.
+
+    Callbacks given to `fit` are called in the first process only, after the training's own.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Run before the first step."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Run after every step."""
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Run after the test of every epoch, when `trainer.run.history` has its new row and is saved."""
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Run at the end: complete, interrupted or failed."""
