@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .config import Settings, SettingsBase, TrainConfig
 from .distributed import launched
@@ -70,11 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> None:
     """Add `-f` for parameter files, and an option for every field of the settings."""
-    parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="options override files")
-    descriptions = kind.descriptions()
+    parser.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE.yaml",
+        help="settings from a file; options on the command line win",
+    )
+    descriptions, hints = kind.descriptions(), get_type_hints(kind)
     for name, default in kind.defaults().items():
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
-        text = f"{descriptions[name]} (default: {default})".strip().replace("%", "%%")
+        choices = f"; {', '.join(get_args(hints[name]))}" if get_origin(hints[name]) is Literal else ""
+        text = f"{descriptions[name]}{choices} (default: {default})".strip().replace("%", "%%")
         parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
         if switch:
             no: dict[str, Any] = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS}

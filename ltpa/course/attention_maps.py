@@ -261,7 +261,7 @@ def _conclude(verdicts: Mapping[str, str]) -> str:
         return f"No level was shown to have more of its attention on the object than the even share ({others})."
     if not others:
         return f"Every level has more of its attention on the object than the even share: {', '.join(finds)}."
-    return f"More of their attention on the object than the even share have {', '.join(finds)}; not shown for {others}."
+    return f"{', '.join(finds)}: more attention on the object than the even share. Not shown for {others}."
 
 
 def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: int, scale: float = 1) -> str:

@@ -120,7 +120,7 @@ answer = (factor, reason)
 def relative(weights):
     return weights * weights.numel()  # a_i / (1/n)
 """,
-        point="Whether a weight of 0.004 is much depends on n; relative to 1/n one sees it.",
+        point="Whether a weight of 0.004 is large depends on n; dividing by 1/n shows it.",
         check=exercise_checks.check_relative,
     ),
     "positions": Exercise(

@@ -50,7 +50,7 @@ def _print_fields(settings: Any) -> None:
 
 def _origin() -> str:
     """Return where this code comes from: the commit of a checkout, or what pip installed it from."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]  # ltpa/
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
     if (folder.parent / ".git").exists():
         with suppress(OSError, subprocess.SubprocessError):

@@ -189,6 +189,8 @@ def restore(run: Run, state: State) -> None:
         if run.complete:
             fill(run.model, load_tensors(weights)[0], weights)
             logger.info(f"{run.path} is complete: nothing to train")
+            if run.config.precision != "auto":
+                logger.warning("precision makes no other run: to train it again with this one, name another run_dir")
             if run.config.snapshots and not snapshot_files(run.path):
                 logger.warning(
                     f"snapshots={run.config.snapshots}: this run has kept no maps by epoch, and is used as it is"

@@ -1,12 +1,15 @@
 """The report of a notebook: every version, setting and parameter, and which ltpa it is, wherever that came from."""
 
 import json
+import re
 import subprocess
 from dataclasses import fields
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+import ltpa
 from ltpa import TrainConfig
 from ltpa._version import __version__
 from ltpa.course.attention_maps import LookConfig
@@ -26,7 +29,7 @@ def installed(tmp_path, monkeypatch):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ltpa\nVersion: 1\n")
         if note is not None:
             (info / "direct_url.json").write_text(json.dumps(note))
-        monkeypatch.setattr(report, "__file__", str(folder / "ltpa" / "notebook.py"))
+        monkeypatch.setattr(report, "__file__", str(folder / "ltpa" / "training" / "report.py"))
         monkeypatch.setattr(metadata, "distribution", lambda name: metadata.PathDistribution(info))
         return report._origin()
 
@@ -51,7 +54,7 @@ def test_not_installed_at_all(tmp_path, monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "training" / "report.py"))
     monkeypatch.setattr(metadata, "distribution", missing)
     assert report._origin().startswith("commit unknown")
 
@@ -62,15 +65,23 @@ def test_a_checkout_tells_its_commit_and_changes(tmp_path, monkeypatch):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
-    (tmp_path / "ltpa").mkdir()
-    (tmp_path / "ltpa" / "notebook.py").write_text("1\n")
+    (tmp_path / "ltpa" / "training").mkdir(parents=True)
+    (tmp_path / "ltpa" / "training" / "report.py").write_text("1\n")
     git("add", ".")
     git("commit", "-qm", "one")
     git("tag", "-a", "v1", "-m", "a tag does not take the commit's place")
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "notebook.py"))
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "ltpa" / "training" / "report.py"))
     assert report._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}"
-    (tmp_path / "ltpa" / "notebook.py").write_text("2\n")
+    (tmp_path / "ltpa" / "training" / "report.py").write_text("2\n")
     assert report._origin() == f"commit {git('rev-parse', '--short', 'HEAD')}, with changes"
+
+
+def test_the_folder_of_the_package_is_found():
+    """A module that moves must not lose the checkout around it."""
+    root = Path(ltpa.__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert re.match(r"commit [0-9a-f]{7,}", report._origin())
 
 
 def test_everything_is_in_it(capsys):
