@@ -229,7 +229,15 @@ class TestNotebook:
     def test_is_thin(self, path):
         cells = code_cells(path)
         long = [cell.source for cell in cells if len(cell.source.splitlines()) > 20 and not is_parameters(cell)]
-        assert "scratch" in path.name or not long
+        assert not long
+        imported = re.findall(
+            r"^(?:from|import) (ltpa\S*)(?: import (.+))?", "\n".join(c.source for c in cells), re.MULTILINE
+        )
+        assert ("ltpa", "") in imported
+        modules = [name for package, name in imported if package == "ltpa.course"]
+        assert len(imported) == 2
+        assert len(modules) == 1
+        assert "," not in modules[0]
 
 
 @pytest.mark.parametrize("path", PARAMETERS, ids=name_of)
