@@ -122,9 +122,10 @@ def _read(file: str) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError("files of parameters need PyYAML: pip install pyyaml") from error
     try:
-        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold lines such as 'epochs: 10', not {str(values)[:40]!r}")
     return values

@@ -134,7 +134,8 @@ def settings(cls: type[Settings]) -> type[Settings]:
             checked_init(self, **values)
         except ValidationError as error:
             wrong, lines = _problems(checked, error)
-        right = {name: value for name, value in {**checked.defaults(), **values}.items() if name not in wrong}
+        given = {**checked.defaults(), **values}  # after an error no field is set
+        right = {name: getattr(self, name) if not wrong else v for name, v in given.items() if name not in wrong}
         if lines := lines + checked.contradictions(right):
             raise ValueError("\n".join(lines))
 

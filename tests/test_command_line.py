@@ -142,6 +142,7 @@ def test_files_of_the_notebooks(trained):
     [
         (b"epochs: [1", "some.yaml is not a YAML file"),
         (b"\xff\xfe\x00", "some.yaml is not a YAML file"),
+        (b"false", "some.yaml must hold lines such as 'epochs: 10', not"),
         (b"- epochs", "some.yaml must hold lines such as 'epochs: 10', not"),
         (b"epochs: ten", "'ten'"),
         (b"3: 4", "unknown parameter '3'"),

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ltpa import TrainConfig, list_models
 from ltpa.config import QUICK, EachOnce, Seed, SettingsBase, Variant, settings
+from ltpa.course.grid import AblationConfig
 from ltpa.errors import closest
 
 NAMES = [field.name for field in fields(TrainConfig)]
@@ -213,6 +214,11 @@ def test_lists():
     with pytest.raises(ValueError, match="did you mean 'vgg'"):
         Lists(models=["vgx"])
     assert "seeds: of the runs" in More.__doc__
+
+
+def test_fields_are_compared_as_they_are_kept():
+    config = AblationConfig(models=["vgg-late softmax", "vgg"], seeds=[0])
+    assert (config.models[0], config.baseline) == ("vgg-late", "vgg-late")
 
 
 def test_settings_survive_json():

@@ -77,6 +77,7 @@ def _assigned_parameters(executed: Sequence[str], known: Sequence[str]) -> list[
         except SyntaxError:
             continue
         targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+        targets += [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         is_parameters = 2 * len(set(names) & set(known)) > len(known)  # it assigns most of the known names
         if is_parameters or source.startswith("# Parameters"):  # papermill's comment

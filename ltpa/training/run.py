@@ -24,6 +24,7 @@ from ..models.classifier import ImageClassifier
 from ..progress import logger
 from .checkpoint import State, fill, load_tensors, remove_checkpoints, remove_parts, save_tensors, write
 
+_COLUMNS = {"train_loss", "test_accuracy", "seconds"}  # of every history.csv
 _NO_SETTINGS = {"classes", "data", "ltpa"}  # in config.json beside the settings
 
 
@@ -95,11 +96,16 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
             "call fit again with its settings, or delete it"
         )
     settings = _read_settings(path)
-    weights, _ = load_tensors(path / "weights.safetensors")
-    config = _config_of(path, settings)
+    weights, facts = load_tensors(path / "weights.safetensors")
+    config, history = _config_of(path, settings), read_history(path)
     classes = tuple(settings["classes"])
     model = model_of(config, classes, weights, path / "weights.safetensors", device)
-    return Run(config, classes, model, path, read_history(path))
+    if facts.get("epochs", len(history)) != len(history):  # killed between the two writes, say
+        raise ValueError(
+            f"{path}: the weights are those of epoch {facts['epochs']}, but history.csv ends at {len(history)}; "
+            "call fit again with its settings"
+        )
+    return Run(config, classes, model, path, history)
 
 
 def model_of(
@@ -163,10 +169,10 @@ def rescue_weights(run: Run, error: OSError) -> None:
 def read_history(path: Path) -> list[dict[str, float]]:
     """Return the rows of `history.csv`; a ValueError names a damaged file."""
     try:
-        text = (path / "history.csv").read_text(encoding="utf-8")
+        text = (path / "history.csv").read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text)))
         history = [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
-        if not text.endswith("\n") or not history or not {"train_loss", "test_accuracy"} <= history[0].keys():
+        if not text.endswith("\n") or not history or not history[0].keys() >= _COLUMNS:
             raise ValueError("it is not whole")
         if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
             raise ValueError("epochs are missing")
@@ -215,7 +221,9 @@ def claim_folder(config: TrainConfig, data: Dataset, resume: bool) -> None:
     if (path / "config.json").is_file():
         if not resume:
             raise FileExistsError(f"{path} holds a run already; choose another run_dir, or resume=True")
-        _check_same(path, settings, {**TrainConfig.defaults(), **_read_settings(path)})
+        before = _read_settings(path)
+        _config_of(path, before)  # what `load_run` refuses is refused here, too
+        _check_same(path, settings, {**TrainConfig.defaults(), **before})
     elif strangers := [p.name for p in path.iterdir() if not p.name.startswith(".")]:
         raise ValueError(
             f"the folder {path} is not a run (it has no config.json) and not empty ({strangers[0]}, ...); "
@@ -273,11 +281,11 @@ def locked(path: Path) -> Iterator[None]:
 def _read_settings(path: Path) -> dict[str, Any]:
     """Return the content of config.json; refuse settings that only a newer version knows."""
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8-sig"))
         classes = settings["classes"]
         if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
             raise ValueError("classes must be two names or more")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged ({error!r}); delete the folder or restore it") from error
     unknown = settings.keys() - {field.name for field in fields(TrainConfig)} - _NO_SETTINGS
     if unknown and settings.get("ltpa", __version__) != __version__:
