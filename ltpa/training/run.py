@@ -194,9 +194,8 @@ def restore(run: Run, state: State) -> None:
         run.history[:] = read_history(run.path)
         if run.complete:
             fill(run.model, load_tensors(weights)[0], weights)
-            logger.info(f"{run.path} is complete: nothing to train")
-            if run.config.precision != "auto":
-                logger.warning("precision makes no other run: to train it again with this one, name another run_dir")
+            hint = "" if run.config.precision == "auto" else " (precision makes no other run; another run_dir does)"
+            logger.info(f"{run.path} is complete: nothing to train{hint}")
             if run.config.snapshots and not snapshot_files(run.path):
                 logger.warning(
                     f"snapshots={run.config.snapshots}: this run has kept no maps by epoch, and is used as it is"

@@ -65,7 +65,8 @@ def test_levels_that_find_the_object_and_those_that_do_not():
     group = bootstrap_interval(share[right].double().numpy(), 6).text(1, 100)
     assert f"  conv10: right {group}, wrong 3" in lines[2]
     assert lines[2].endswith("they differ; more than the even share: supported")
-    assert "conv10; not shown for conv7" in lines[3]
+    assert lines[3].startswith("conv10: more attention")
+    assert "Not shown for conv7" in lines[3]
 
 
 def test_the_conclusion_is_another_one_when_no_level_or_every_level_finds_the_object():
