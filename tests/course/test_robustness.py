@@ -153,7 +153,7 @@ def test_an_unknown_attack_is_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epsilon": 2}, r"epsilon=2 must be one of epsilons, \[1, 128\]"),
+        ({"epsilon": 2}, r"epsilon=2\.0 must be one of epsilons, \[1\.0, 128\.0\]"),
         ({"epsilon": 0}, "epsilon must be a number, above 0 and at most 255"),
         ({"epsilons": [1, 300]}, "epsilons must be a list, each a number, above 0 and at most 255"),
         ({"epsilons": [1, 1]}, "epsilons must be a list of one or more different values"),
