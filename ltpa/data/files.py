@@ -149,7 +149,7 @@ def read_image(file: Path, size: int) -> tuple[np.ndarray, bytes]:
     """Decode one file into uint8 (3, size, size); also return the digest of its content."""
     try:
         content = file.read_bytes()
-        image = open_image(content)
+        image = open_image(content, 2 * size)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}; replace or delete it") from error
     pixels = np.asarray(crop_square(image, size)).transpose(2, 0, 1)

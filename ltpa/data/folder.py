@@ -133,5 +133,5 @@ def _image_files(folder: Path) -> list[Path]:
         and file.is_file()
     )
     if not files:
-        raise ValueError(f"{folder} holds no images that may be read ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} holds no images that may be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..attribution import METHODS, explain
 from ..data.dataset import Dataset, Split
-from ..data.images import Picture, at_resolution, read_pictures
 from ..data.samples import Photographs
+from ..data.sources import Picture, at_resolution, read_pictures
 from ..inference import attend, attend_batches
 from ..models.networks import AttentionOutput, ImageClassifier
 from ..training.run import Run

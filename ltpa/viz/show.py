@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.images import DEFAULT_SIDE, MIN_SIDE, Picture, at_resolution, read_pictures
+from ..data.images import MIN_SIDE
+from ..data.sources import DEFAULT_SIDE, Picture, at_resolution, read_pictures
 from ..inference import attend
 from ..models.networks import ImageClassifier
 from ..pretrained import load_pretrained

@@ -1,0 +1,197 @@
+"""Your own pictures in any form: paths, folders, addresses, bytes, arrays, tensors."""
+
+import os
+import queue
+import threading
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import check_whole
+from .images import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_SIDE,
+    MIN_SIDE,
+    check_pixels,
+    is_image,
+    open_image,
+    reduce_large,
+    to_rgb,
+)
+
+MAX_ASPECT = 4  # longer pictures are squeezed to this ratio of the sides, to bound the memory
+DEFAULT_SIDE = 224  # to which larger pictures are scaled unless a side is given; a phone's photo would fill the memory
+MAX_FOLDER = 32  # pictures that are read of a folder
+URL_SECONDS = 20.0  # after which a download is given up, whatever the server sends
+URL_BYTES = 50_000_000
+
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+"""A path, an address (http, https), an encoded file, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4), or a
+tensor (3, H, W)."""
+
+
+def read_pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
+    """Return a uint8 tensor (3, H, W) for each picture: a `Picture`, a list of them, a folder, or a batch.
+
+    Of a folder the first 32 pictures are read, in the order of their names. A batch is an array (N, H, W, 3) or a
+    tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
+    """
+    many = isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4)
+    pictures: Any = source if many else [source]
+    if not len(pictures):
+        raise ValueError("there is no picture")
+    return [_read(part) for picture in pictures for part in _parts(picture)]
+
+
+def at_resolution(picture: Tensor, side: int) -> Tensor:
+    """Scale the shorter side of a picture uint8 (3, H, W) to `side` pixels, from 32 to 1024.
+
+    The proportions stay, except that a picture more than four times as long as wide is squeezed to four times.
+    """
+    check_whole("side", side, MIN_SIDE, MAX_SIDE)
+    _, height, width = picture.shape
+    shorter = min(height, width)
+    wide, high = (min(MAX_ASPECT * side, round(length * side / shorter)) for length in (width, height))
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    return _tensor(image.resize((wide, high), Image.Resampling.BILINEAR))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures directly in a folder, in the order of their names; their content counts, not their ending."""
+
+    def is_picture(path: Path) -> bool:
+        if path.name.startswith(".") or not path.is_file():
+            return False
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return True
+        with path.open("rb") as file:
+            return is_image(file.read(32))
+
+    return sorted(path for path in folder.iterdir() if is_picture(path))
+
+
+def fetch_picture(url: str, seconds: float = URL_SECONDS, max_bytes: int = URL_BYTES) -> bytes:
+    """Return the encoded picture at an address (http or https).
+
+    A ValueError says what is wrong: not complete within `seconds`, more than `max_bytes`, or no picture there.
+    """
+    answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    stop = threading.Event()
+    # In a thread, because urllib's time-out starts again with every block that a slow server sends.
+    threading.Thread(target=_receive, args=(url, seconds, max_bytes, answer, stop), daemon=True).start()
+    try:
+        content = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise ValueError(f"{url}: not received within {seconds:g} s; try again, or save the picture by hand") from None
+    finally:
+        stop.set()
+    if isinstance(content, Exception):
+        raise ValueError(f"{url}: {str(content) or type(content).__name__}") from content
+    if not is_image(content[:32]):
+        page = content[:500].lstrip().lower().startswith((b"<!doctype", b"<html"))
+        hint = "a web page; open it and copy the address of the picture itself" if page else "no picture"
+        raise ValueError(f"{url}: {hint} ({', '.join(IMAGE_FORMATS)})")
+    return content
+
+
+def _receive(url: str, seconds: float, max_bytes: int, answer: queue.SimpleQueue, stop: threading.Event) -> None:
+    """Put what the server sends into `answer`, or the error."""
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "ltpa", "Accept": "image/*"})
+        content = bytearray()
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            length = int(response.headers.get("Content-Length") or 0)
+            while not stop.is_set() and max(length, len(content)) <= max_bytes and (block := response.read1(1 << 16)):
+                content += block
+        if max(length, len(content)) > max_bytes:
+            raise ValueError(f"more than {max_bytes / 1e6:.3g} MB; save a smaller picture by hand")
+        if len(content) < length:
+            raise ValueError(f"the server sent only {len(content):,} of {length:,} bytes; try again")
+        answer.put(bytes(content))
+    except Exception as error:
+        answer.put(error)
+
+
+def _parts(picture: Any) -> Iterator[Any]:
+    """Yield the pictures of a folder, or the picture itself; a path becomes a `Path`, an address stays text."""
+    if not isinstance(picture, str | os.PathLike) or _is_url(picture):
+        yield picture
+        return
+    path = Path(os.path.expanduser(picture))
+    if not path.is_dir():
+        yield path
+        return
+    files = pictures_in(path)
+    if not files:
+        raise ValueError(f"the folder {str(path)!r} holds no pictures; name one of its sub-folders, or a picture")
+    if len(files) > MAX_FOLDER:
+        warnings.warn(f"{path} holds {len(files)} pictures: the first {MAX_FOLDER} are read", stacklevel=3)
+    yield from files[:MAX_FOLDER]
+
+
+def _is_url(picture: Any) -> bool:
+    return isinstance(picture, str) and picture.lower().startswith(("http://", "https://"))
+
+
+def _read(picture: Any) -> Tensor:
+    if isinstance(picture, str | Path):
+        return _read_place(picture)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _tensor(open_image(bytes(picture)))
+    if isinstance(picture, Image.Image):
+        check_pixels(picture.width, picture.height)
+        return _tensor(to_rgb(reduce_large(picture, MAX_SIDE)))
+    if isinstance(picture, Tensor):
+        values = picture.detach().cpu().numpy()
+        if values.ndim != 3 or values.shape[0] != 3:
+            raise ValueError(f"a picture must have the shape (3, H, W), not {tuple(values.shape)}")
+        return _from_numbers(values.transpose(1, 2, 0))
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (3, 4)):
+            raise ValueError(f"a picture must have the shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}")
+        return _from_numbers(picture)
+    raise TypeError(
+        f"a {type(picture).__name__} is no picture: give a path, an address (https://...), the bytes of a file "
+        f"({', '.join(IMAGE_FORMATS)}), a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
+    )
+
+
+def _read_place(place: str | Path) -> Tensor:
+    """Read a picture from an address or a file; an error names it."""
+    if isinstance(place, Path):
+        if not place.is_file():
+            raise FileNotFoundError(f"there is no file {str(place)!r} (looked in {Path.cwd()})")
+        content = place.read_bytes()
+    else:
+        content = fetch_picture(place)
+    try:
+        return _tensor(open_image(content))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _from_numbers(values: np.ndarray) -> Tensor:
+    """Read an array (H, W), (H, W, 3) or (H, W, 4)."""
+    if 0 in values.shape:
+        raise ValueError(f"a picture must have the shape (H, W, 3) with at least one pixel, not {values.shape}")
+    check_pixels(values.shape[1], values.shape[0])
+    if values.dtype != np.uint8:
+        if not np.issubdtype(values.dtype, np.floating):
+            raise ValueError(f"a picture must be uint8, or float in [0, 1], not {values.dtype}")
+        if not np.isfinite(values).all() or values.min() < -0.01 or values.max() > 1.01:
+            raise ValueError("a picture of float numbers must lie in [0, 1]; divide by 255 if it goes up to 255")
+        values = (values.clip(0, 1) * 255).round().astype(np.uint8)
+    return _tensor(to_rgb(reduce_large(Image.fromarray(np.ascontiguousarray(values)), MAX_SIDE)))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
