@@ -18,9 +18,12 @@ a constant is added to all its inputs: with softmax, the map of `pc` does not de
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 COMPATIBILITIES = ("dp", "pc", "add")
 NORMALIZERS = ("softmax", "sigmoid")
+CACHED = 2**18  # features of the images at a time in `Attention._by_parts`: 1 MiB as float32
+LARGE = 2**22  # features from which on it is faster: 16 MiB as float32
 
 
 class Attention(nn.Module):
@@ -71,28 +74,51 @@ class Attention(nn.Module):
         features = local.flatten(2).transpose(1, 2)  # (N, n, C_l)
         exact = torch.promote_types(local.dtype, torch.float32)
         with torch.autocast(local.device.type, enabled=False):
-            positions = features.to(exact)
             g = None if g is None else g.to(exact)
-            # 1. compatibility scores c, (N, n)
-            if self.compatibility == "pc":
-                scores = self._parametrized(positions, g)
+            if _is_large_copy(features):
+                descriptor, weights, scores = self._by_parts(features, g)
             else:
-                assert g is not None
-                scores = self._dot_product(positions, g) if self.compatibility == "dp" else self._additive(features, g)
-            # 2. attention weights a, (N, n)
-            weights = scores.softmax(dim=1) if self.normalizer == "softmax" else scores.sigmoid()
-            # 3. descriptor g_s, (N, C_l), mapped to (N, C) by W
-            descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)
-            if self.normalizer == "sigmoid":
-                descriptor = descriptor / weights.shape[1]
-            if self.W is not None:
-                descriptor = self.W(descriptor)
+                descriptor, weights, scores = self._equations(features, g)
         return descriptor, weights.unflatten(1, size), scores.unflatten(1, size)
+
+    def _equations(self, features: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the three equations to features (N, n, C_l)."""
+        positions = features.to(torch.promote_types(features.dtype, torch.float32))
+        # 1. compatibility scores c, (N, n)
+        if self.compatibility == "pc":
+            scores = self._parametrized(positions, g)
+        else:
+            assert g is not None
+            scores = self._dot_product(positions, g) if self.compatibility == "dp" else self._additive(features, g)
+        # 2. attention weights a, (N, n)
+        weights = scores.softmax(dim=1) if self.normalizer == "softmax" else scores.sigmoid()
+        # 3. descriptor g_s, (N, C_l), mapped to (N, C) by W
+        descriptor = (weights.unsqueeze(1) @ positions).squeeze(1)
+        if self.normalizer == "sigmoid":
+            descriptor = descriptor / weights.shape[1]
+        if self.W is not None:
+            descriptor = self.W(descriptor)
+        return descriptor, weights, scores
+
+    def _by_parts(self, features: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the equations to a few images at a time, whose float32 features stay in the cache of a CPU.
+
+        The backward pass computes them again (`checkpoint`), which is cheaper than keeping them in memory.
+        """
+        images = max(1, CACHED // features[0].numel())
+        parts = features.split(images)
+        queries = [g] * len(parts) if g is None or len(g) == 1 else g.split(images)
+        outputs = [
+            checkpoint(self._equations, *part, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+            for part in zip(parts, queries, strict=True)
+        ]
+        descriptor, weights, scores = (torch.cat(values) for values in zip(*outputs, strict=True))
+        return descriptor, weights, scores
 
     def _dot_product(self, positions: Tensor, g: Tensor) -> Tensor:
         """<W l_i, g> as <l_i, W^T g>."""
         v = g if self.W is None else g @ self.W.weight  # (N, C_l)
-        return (positions @ v.unsqueeze(2)).squeeze(2)
+        return (v.unsqueeze(1) @ positions.transpose(1, 2)).squeeze(1)
 
     def _parametrized(self, positions: Tensor, g: Tensor | None) -> Tensor:
         """<u, W l_i + g> as <W^T u, l_i> + <u, g>."""
@@ -104,3 +130,9 @@ class Attention(nn.Module):
         """<u, tanh(W_l l_i + W_g g)>, with W_l in the features' precision."""
         mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
         return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u
+
+
+def _is_large_copy(features: Tensor) -> bool:
+    """Return whether features in half precision need so large a float32 copy that a CPU should not make it at once."""
+    half = features.dtype in (torch.bfloat16, torch.float16)
+    return half and features.numel() >= LARGE and features.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -234,6 +234,35 @@ def test_large_scores_do_not_overflow(kind, normalizer):
         assert_close(outputs[1].sum(dim=(1, 2)), torch.ones(3), 1e-5)
 
 
+@pytest.mark.parametrize("queries", [3, 1], ids=["a query each", "one query"])
+@each_case
+def test_large_half_precision_maps_are_read_by_parts(kind, normalizer, queries, monkeypatch):
+    """A few images at a time, the last part smaller: the same outputs and gradients as at once."""
+    attention = build(kind, normalizer, 4, dtype=torch.float32)
+    local, g = features(4, dtype=torch.bfloat16)
+    g = g[:queries]
+
+    def outputs_and_gradients():
+        inputs = local.clone().requires_grad_(), g.clone().requires_grad_()
+        outputs = attention(*inputs)
+        loss = sum((output.sin() * (1 + rank)).sum() for rank, output in enumerate(outputs))
+        return [*outputs, *torch.autograd.grad(loss, [*inputs, *attention.parameters()])]
+
+    expected = outputs_and_gradients()
+    parts = []
+    monkeypatch.setattr("ltpa.models.attention.LARGE", 1)
+    monkeypatch.setattr("ltpa.models.attention.CACHED", 2 * local[0].numel())
+    equations = attention._equations
+    monkeypatch.setattr(attention, "_equations", lambda part, g: parts.append(len(part)) or equations(part, g))
+    actual = outputs_and_gradients()
+    assert parts[:2] == [2, 1]
+    assert actual[0].dtype == torch.float32
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        tolerance = 3e-2 if kind == "add" or one.dtype == torch.bfloat16 else 1e-5  # W_l of `add` is in bfloat16
+        assert_close(one, other, tolerance)
+
+
 # --- what g does to a map
 
 
