@@ -35,6 +35,7 @@ from .models.networks import ImageClassifier, create_model, list_models, parse_v
 Normalizer = Literal["softmax", "sigmoid"]
 ImageSize = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Optimizer = Literal["muon", "sgd", "adamw"]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Limit = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -253,11 +254,17 @@ class TrainConfig(SettingsBase):
         description="train for this long instead of `epochs`, last test included; the schedule follows the clock",
     )
     batch_size: BatchSize = Field(512, description="images per optimizer step (batch norm compares images)")
-    learning_rate: LearningRate = Field(0.2, description="peak of the one-cycle schedule")
+    optimizer: Optimizer | None = Field(None, description="muon, sgd or adamw; None is what suits the model")
+    learning_rate: LearningRate | None = Field(
+        None, description="highest rate of the schedule, with muon that of the filters; None is what suits the others"
+    )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         5e-4, description="of the weights; biases, norms and attention vectors have none"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="of the cross-entropy")
+    progressive_resizing: bool = Field(
+        True, description="train on smaller pictures first: half the side for 30 % of the steps, then three quarters"
+    )
     augment: Augmentation = Field("auto", description="'auto' flips and shifts, but does not flip digits")
     precision: Precision = Field("auto", description="of the convolutions; fp16 needs a GPU")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:<number> or mps (not tested)")
@@ -326,5 +333,4 @@ QUICK: dict[str, Any] = {
     "width": 0.125,
     "epochs": 5,
     "batch_size": 64,
-    "learning_rate": 0.05,
 }

@@ -14,6 +14,7 @@ import ltpa
 from ltpa import TrainConfig
 from ltpa import __main__ as command_line
 from ltpa.__main__ import main
+from ltpa.training.choices import chosen
 from ltpa.training.trainer import TrainingDiverged
 from tests.tools.processes import ROOT, Started
 
@@ -47,7 +48,7 @@ def test_trains_what_fit_trains(tmp_path, capsys):
     printed = capsys.readouterr().out
     config = TrainConfig(**TINY)
     run = ltpa.load_run(config.path)
-    assert run.config == replace(config, run_dir=str(config.path))
+    assert run.config == replace(chosen(config), run_dir=str(config.path))
     assert run.complete
     for words in (f"run folder {config.path}", "  epochs = 1  (changed)", f"{run.history[-1]['test_accuracy']:.1%}"):
         assert words in printed

@@ -42,6 +42,7 @@ CHOICES = {
     "model": list_models(),
     "normalizer": ["softmax", "sigmoid"],
     "dataset": ["shapes", "cifar10", "cifar100", "svhn", "folder"],
+    "optimizer": ["muon", "sgd", "adamw"],
     "augment": ["auto", "flip+shift", "shift", "none"],
     "precision": ["auto", "fp32", "bf16", "fp16"],
     "device": ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
@@ -59,6 +60,8 @@ ANOTHER = {
     "epochs": 3,
     "minutes": 10.0,
     "batch_size": 64,
+    "optimizer": "sgd",
+    "progressive_resizing": False,
     "learning_rate": 0.1,
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
@@ -109,7 +112,7 @@ def test_numbers(name):
     accepted, refused = NUMBERS[name]
     for value in accepted:
         assert getattr(TrainConfig(**{name: value}), name) == value
-    optional = name in ("minutes", "memory_gb")
+    optional = name in ("minutes", "memory_gb", "learning_rate")
     for value in (*refused, math.nan, math.inf, "0.1", "yes", True, 1j, [0.1], *(() if optional else (None,))):
         line = refusal(**{name: value})
         assert line.startswith(f"{name} must be a number, ")
@@ -122,7 +125,7 @@ def test_choices(name):
         assert getattr(TrainConfig(**{name: value}), name) == value
     for value in ("", "nonsense", CHOICES[name][-1] + " "):
         assert re.match(rf"{name}={re.escape(repr(value))}: .*known: .*{CHOICES[name][0]}", refusal(**{name: value}))
-    for value in (None, 1, True, ["cpu"], b"cpu"):
+    for value in (1, True, ["cpu"], b"cpu", *(() if name == "optimizer" else (None,))):
         assert refusal(**{name: value}).startswith(f"{name} must be ")
 
 
@@ -236,7 +239,7 @@ def test_closest():
 def test_run_folder_is_pinned():
     """A run is found again by its folder: these names must not change with the version, the machine or Python."""
     assert TrainConfig().path == Path("runs/vgg-att3-concat-pc-cifar10-44136fa3")
-    assert TrainConfig(**QUICK).path == Path("runs/vgg-att3-concat-pc-shapes-35e93851")
+    assert TrainConfig(**QUICK).path == Path("runs/vgg-att3-concat-pc-shapes-4eaedb7f")
 
 
 def test_run_folder_follows_the_identity():
@@ -255,7 +258,12 @@ def wrongs_and_rights():
     rights = {name: list(CHOICES[name]) for name in CHOICES}
     rights |= {name: list(limits) for name, limits in WHOLE.items()}
     rights |= {name: list(accepted) for name, (accepted, _) in NUMBERS.items()}
-    rights |= {"dropout": [True, False], "data_dir": ["data", Path("x")], "run_dir": [None, "r"]}
+    rights |= {
+        "dropout": [True, False],
+        "progressive_resizing": [True, False],
+        "data_dir": ["data", Path("x")],
+        "run_dir": [None, "r"],
+    }
     junk = ["ten", "", -1, 2**70, 3.5, 0.3, 1, 512, math.nan, math.inf, None, True, [], {}, (1,), b"x", object, 1j]
     return rights, junk
 
@@ -302,6 +310,8 @@ def test_random_settings():
 def is_wrong(name, value):
     """The rules once more, from the documentation."""
     if name in CHOICES:
+        if name == "optimizer" and value is None:
+            return False
         return not isinstance(value, str) or (
             value not in CHOICES[name] and not (name == "device" and re.fullmatch(r"cuda:[1-9]?\d", value, re.ASCII))
         )
@@ -309,7 +319,7 @@ def is_wrong(name, value):
         least, most = WHOLE[name]
         return not (value is None and name in LIMITS) and (type(value) is not int or not least <= value <= most)
     if name in NUMBERS:
-        if value is None and name in ("minutes", "memory_gb"):
+        if value is None and name in ("minutes", "memory_gb", "learning_rate"):
             return False
         if type(value) not in (int, float) or value != value:
             return True
@@ -322,7 +332,7 @@ def is_wrong(name, value):
             "weight_decay": not 0 <= value <= 1,
             "label_smoothing": not 0 <= value < 1,
         }[name]
-    if name == "dropout":
+    if name in ("dropout", "progressive_resizing"):
         return type(value) is not bool
     if value is None:
         return name == "data_dir"

@@ -18,6 +18,7 @@ from ..inference import evaluate_images
 from ..metrics.statistics import Interval, t_interval
 from ..models.cost import gmac, parameters
 from ..models.networks import parse_variant
+from ..training.choices import chosen
 from ..training.run import Run, fingerprint, load_run
 from ..training.trainer import TrainingDiverged, data_for, fit
 from .setup import QuickRuns
@@ -211,7 +212,7 @@ def _find_run(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
         run = load_run(path, cell.config.device)
     except (ValueError, OSError) as error:
         return None, str(error)
-    if run.config.identity() != cell.config.identity():
+    if run.config.identity() != chosen(cell.config).identity():
         return None, f"{path} belongs to other settings"
     if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
         return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"

@@ -15,7 +15,7 @@ from ..data.dataset import Split
 from ..inference import choose_precision
 from ..models.networks import ImageClassifier
 from ..progress import Progress
-from ..training.optim import Steps, make_optimizer, one_cycle
+from ..training.optim import WARM_UP, Steps, make_optimizer, schedule
 from ..training.run import Run
 from ..training.trainer import train_step
 from .query_scenes import draw_queries
@@ -46,9 +46,9 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
     model = copy.deepcopy(run.model)
     device = model.mean.device
     dtype = choose_precision(run.config.precision, device)
-    optimizer = make_optimizer(model, learning_rate=PEAK, weight_decay=run.config.weight_decay)
+    optimizer = make_optimizer(model, optimizer="sgd", learning_rate=PEAK, weight_decay=run.config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    network, schedule = WithQuery(model), Steps(steps)
+    network, steps_done = WithQuery(model), Steps(steps)
     generator = torch.Generator().manual_seed(run.config.seed)
     model.train()
     with Progress(steps, show=progress) as bar, torch.random.fork_rng(devices=[]):
@@ -65,7 +65,7 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
                 scaler,
                 torch.stack([part.images, queries], dim=1).to(device),
                 labels.to(device),
-                rate=one_cycle(schedule.done(step), PEAK),
+                factor=schedule(steps_done.done(step), WARM_UP["sgd"]),
                 smoothing=0.1,
                 dtype=dtype,
             )

@@ -29,7 +29,7 @@ class QuickRuns(SettingsBase):
     test_limit: Limit | None = None
     epochs: Count = QUICK["epochs"]
     batch_size: BatchSize = QUICK["batch_size"]
-    learning_rate: LearningRate = QUICK["learning_rate"]
+    learning_rate: LearningRate | None = None
     device: Device = "auto"
 
     def common(self) -> dict[str, Any]:

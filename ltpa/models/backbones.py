@@ -28,6 +28,11 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def max_pool(x: Tensor, size: int) -> Tensor:
+    """Pool, except maps that are too small for it: those of the small images with which training begins."""
+    return nn.functional.max_pool2d(x, min(size, *x.shape[-2:]))
+
+
 def conv_block(in_channels: int, out_channels: int, dropout: float, bn_eps: float = BN_EPS) -> nn.Sequential:
     """Return 3x3 convolution (He-normal with fan-out, bias 0), batch norm, ReLU and, if its rate is not 0, dropout."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -77,7 +82,7 @@ class VGGTrunk(Trunk):
     def layer(self, name: str, x: Tensor) -> Tensor:
         """Apply one layer, with the max-pool before it where there is one."""
         if name in self.pools:
-            x = nn.functional.max_pool2d(x, 2)
+            x = max_pool(x, 2)
         return getattr(self, name)(x)  # torch 2.5 cannot export get_submodule
 
 
@@ -106,9 +111,9 @@ class GlobalBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> g, (N, C); h and w are at least 8 after conv13 and 16 after conv10."""
-        x = self.conv14(nn.functional.max_pool2d(x, self.first_pool))
-        x = self.conv15(nn.functional.max_pool2d(x, 2))
-        x = nn.functional.max_pool2d(x, 2)
+        x = self.conv14(max_pool(x, self.first_pool))
+        x = self.conv15(max_pool(x, 2))
+        x = max_pool(x, 2)
         if self.kernel > 1:
             if min(x.shape[-2:]) < self.kernel:
                 least = 32 * self.kernel
@@ -189,5 +194,5 @@ class ResNetGlobalBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) with h, w >= 8 -> g, (N, C)."""
-        x = self.conv(nn.functional.max_pool2d(self.norm(x).relu(), 2))
-        return self.fc(self.dropout(nn.functional.max_pool2d(x, 4).mean((2, 3))))
+        x = self.conv(max_pool(self.norm(x).relu(), 2))
+        return self.fc(self.dropout(max_pool(x, 4).mean((2, 3))))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .backbones import BN_EPS
 
+SMALLEST = 32  # pixels that a side of an image must have
+
 
 @dataclass
 class AttentionOutput:
@@ -65,7 +67,7 @@ class ImageClassifier(nn.Module):
 
     def normalize(self, images: Tensor, name: str = "images") -> Tensor:
         """Check the images (N, 3, H, W), subtract the mean and divide by the standard deviation."""
-        check_images(images, name)
+        check_images(images, name, smallest=1 if self.training else SMALLEST)  # training begins with small images
         return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,14 +163,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Raise unless `images` is a float tensor (N, 3, H, W) with H and W at least 32; the message calls it `name`."""
+def check_images(images: Tensor, name: str = "images", smallest: int = SMALLEST) -> None:
+    """Raise unless `images` is a float tensor (N, 3, H, W) of at least 32x32 pixels; the message calls it `name`."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}")
-    if min(images.shape[-2:]) < 32:
+    if min(images.shape[-2:]) < smallest:
         height, width = images.shape[-2:]
         raise ValueError(f"{name} must be at least 32x32 pixels, not {height}x{width}; scale them up")
 

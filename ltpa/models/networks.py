@@ -22,6 +22,7 @@ from .backbones import (
     ResNetGlobalBranch,
     Trunk,
     VGGTrunk,
+    max_pool,
     scaled,
 )
 from .classifier import AttentionOutput, Head, ImageClassifier, chosen_classes, pairs
@@ -125,7 +126,7 @@ class VGG(ImageClassifier):
         """Classify images; there are no maps."""
         self._refuse_query(query)
         last = self.trunk(self.normalize(images))["conv13"]
-        g = self.fc(self.dropout(nn.functional.max_pool2d(last, 2).mean((2, 3))))
+        g = self.fc(self.dropout(max_pool(last, 2).mean((2, 3))))
         return AttentionOutput(self.head([g]), global_feature=g)
 
 

@@ -21,7 +21,9 @@ class Trainer:
     Attributes:
         network: `run.model`, wrapped in DistributedDataParallel where several processes train it.
         precision, dtype: the setting, and the type of the convolutions that follows from it.
-        peak, smoothing: the highest learning rate, and label smoothing.
+        peak, warm_up: the highest learning rate, and the part of the schedule in which it rises.
+        smoothing: of the labels.
+        progressive: whether the first part of the training sees smaller pictures.
         done, rate: part of the schedule and learning rate at the last step.
         ended: whether the time is up.
         evaluation, test_seconds: of the last test.
@@ -38,8 +40,10 @@ class Trainer:
     dtype: torch.dtype
     batch_size: int
     peak: float
+    warm_up: float
     smoothing: float
     seed: int
+    progressive: bool
     callbacks: "list[Callback]" = field(default_factory=list)
     done: float = 0.0
     rate: float = 0.0

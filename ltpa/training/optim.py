@@ -1,28 +1,106 @@
 """The optimizer, the learning rate, and when a run ends: after so many steps, or by the clock."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-MOMENTUM = 0.9
-WARM_UP = 0.25  # of the schedule: the learning rate rises, then falls to zero
+MOMENTUM = 0.9  # of SGD
+FILTER_MOMENTUM = 0.6  # of Muon
+NEWTON_SCHULZ_STEPS = 3
+SGD_SHARE = 1.7  # with Muon: the rate of what is not a filter, as a multiple of the filters' rate
+WARM_UP = {"muon": 0.02, "sgd": 0.25, "adamw": 0.1}  # part of the schedule in which the learning rate rises
 
 
-def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov momentum; matrices and filters decay, but not biases, norms and `u`.
+class Muon(torch.optim.SGD):
+    """SGD with Nesterov momentum whose `filters` take orthogonalized steps of fixed size (Jordan et al. 2024).
 
-    Any optimizer would do: `train_step` sets the rate of all groups, and checkpoints hold whatever tensors it keeps.
+    The filter bank of a convolution is a matrix, a row for each output channel. Before its step the bank is scaled to
+    norm sqrt(rows), which batch norm makes harmless; then it moves by the learning rate along the momentum with its
+    singular values set to about 1. Filters do not decay.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    free = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM, nesterov=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step: filters by Muon, all other parameters by SGD."""
+        groups = [group for group in self.param_groups if group.get("filters")]
+        gradients = [(p, p.grad) for group in groups for p in group["params"]]
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_filters(parameter, group["lr"])
+                    parameter.grad = None  # nothing is left for SGD
+        loss = super().step(closure)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return loss
+
+    def _step_filters(self, filters: Tensor, rate: float) -> None:
+        gradient = filters.grad
+        momentum = self.state[filters].setdefault("momentum_buffer", torch.zeros_like(filters))
+        momentum.mul_(FILTER_MOMENTUM).add_(gradient)
+        direction = gradient.add(momentum, alpha=FILTER_MOMENTUM)
+        rows = direction.permute(0, 2, 3, 1).flatten(1)  # no copy in channels_last
+        step = orthogonalized(rows).reshape(direction.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        filters.mul_(len(filters) ** 0.5 / filters.norm().clamp(min=1e-12)).add_(step, alpha=-rate)
 
 
-def one_cycle(done: float, peak: float) -> float:
-    """Return the learning rate at `done` in [0, 1] of the schedule: linear up to the peak, then down to zero."""
-    return peak * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
+def orthogonalized(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Return about U V^T of a matrix U S V^T: Newton-Schulz steps bring its singular values to between 0.7 and 1.2.
+
+    Each step applies 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to the singular values (Jordan et al. 2024). Three steps leave
+    those that are below about a tenth of the Frobenius norm smaller.
+    """
+    x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    x = x / x.norm().clamp(min=1e-12)
+    if tall := len(x) > x.shape[1]:
+        x = x.T
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+def make_optimizer(
+    model: nn.Module, *, optimizer: str = "muon", learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return an optimizer of what is trained in a model; matrices and filters decay, but not biases, norms and `u`.
+
+    The rate of each group of parameters is the highest of its schedule. With "muon", `learning_rate` is that of the
+    filters of all convolutions but the first, which do not decay; the rest takes SGD.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    banks = [p for p in model.parameters() if p.ndim == 4]  # in the order of the layers
+    filters = [p for p in banks[1:] if p.requires_grad] if optimizer == "muon" else []
+    others = [p for p in trained if all(p is not f for f in filters)]
+    rate = learning_rate * SGD_SHARE if optimizer == "muon" else learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay, "lr": rate},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+    ]
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate)
+    if optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
+    groups.append({"params": filters, "weight_decay": 0.0, "lr": learning_rate, "filters": True})
+    return Muon([g for g in groups if g["params"]], lr=rate, momentum=MOMENTUM, nesterov=True)
+
+
+def schedule(done: float, warm_up: float) -> float:
+    """Return the factor on the learning rate at `done` in [0, 1]: linear up to 1 at `warm_up`, then down to 0."""
+    return min(done / warm_up, (1 - done) / (1 - warm_up))
+
+
+# Training begins with smaller pictures: until this part of the schedule, at this part of their side.
+GROWTH = ((0.3, 0.5), (0.6, 0.75))
+
+
+def grown_side(done: float, side: int) -> int:
+    """Return the side of the pictures at `done` in [0, 1] of the schedule: half, three quarters, then all of it."""
+    part = next((part for until, part in GROWTH if done < until), 1.0)
+    return side if part == 1 else max(16, round(side * part / 4) * 4)
 
 
 class Steps:

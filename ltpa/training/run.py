@@ -286,6 +286,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
             raise ValueError("classes must be two names or more")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged ({error!r}); delete the folder or restore it") from error
+    settings = {"optimizer": "sgd", "progressive_resizing": False, **settings}  # as in version 0.1
     unknown = settings.keys() - {field.name for field in fields(TrainConfig)} - _NO_SETTINGS
     if unknown and settings.get("ltpa", __version__) != __version__:
         raise ValueError(

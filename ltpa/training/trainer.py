@@ -26,10 +26,11 @@ from ..progress import logger, messages
 from .base import Callback, Trainer
 from .callbacks import AfterEpoch, all_callbacks, interrupts
 from .checkpoint import State
+from .choices import chosen
 from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
 from .inputs import check_alike, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
-from .optim import Clock, Steps, make_optimizer, one_cycle
+from .optim import WARM_UP, Clock, Steps, grown_side, make_optimizer, schedule
 from .run import Run, claim_folder, locked, new_run, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
@@ -42,7 +43,7 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     *,
-    rate: float,
+    factor: float,
     smoothing: float,
     dtype: torch.dtype,
     weight: float = 1.0,
@@ -53,13 +54,13 @@ def train_step(
         network: maps images in [0, 1] to logits (N, num_classes); in training mode.
         scaler: enabled for fp16 only, whose gradients would underflow.
         images, labels: uint8 or float (N, 3, H, W), and int64 (N,), on the network's device.
-        rate: learning rate.
+        factor: on the learning rate that each group of parameters began with.
         smoothing: label smoothing.
         dtype: type of the convolutions.
         weight: factor on the loss before `backward`; 1 unless the batch is part of a larger one.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
     with autocast(images.device, dtype):
         logits = network(to_float(images))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -69,6 +70,16 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+def shrunk(images: Tensor, done: float) -> Tensor:
+    """Return uint8 or float images (N, 3, H, W) at the size with which they are trained at `done` of the schedule."""
+    height, width = images.shape[-2:]
+    size = [grown_side(done, height), grown_side(done, width)]
+    if size == [height, width]:
+        return images
+    small = F.interpolate(to_float(images), size=size, mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
 
 
 def train_epoch(trainer: Trainer) -> None:
@@ -82,7 +93,9 @@ def train_epoch(trainer: Trainer) -> None:
     with closing(trainer.loader.batches(epoch, parts)) as batches:
         for index, (images, labels) in zip(whole, batches, strict=True):
             (trainer.done,) = processes.largest(trainer.schedule.done(state.step))
-            trainer.rate = one_cycle(trainer.done, trainer.peak)
+            factor = schedule(trainer.done, trainer.warm_up)
+            images = shrunk(images, trainer.done) if trainer.progressive else images
+            trainer.rate = factor * trainer.peak
             seed_generators(trainer.seed * 1_000_003 + state.step + processes.rank * 500_009, images.device)
             loss, correct = train_step(
                 trainer.network,
@@ -90,7 +103,7 @@ def train_epoch(trainer: Trainer) -> None:
                 state.scaler,
                 images,
                 labels,
-                rate=trainer.rate,
+                factor=factor,
                 smoothing=trainer.smoothing,
                 dtype=trainer.dtype,
                 weight=len(labels) * processes.count / len(index),
@@ -157,8 +170,9 @@ def fit(
 ) -> Run:
     """Train a model, or resume an interrupted run; a complete run is returned at once.
 
-    SGD with Nesterov momentum and a one-cycle schedule: linear up over a quarter of the steps (or of the minutes), then
-    linear down to zero. The test after every epoch is of the weights that are saved; it chooses nothing.
+    The optimizer is Muon unless the settings name another. The learning rate rises for a part of the steps (or of the
+    minutes) and then falls linearly to zero. The test after every epoch is of the weights that are saved; it chooses
+    nothing.
 
     SIGTERM and Ctrl-C (a notebook's stop button) take effect after the current step, which is saved. A file that cannot
     be written is reported, and training goes on. A second process on the same machine waits for the folder.
@@ -171,6 +185,7 @@ def fit(
             are called once at the start, so that a curve begins with these.
         progress: show a progress bar and messages; False prints nothing.
     """
+    config = chosen(config)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     own = [callback if isinstance(callback, Callback) else AfterEpoch(callback) for callback in callbacks]
@@ -188,7 +203,12 @@ def fit(
         processes.in_first(claim_folder, config, data, resume)
         seed_generators(config.seed, device)
         run = new_run(config, data, device, notes)
-        optimizer = make_optimizer(run.model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = make_optimizer(
+            run.model,
+            optimizer=config.optimizer or "muon",
+            learning_rate=config.learning_rate or 0.0,
+            weight_decay=config.weight_decay,
+        )
         state = State.start(run.model, optimizer, dtype, run.history)
         processes.in_first(restore, run, state)
         state.copy_from_first(processes)
@@ -221,6 +241,8 @@ def _trainer(
         dtype=dtype,
         batch_size=config.batch_size,
         peak=config.learning_rate,
+        warm_up=WARM_UP[config.optimizer],
         smoothing=config.label_smoothing,
         seed=config.seed,
+        progressive=config.progressive_resizing,
     )

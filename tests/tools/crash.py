@@ -32,6 +32,8 @@ TINY = {
     "dataset": "shapes",
     "epochs": 3,
     "batch_size": 20,
+    "optimizer": "sgd",
+    "progressive_resizing": False,
     "learning_rate": 0.05,
     "precision": "fp32",
     "device": "cpu",

@@ -142,9 +142,11 @@ def our_loop(config: TrainConfig, split: Split, num_classes: int, measures: Meas
     def network() -> nn.Module:
         return torch.compile(model) if measures.compiled else model
 
-    sgd = make_optimizer(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    sgd = make_optimizer(
+        model, optimizer=config.optimizer or "muon", learning_rate=0.06, weight_decay=config.weight_decay
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=measures.dtype == torch.float16)
-    settings = {"rate": config.learning_rate, "smoothing": config.label_smoothing, "dtype": measures.dtype}
+    settings = {"factor": 1.0, "smoothing": config.label_smoothing, "dtype": measures.dtype}
     batches = our_batches(split, config.batch_size, measures, device)
 
     def steps() -> Iterator[None]:

@@ -122,7 +122,7 @@ def networks(weight_decay):
 def both_step(config, plain, ours, steps):
     criterion, sgd = plain_parts(plain, config)
     our_sgd, scaler = (
-        make_optimizer(ours, learning_rate=0.1, weight_decay=config.weight_decay),
+        make_optimizer(ours, optimizer="sgd", learning_rate=0.1, weight_decay=config.weight_decay),
         torch.amp.GradScaler("cpu", enabled=False),
     )
     for seed in range(steps):
@@ -132,7 +132,7 @@ def both_step(config, plain, ours, steps):
         normalized = transforms.Normalize(MEAN, STD)(to_float(batch).double())
         loss = plain_step(plain, criterion, sgd, normalized, labels)
         found, _ = train_step(
-            ours, our_sgd, scaler, batch, labels, rate=0.1, smoothing=config.label_smoothing, dtype=torch.float32
+            ours, our_sgd, scaler, batch, labels, factor=1.0, smoothing=config.label_smoothing, dtype=torch.float32
         )
         assert found.item() == pytest.approx(loss, rel=1e-9)
 
@@ -216,7 +216,7 @@ def test_a_measure_that_is_left_out_is_left_out(telling, monkeypatch, left_out, 
     monkeypatch.setattr(loops, "train_step", step)
     next(our_loop(CONFIG, telling, 10, Measures(**{"dtype": torch.bfloat16, **left_out}))())
     ((network, batch, settings),) = seen
-    assert settings == {"rate": 0.1, "smoothing": 0.1, "dtype": dtype}
+    assert settings == {"factor": 1.0, "smoothing": 0.1, "dtype": dtype}
     assert (network.global_branch is not None) == branch
     assert network.training
     for tensor in (batch, network.trunk.conv2[0].weight):

@@ -420,7 +420,7 @@ def test_a_loss_that_is_not_finite_is_seen_even_if_its_step_was_skipped(tmp_path
 
 
 def test_an_absurd_learning_rate_in_the_first_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "one_cycle", lambda done, peak: 1e30)
+    monkeypatch.setattr(trainer, "schedule", lambda done, warm_up: 1e30)
     with pytest.raises(TrainingDiverged, match="nothing was saved"):
         quiet(tiny_config(tmp_path / "run"), tiny_data())
     assert names(tmp_path / "run" / "checkpoints") == []

@@ -136,13 +136,11 @@ def test_a_setting_that_is_newer_than_the_run_has_its_default_there(finished):
 
 
 def test_a_run_of_a_newer_version_says_so_with_both_versions(finished):
-    edit_config(finished.path, optimizer="muon", ltpa="99.1")
+    edit_config(finished.path, teacher="muon", ltpa="99.1")
     for call in (lambda: load_run(finished.path), lambda: quiet(finished, tiny_data())):
-        with pytest.raises(
-            ValueError, match=rf"written by ltpa 99\.1 .* ltpa {re.escape(__version__)} .*\(optimizer\)"
-        ):
+        with pytest.raises(ValueError, match=rf"written by ltpa 99\.1 .* ltpa {re.escape(__version__)} .*\(teacher\)"):
             call()
-    edit_config(finished.path, optimizer=...)
+    edit_config(finished.path, teacher=...)
     assert load_run(finished.path, "cpu").complete, "what it knows can be read"
 
 

@@ -21,6 +21,7 @@ from ltpa.course.query_training import learn_to_ask
 from ltpa.training import callbacks, inputs, trainer
 from ltpa.training.base import Callback
 from ltpa.training.checkpoint import State
+from ltpa.training.choices import chosen
 from ltpa.training.loader import epoch_batches
 from ltpa.training.optim import make_optimizer
 from tests.tools.crash import PER_EPOCH, differences, tiny_config, tiny_data
@@ -70,7 +71,7 @@ def gradients_by_hand(weights, config, data, step):
 
 def test_every_step_is_what_plain_formulas_give(tmp_path, monkeypatch):
     """Each from the weights that the one before left: small errors grow a thousandfold within few steps."""
-    config = tiny_config(tmp_path / "run", augment="none", weight_decay=0.02)
+    config = tiny_config(tmp_path / "run", augment="none", weight_decay=0.02, optimizer="sgd")
     data, means, plain = tiny_data(), [], trainer.train_step
 
     def buffers(model, optimizer):
@@ -177,7 +178,7 @@ def test_what_learns_to_ask_goes_through_the_scaler_too(undisturbed, scalers, mo
 
 def state_in(dtype):
     model = create_model("vgg", 2, width=1 / 32)
-    return State.start(model, make_optimizer(model, learning_rate=0.1, weight_decay=0.0), dtype, [])
+    return State.start(model, make_optimizer(model, optimizer="sgd", learning_rate=0.1, weight_decay=0.0), dtype, [])
 
 
 def test_losses_are_scaled_for_fp16_alone_and_the_scale_is_saved(tmp_path):
@@ -195,15 +196,16 @@ def test_losses_are_scaled_for_fp16_alone_and_the_scale_is_saved(tmp_path):
     assert (again.step, again.scaler.get_scale(), exact.scaler.get_scale()) == (4, 128.0, 1.0)
 
 
-def test_a_checkpoint_holds_what_any_optimizer_keeps(tmp_path):
-    """Exact resume with AdamW, whose two moments and step count no line here names."""
-    states = []
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_checkpoint_holds_what_any_optimizer_keeps(tmp_path, optimizer):
+    """Exact resume with AdamW, whose two moments and step count no line of a checkpoint names, and with Muon."""
+    states, rates = [], {"learning_rate": 0.01, "weight_decay": 0.1}
     for _ in range(2):
         torch.manual_seed(0)
         model = create_model("vgg", 2, width=1 / 32, dropout=False)
-        states.append(State.start(model, torch.optim.AdamW(model.parameters()), torch.float32, []))
+        states.append(State.start(model, make_optimizer(model, optimizer=optimizer, **rates), torch.float32, []))
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
-    settings = {"rate": 0.01, "smoothing": 0.0, "dtype": torch.float32}
+    settings = {"factor": 0.1, "smoothing": 0.0, "dtype": torch.float32}
     one, other = states
     for number in range(4):
         if number == 2:
@@ -257,7 +259,7 @@ def test_history_and_the_files_of_a_run(undisturbed):
     assert run.complete
     assert run.classes == data.classes
     assert json.loads((path / "config.json").read_text())["classes"] == list(data.classes)
-    assert run.config.identity() == tiny_config(path).identity()
+    assert run.config.identity() == chosen(tiny_config(path)).identity()
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert list(run.history[0]) == [*KEYS, "entropy_conv7", "entropy_conv10", "entropy_conv13"]
     with (path / "history.csv").open() as file:
