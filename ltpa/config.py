@@ -30,7 +30,7 @@ from .data.augment import Augmentation
 from .data.dataset import DatasetName
 from .data.images import MAX_SIDE, MIN_SIDE
 from .errors import check_path, closest
-from .models.networks import ImageClassifier, create_model, list_models, parse_variant
+from .models.networks import ImageClassifier, check_name, create_model, parse_variant
 
 Normalizer = Literal["softmax", "sigmoid"]
 ImageSize = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
@@ -54,9 +54,10 @@ Item = TypeVar("Item")
 
 
 def _known_model(value: str) -> str:
-    if value not in list_models():
-        raise ValueError(f"={value!r}: {closest(value, list_models())}")
-    return value
+    try:
+        return check_name(value)
+    except ValueError as error:
+        raise ValueError(f"={value!r}: {str(error).partition(': ')[2]}") from error
 
 
 def _known_variant(value: str) -> str:
@@ -232,7 +233,9 @@ def _split(text: str) -> Sequence[Any]:
 class TrainConfig(SettingsBase):
     """Settings of a training run; the names are also the parameters of the notebooks."""
 
-    model: ModelName = Field("vgg-att3-concat-pc", description="a name of `ltpa.list_models()`")
+    model: ModelName = Field(
+        "vgg-att3-concat-pc", description="a name of `ltpa.list_models()`, or another for `create_model`"
+    )
     width: Width = Field(1.0, description="factor on every channel count")
     normalizer: Normalizer = Field("softmax", description="of the attention weights")
     dropout: bool = Field(

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from ltpa import TrainConfig, list_models
+from ltpa import TrainConfig
 from ltpa.config import QUICK, EachOnce, Seed, SettingsBase, Variant, settings
 from ltpa.course.grid import AblationConfig
 from ltpa.errors import closest
+from ltpa.models.networks import PAPER_NAMES
 
 NAMES = [field.name for field in fields(TrainConfig)]
 WHOLE = {
@@ -39,7 +40,7 @@ NUMBERS = {
     "label_smoothing": ((0, 0.999), (1, -0.1)),
 }
 CHOICES = {
-    "model": list_models(),
+    "model": PAPER_NAMES,
     "normalizer": ["softmax", "sigmoid"],
     "dataset": ["shapes", "cifar10", "cifar100", "svhn", "folder"],
     "optimizer": ["muon", "sgd", "adamw"],

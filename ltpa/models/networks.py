@@ -1,11 +1,11 @@
-"""The paper's networks and their baselines, by name: `create_model("vgg-att3-concat-pc", 10)`."""
+"""The paper's networks, their baselines, and its attention on backbones of timm, by name: `create_model`."""
 
 import fnmatch
 import itertools
 import numbers
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
 import torch
@@ -26,6 +26,7 @@ from .backbones import (
     scaled,
 )
 from .classifier import AttentionOutput, Head, ImageClassifier, chosen_classes, pairs
+from .timm_backbones import TESTED, BackboneTrunk, PooledFeature, check_backbone, parse_name
 
 
 class AttentionNetwork(ImageClassifier):
@@ -93,6 +94,12 @@ class AttentionNetwork(ImageClassifier):
                 scoring = self.trunk(normalized_query)
             else:
                 _warn_that_no_query_matters()
+        return self.read(local, scoring, count)
+
+    def read(
+        self, local: "OrderedDict[str, Tensor]", scoring: "OrderedDict[str, Tensor]", count: int
+    ) -> AttentionOutput:
+        """Read the trunk's features `local`, scored with the global feature of `scoring`; both of `count` images."""
         levels = list(self.attention)
         g = None if self.global_branch is None else self.global_branch(scoring[levels[-1]]).expand(count, -1)
         descriptors, maps, scores = OrderedDict(), OrderedDict(), OrderedDict()
@@ -237,19 +244,47 @@ _FAMILIES: dict[str, tuple[Callable[[float, bool], Trunk], Callable[[float, bool
     "resnet164-att2": (lambda width, _: ResNet164(width), ResNetGlobalBranch, ("stage2", "stage3")),
     "resnet164-att": (lambda width, _: ResNet164(width), ResNetGlobalBranch, ("stage3",)),
 }
-_NAMES = [*_PLAIN, *map("-".join, itertools.product(_FAMILIES, ("concat", "indep"), COMPATIBILITIES))]
+#: The names of the paper's networks and their baselines.
+PAPER_NAMES = (*_PLAIN, *map("-".join, itertools.product(_FAMILIES, ("concat", "indep"), COMPATIBILITIES)))
+_BACKBONE_NAMES = [f"{name}-att3-concat-{kind}" for name in TESTED for kind in COMPATIBILITIES]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names for `create_model` that match a shell pattern such as "vgg-att3-*"."""
-    return fnmatch.filter(_NAMES, pattern)
+    """Return the names for `create_model` that match a shell pattern such as "vgg-att3-*".
+
+    Of the names that any backbone of timm gives, only those of a few tested ones with "att3-concat" are listed.
+    """
+    return fnmatch.filter([*PAPER_NAMES, *_BACKBONE_NAMES], pattern)
+
+
+def is_backbone(name: str) -> bool:
+    """Return whether a model's name is that of a timm backbone with attention."""
+    return name not in PAPER_NAMES and isinstance(name, str) and parse_name(name) is not None
+
+
+def check_name(name: str) -> str:
+    """Return a name that `create_model` knows; for others a ValueError names the closest one."""
+    if name in PAPER_NAMES:
+        return name
+    alike = closest(name, list_models()).partition("known: ")[0]
+    problem = (
+        f"{alike}known: {', '.join(PAPER_NAMES)}; and backbones of timm with such an ending: resnet50-att3-concat-add"
+    )
+    parts = parse_name(name) if isinstance(name, str) else None
+    if parts is not None:
+        try:
+            check_backbone(parts.backbone)
+            return name
+        except ValueError as error:
+            if not alike.startswith(("did you mean 'vgg-", "did you mean 'resnet164-")):
+                problem = str(error)
+    raise ValueError(f"unknown model {name!r}: {problem}")
 
 
 def parse_variant(text: str) -> tuple[str, str]:
     """Return model and normalizer from "<name>" (softmax) or "<name> <normalizer>"."""
     name, _, normalizer = str(text).partition(" ")
-    if name not in _NAMES:
-        raise ValueError(f"unknown model {name!r}: {closest(name, _NAMES)}")
+    check_name(name)
     if normalizer and normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r} of {name}: {closest(normalizer, NORMALIZERS)}")
     return name, normalizer or NORMALIZERS[0]
@@ -262,29 +297,70 @@ def create_model(
     width: float = 1.0,
     normalizer: str = "softmax",
     dropout: bool = True,
-    mean: Iterable[float] = (0.5, 0.5, 0.5),
-    std: Iterable[float] = (0.25, 0.25, 0.25),
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
     head_norm: bool = True,
     faithful: bool = False,
+    pretrained: bool = False,
+    layers: Sequence[str] | None = None,
 ) -> ImageClassifier:
-    """Create a network with random weights, by the paper's names.
+    """Create a network with random weights, by the paper's names, or on a backbone of timm.
 
     `vgg-att3-concat-pc` is (VGG-att3)-concat-pc: three levels, one classifier on all descriptors, parametrized
     compatibility. With "indep" each level has a classifier and their logits are averaged (the authors add them, which
-    predicts the same class).
+    predicts the same class). `resnet50-att3-concat-pc` reads the last three levels of timm's ResNet-50 in the same way;
+    `g` is there the mean of the last level.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or "<a backbone of timm>-att<number of levels>-<concat|indep>-<dp|pc|add>".
         num_classes: at least 2.
-        width: factor on every channel count, above 0 and at most 4; 1.0 is the paper's network.
+        width: factor on every channel count, above 0 and at most 4; 1.0 is the paper's network. Backbones have none.
         normalizer: "softmax" or "sigmoid"; no effect without attention.
-        dropout: whether to use the authors' dropout rates.
-        mean, std: normalization of images in [0, 1], per channel.
+        dropout: whether to use the authors' dropout rates; with a backbone, 0.5 before the classifier.
+        mean, std: normalization of images in [0, 1], per channel. None is (0.5, 0.5, 0.5) and (0.25, 0.25, 0.25), or
+            what the backbone's weights were trained with.
         head_norm: see `AttentionNetwork`; no effect on other models.
         faithful: keep a global branch that no map depends on (softmax with `pc`), as in the paper's graph.
+        pretrained: load the backbone's weights, see `ltpa.models.timm_backbones.BackboneTrunk`. For trained networks of
+            the paper see `load_pretrained`.
+        layers: the levels that a backbone is read at, such as ("stride8", "stride32").
     """
-    if name not in _NAMES:
-        raise ValueError(f"unknown model {name!r}: {closest(name, _NAMES)}")
+    check_name(name)
+    _check_arguments(num_classes, width, normalizer)
+    flags = {"dropout": dropout, "head_norm": head_norm, "faithful": faithful, "pretrained": pretrained}
+    for label, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{label} must be True or False, not {value!r}")
+    num_classes, width = int(num_classes), float(width)
+    backbone = parse_name(name) if is_backbone(name) else None
+    model: ImageClassifier
+    if backbone is None and (pretrained or layers is not None):
+        raise ValueError(
+            f"{name!r} has no backbone of timm, to which pretrained and layers belong; trained networks of the paper: "
+            "ltpa.load_pretrained"
+        )
+    if name in _PLAIN:
+        model = _build_plain(name, num_classes, width, normalizer, dropout, faithful)
+    else:
+        options = {"normalizer": normalizer, "dropout": dropout, "head_norm": head_norm, "faithful": faithful}
+        if backbone is not None:
+            if width != 1:
+                raise ValueError(f"width={width:g}: {name!r} has the width of its backbone; leave width out")
+            trunk = BackboneTrunk(backbone.backbone, backbone.levels, layers, pretrained)
+            parts: tuple[Trunk, Callable[[], nn.Module], tuple[str, ...]] = trunk, PooledFeature, (*trunk.channels,)
+            combine, compatibility = backbone.combine, backbone.compatibility
+            mean, std = mean or trunk.mean, std or trunk.std
+        else:
+            family, combine, compatibility = name.rsplit("-", 2)
+            make_trunk, make_global_branch, levels = _FAMILIES[family]
+            parts = make_trunk(width, dropout), partial(make_global_branch, width, dropout), levels
+        model = AttentionNetwork(num_classes, *parts, combine=combine, compatibility=compatibility, **options)
+    model.name = name
+    model.set_normalization(mean or (0.5,) * 3, std or (0.25,) * 3)
+    return model
+
+
+def _check_arguments(num_classes: int, width: float, normalizer: str) -> None:
     if normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
@@ -295,31 +371,6 @@ def create_model(
         raise TypeError(f"width must be a number, not {width!r}")
     if not 0 < width <= 4:
         raise ValueError(f"width must be above 0 and at most 4 (1.0 is the paper's network), not {width}")
-    for label, value in (("dropout", dropout), ("head_norm", head_norm), ("faithful", faithful)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{label} must be True or False, not {value!r}")
-    num_classes, width = int(num_classes), float(width)
-    model: ImageClassifier
-    if name in _PLAIN:
-        model = _build_plain(name, num_classes, width, normalizer, dropout, faithful)
-    else:
-        family, combine, compatibility = name.rsplit("-", 2)
-        make_trunk, make_global_branch, levels = _FAMILIES[family]
-        model = AttentionNetwork(
-            num_classes,
-            make_trunk(width, dropout),
-            partial(make_global_branch, width, dropout),
-            levels,
-            combine=combine,
-            compatibility=compatibility,
-            normalizer=normalizer,
-            dropout=dropout,
-            head_norm=head_norm,
-            faithful=faithful,
-        )
-    model.name = name
-    model.set_normalization(mean, std)
-    return model
 
 
 def _build_plain(

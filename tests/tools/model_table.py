@@ -1,10 +1,11 @@
 """What a model costs: parameters, multiply-accumulate operations, and the time of a training step.
 
-`python -m tests.tools models` prints these for every model; `--write docs/models.md` puts
+`python -m tests.tools models` prints these for every network of the paper; `--write docs/models.md` puts
 the table between the two marks there.
 """
 
 import argparse
+import fnmatch
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 
 from ltpa.inference import autocast, choose_device, choose_precision
 from ltpa.models.cost import gmac, parameters
-from ltpa.models.networks import create_model, list_models
+from ltpa.models.networks import PAPER_NAMES, create_model
 
 from .marks import check_marks, write_between
 
@@ -73,7 +74,7 @@ def _stepper(name: str, normalizer: str, width: float, batch_size: int, device: 
 def table_rows(pattern: str = "*") -> list[tuple[str, str]]:
     """The models of the table as (name, normalizer); those whose sigmoid variant has other parts stand twice."""
     rows = []
-    for name in list_models(pattern):
+    for name in fnmatch.filter(PAPER_NAMES, pattern):
         rows.append((name, "softmax"))
         if name.endswith("-pc") or name == "vgg-pan":
             rows.append((name, "sigmoid"))

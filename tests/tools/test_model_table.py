@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltpa import create_model, list_models
+from ltpa import create_model
 from ltpa.models.cost import gmac, parameters
+from ltpa.models.networks import PAPER_NAMES
 from tests.tools.__main__ import main
 from tests.tools.model_table import BEGIN, END, model_table, step_times, table_rows
 
@@ -58,8 +59,8 @@ def test_operations_grow_with_the_picture_and_the_model_stays_as_it_was():
 
 def test_rows_are_all_models_and_the_sigmoid_ones_that_have_other_parts():
     rows = table_rows()
-    assert [name for name, normalizer in rows if normalizer == "softmax"] == list_models()
-    for name in list_models():
+    assert [name for name, normalizer in rows if normalizer == "softmax"] == [*PAPER_NAMES]
+    for name in PAPER_NAMES:
         softmax, sigmoid = (parameters(create_model(name, 9, width=0.02, normalizer=n)) for n in ("softmax", "sigmoid"))
         assert ((name, "sigmoid") in rows) == (softmax != sigmoid), name
 
