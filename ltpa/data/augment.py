@@ -10,15 +10,18 @@ from torch import Tensor
 
 from ..errors import closest
 
-Augmentation = Literal["auto", "flip+shift", "shift", "none"]
+Augmentation = Literal["auto", "flip+shift", "shift", "crop+flip", "none"]
 AUGMENTATIONS = get_args(Augmentation)
 
 
-def choose_augmentation(name: str, dataset: str) -> str:
-    """Resolve "auto" for a data set: flips and shifts, but no flips of digits."""
+CROPPED = (0.35, 1.0)  # part of the area that a crop shows
+
+
+def choose_augmentation(name: str, dataset: str, crops: bool = False) -> str:
+    """Resolve "auto" for a data set: flips, and shifts or `crops`, but neither flips nor crops of digits."""
     if name != "auto":
         return name
-    return "shift" if dataset == "svhn" else "flip+shift"
+    return "shift" if dataset == "svhn" else "crop+flip" if crops else "flip+shift"
 
 
 def augmented_batch(
@@ -26,10 +29,12 @@ def augmented_batch(
 ) -> Tensor:
     """Pick samples; flip them with probability 1/2 and shift them by up to an eighth of the side, with reflection.
 
+    "crop+flip" scales a random part of the image to its whole size instead of shifting it.
+
     Args:
         images: uint8 (N, 3, H, W), on any device.
         index: int64 (B,), the samples' numbers in the data set, on the same device.
-        mode: "flip+shift", "shift" or "none".
+        mode: "flip+shift", "shift", "crop+flip" or "none".
         seed, epoch: together with the sample's number they determine its augmentation.
         at: int64 (B,), the samples' positions in `images`; None means `index`.
 
@@ -43,6 +48,8 @@ def augmented_batch(
         return images[at].contiguous(memory_format=torch.channels_last)
     height, width = images.shape[-2:]
     bits = random_bits(index, seed, epoch)
+    if mode == "crop+flip":
+        return _cropped(images, at, bits)
     rows = _shifted(bits, height)
     columns = _shifted(bits >> 20, width)
     if mode == "flip+shift":
@@ -50,6 +57,19 @@ def augmented_batch(
     # Advanced indices around a slice put the channels last: (B, H, W, 3), which is what convolutions want.
     batch = images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return batch.permute(0, 3, 1, 2)
+
+
+def _cropped(images: Tensor, at: Tensor, bits: Tensor) -> Tensor:
+    """Crop and flip one image after the other, each with a generator of its own."""
+    from torchvision.transforms import v2  # here, because it takes seconds to import
+
+    transform = v2.Compose([v2.RandomResizedCrop(images.shape[-2:], scale=CROPPED), v2.RandomHorizontalFlip()])
+    cropped = []
+    with torch.random.fork_rng(devices=[]):
+        for position, seed in zip(at.tolist(), bits.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)  # torchvision draws from this one only
+            cropped.append(transform(images[position]))
+    return torch.stack(cropped).contiguous(memory_format=torch.channels_last)
 
 
 def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
