@@ -1,4 +1,4 @@
-"""Words for error messages."""
+"""Words for messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,16 @@ def closest(name: object, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     match = difflib.get_close_matches(str(name).lower(), allowed, n=1, cutoff=0.5)
     return (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(allowed)}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 epoch", "2 epochs"; `plural` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun behind its article: "an arrow", "a star"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:

@@ -9,14 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .config import TrainConfig
 from .errors import closest
 from .models.classifier import ImageClassifier
 from .training.checkpoint import load_tensors
-from .training.run import model_of
+from .training.run import by_level, model_of
 
 DEFAULT = "cifar10-small"
+DRAWN = "shapes-small"  # trained on pictures drawn by code: these need no network
 FOLDER = Path(__file__).parent / "weights"
+SNAPSHOTS = "snapshots"  # in a file of weights: "snapshots/<epoch>/<level>", beside the model's own tensors
 _REMEDY = "install ltpa again; in a checkout: git checkout -- ltpa/weights"
 
 
@@ -36,7 +40,11 @@ def load_pretrained(name: str = DEFAULT, device: str = "auto") -> ImageClassifie
         device: "auto", "cpu", "cuda" or "cuda:1".
     """
     facts, weights, path = _read(name)
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    tensors = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in weights.items()
+        if not key.startswith(f"{SNAPSHOTS}/")
+    }
     return model_of(TrainConfig(**facts["settings"]), tuple(facts["classes"]), tensors, path, device)
 
 
@@ -47,6 +55,20 @@ def pretrained_facts(name: str = DEFAULT) -> dict[str, Any]:
     `data`, and measured `figures`.
     """
     return _read(name)[0]
+
+
+def pretrained_snapshots(name: str = DEFAULT) -> tuple[list[int], dict[int, dict[str, Tensor]]]:
+    """Return the numbers of some test images and their maps after every epoch, {epoch: {level: (K, h, w)}}.
+
+    Both are empty for weights that are stored without them.
+    """
+    facts, tensors, _ = _read(name)
+    maps: dict[int, dict[str, Tensor]] = {}
+    for key in sorted(tensors):
+        if key.startswith(f"{SNAPSHOTS}/"):
+            _, epoch, level = key.split("/")
+            maps.setdefault(int(epoch), {})[level] = tensors[key].float()
+    return facts.get(SNAPSHOTS, []), {epoch: by_level(by_name) for epoch, by_name in maps.items()}
 
 
 def read_index() -> dict[str, dict[str, Any]]:

@@ -29,24 +29,30 @@ from ..config import (
     settings,
 )
 from ..data.dataset import Dataset
-from ..data.samples import Photographs, stand_ins
-from ..errors import closest
+from ..errors import closest, counted
 from ..maps import entropy
 from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import SUPPORTED, bootstrap_interval
 from ..metrics.statistics import verdict as verdict_of
 from ..models.networks import AttentionOutput, ImageClassifier
-from ..training.run import Run, load_run, snapshot_indices
+from ..training.run import Run, load_run, newest_run, snapshot_indices
 from ..training.trainer import data_for, fit
 from . import setup
 from .setup import report as report
+
+_MOST_LINES = 5  # about runs that are passed over
+BUILT_IN = "built-in"  # the default of `run`
 
 
 @settings
 class LookConfig(SettingsBase):
     """Parameters of notebook 02."""
 
-    run: FilePath = Field(pretrained.DEFAULT, description="weights that come with ltpa, a run's folder, or 'auto'")
+    run: FilePath = Field(
+        BUILT_IN,
+        description="'built-in' for weights that come with ltpa, the name of some, a run's folder, or 'auto' for the "
+        "newest complete run",
+    )
     examples: Annotated[int, Field(ge=1, le=64)] = Field(5, description="pictures in a figure")
     chosen: Annotated[Sequence[Annotated[int, Field(ge=0)]], EachOnce] = Field(
         (0, 1, 2), description="numbers of test images to show"
@@ -56,10 +62,10 @@ class LookConfig(SettingsBase):
     seed: Seed = Field(0, description="of the random choice of images")
     data_dir: FilePath = Field(
         "auto",
-        description="where the run's data are; 'auto' is where they were in training; for weights that come with ltpa "
-        "also a folder with test/<class>/* and train/<class>/*",
+        description="where the test images are; 'auto' is where they were in training; also a folder with "
+        "test/<class>/* and train/<class>/*",
     )
-    download: bool = Field(False, description="whether missing data may be downloaded; else a few pictures stand in")
+    download: bool = Field(True, description="whether missing test images may be downloaded (CIFAR: 24 MB)")
     device: Device = Field("auto", description="auto, cpu or cuda")
     epochs: Count = Field(QUICK["epochs"], description="of the quick model that is trained where there is no run")
     train_limit: Limit | None = Field(None, description="training images of that model")
@@ -72,11 +78,13 @@ class LookConfig(SettingsBase):
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, the settings it was trained with, and snapshots: epoch -> level -> maps of some images."""
+    """A trained network and the settings it was trained with; snapshots are maps of test images after every epoch."""
 
     model: ImageClassifier
     config: TrainConfig
-    snapshots: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    name: str  # of the weights, or the run's folder
+    snapshots: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)  # epoch -> level -> (K, h, w)
+    numbers: Sequence[int] | None = None  # of the K test images; None for the choice of `snapshot_indices`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,58 +95,92 @@ class Network:
 parameters = partial(setup.parameters, kind=LookConfig)
 
 
+def find(look: LookConfig) -> tuple[Network, Dataset]:
+    """Return the network that `run` names and its data; print what they are.
+
+    By default these are the weights for CIFAR-10. Where its test images can neither be found nor downloaded, weights
+    for drawn pictures take their place, and a line says so.
+    """
+    if look.run != BUILT_IN:
+        network = find_network(look)
+        return network, find_images(network, look)
+    network = built_in(pretrained.DEFAULT, look.device)
+    try:
+        return network, find_images(network, look)
+    except OSError as error:
+        if look.data_dir != "auto":
+            raise
+        print(
+            f"Without the test images of {network.config.dataset} there is little to see of {network.name}: "
+            f"{str(error).splitlines()[0]}\nGoing on with weights for pictures that are drawn by code."
+        )
+    network = built_in(pretrained.DRAWN, look.device)
+    return network, find_images(network, look)
+
+
 def find_network(look: LookConfig) -> Network:
     """Return the network that `run` names; for "auto" that of the newest run, or of a quick one trained now."""
     if look.run in pretrained.list_pretrained():
-        facts = pretrained.pretrained_facts(look.run)
-        config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
-        print(f"weights that come with ltpa: {look.run}, {config.model}, trained on {facts['data']['description']}")
-        return Network(pretrained.load_pretrained(look.run, look.device), config)
-    run = _newest_run(look) if look.run == "auto" else _named_run(look)
-    return Network(run.model, run.config, run.snapshots())
-
-
-def _named_run(look: LookConfig) -> Run:
-    if not Path(look.run).expanduser().is_dir():
-        known = closest(look.run, ["auto", *pretrained.list_pretrained()])
+        return built_in(look.run, look.device)
+    if look.run != "auto" and not Path(look.run).expanduser().is_dir():
+        known = closest(look.run, [BUILT_IN, "auto", *pretrained.list_pretrained()])
         raise FileNotFoundError(f"run={look.run!r} is neither the folder of a run nor a known name: {known}")
-    return load_run(look.run, look.device)
+    run = _newest_run(look) if look.run == "auto" else load_run(look.run, look.device)
+    return Network(run.model, run.config, str(run.path), run.snapshots())
+
+
+def built_in(name: str, device: str = "auto") -> Network:
+    """Return weights that come with ltpa as a `Network`, and print what they are."""
+    facts = pretrained.pretrained_facts(name)
+    config = TrainConfig(**{**facts["settings"], "dataset": facts["dataset"]})
+    accuracy = facts["figures"]["accuracy"]["mean"]
+    print(
+        f"weights that come with ltpa: {name}, {config.model}, trained on {facts['data']['description']}, test "
+        f"accuracy {accuracy:.1%}"
+    )
+    numbers, snapshots = pretrained.pretrained_snapshots(name)
+    return Network(pretrained.load_pretrained(name, device), config, name, snapshots, numbers)
 
 
 def _newest_run(look: LookConfig) -> Run:
-    def written(folder: Path) -> float:
-        weights = folder / "weights.safetensors"
-        return weights.stat().st_mtime if weights.is_file() else 0.0
-
-    for folder in sorted((path.parent for path in Path("runs").glob("*/config.json")), key=written, reverse=True):
-        try:
-            run = load_run(folder, look.device)
-        except (ValueError, FileNotFoundError) as error:
-            print(f"left out: {error}")
-            continue
-        print(f"the newest run, {folder}: {len(run.history)} epochs of {run.config.model} on {run.config.dataset}")
-        return run
-    print("there is no run under runs/ yet: training the quick model first, on pictures drawn by code")
-    limits = {"epochs": look.epochs, "train_limit": look.train_limit, "test_limit": look.test_limit}
-    return fit(TrainConfig(**{**QUICK, **limits, "snapshots": 8, "device": look.device}))
+    run, passed_over = newest_run(device=look.device)
+    if passed_over:
+        print("\n  ".join(["passed over:", *passed_over[:_MOST_LINES]]))
+    if len(passed_over) > _MOST_LINES:
+        print(f"  and {len(passed_over) - _MOST_LINES} more")
+    if run is None:
+        print("no complete run with maps is under runs/ yet: training the quick model, on pictures drawn by code")
+        limits = {"epochs": look.epochs, "train_limit": look.train_limit, "test_limit": look.test_limit}
+        return fit(TrainConfig(**{**QUICK, **limits, "snapshots": 8, "device": look.device}))
+    print(
+        f"the newest complete run with maps, {run.path}: {run.config.model} on {run.config.dataset}, "
+        f"{counted(len(run.history), 'epoch')}, test accuracy {run.history[-1]['test_accuracy']:.1%}"
+    )
+    return run
 
 
 def find_images(network: Network, look: LookConfig) -> Dataset:
-    """Return the network's data; where they would have to be downloaded and may not, `stand_ins`."""
-    config = network.config
-    if look.data_dir != "auto":
-        is_folder = Path(look.data_dir, "test").expanduser().is_dir()
+    """Return the network's test images, from `data_dir` alone if that is named, and downloaded only otherwise."""
+    config, named = network.config, look.data_dir != "auto"
+    if named:
+        folder = Path(look.data_dir).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"data_dir={look.data_dir!r} is not a folder")
+        is_folder = config.dataset == "folder" or (folder / "test").is_dir()
+        if config.dataset == "shapes" and not is_folder:
+            raise ValueError(
+                f"data_dir={look.data_dir!r} has no folder test/<class>; leave it at 'auto' for pictures drawn by code"
+            )
         config = replace(config, data_dir=look.data_dir, dataset="folder" if is_folder else config.dataset)
     try:
-        data = data_for(config, look.download, test_only=True)
-    except FileNotFoundError:
-        if config.dataset in ("folder", "shapes"):
+        data = data_for(config, look.download and not named, test_only=True)
+    except FileNotFoundError as error:
+        if not named or config.dataset == "folder":
             raise
-        print(
-            f"{config.dataset} is not in {config.data_dir}/, and may not be downloaded: pictures that scikit-image and "
-            "scikit-learn ship stand in. download = True gets its test images."
-        )
-        return stand_ins(network.classes, config.image_size)
+        raise FileNotFoundError(
+            f"data_dir={look.data_dir!r} holds neither {config.dataset} nor folders test/<class>; data_dir='auto' with "
+            "download=True gets the test images"
+        ) from error
     setup.check_classes(data, network.classes)
     return data
 
@@ -146,19 +188,10 @@ def find_images(network: Network, look: LookConfig) -> Dataset:
 def describe(network: Network, data: Dataset, logits: Tensor) -> tuple[list[str], Tensor]:
     """Print how many test images are right; return a title for each, and the numbers (K,) of the wrong ones."""
     labels = data.test.labels.to(logits.device)
-    titles = viz.captions(logits, network.classes, labels)
-    known = labels >= 0
-    wrong = ((logits.argmax(1) != labels) & known).nonzero().flatten().cpu()
-    count, name = int(known.sum()), network.config.model
-    if isinstance(data, Photographs):
-        titles = [f"{picture} | {title}" for picture, title in zip(data.names, titles, strict=True)]
-        print(
-            f"{name} on {len(titles)} photographs: {count - len(wrong)} of the {count} that show one of its classes "
-            f"are right; the other {len(titles) - count} show none, and it cannot say so"
-        )
-    else:
-        print(f"{name} on {data.name}: {1 - len(wrong) / count:.1%} of {count} test images are right")
-    return titles, wrong
+    wrong = (logits.argmax(1) != labels).nonzero().flatten().cpu()
+    count = len(labels)
+    print(f"{network.config.model} on {data.name}: {1 - len(wrong) / count:.1%} of {count} test images are right")
+    return viz.captions(logits, network.classes, labels), wrong
 
 
 def show_maps(
@@ -193,33 +226,31 @@ def entropy_table(maps: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def snapshot_figures(network: Network, data: Dataset, look: LookConfig) -> dict[str, Figure]:
-    """Return a figure for each level: maps of the same images after every epoch. Print why, where there is none."""
-    if isinstance(data, Photographs) or not network.snapshots:
-        lack = "there are no test images here" if isinstance(data, Photographs) else "this run kept no snapshots"
-        print(f"{lack}: train with snapshots=8 to see how the maps change")
-        return {}
-    kept = snapshot_indices(data, network.config.snapshots)[: look.examples]
-    images = data.test[kept].images
+    """Return a figure for each level: maps of the same images after every epoch.
+
+    Of a network without snapshots, those of weights that come with ltpa are shown, and a line says so.
+    """
+    if not network.snapshots or data.name != network.config.dataset:
+        lack = (
+            "none of these images" if network.snapshots else "no maps of earlier epochs; snapshots=8 in 01 keeps them"
+        )
+        print(f"{network.name} has {lack}. As an example:")
+        network = built_in(pretrained.DRAWN, look.device)
+        data = data_for(network.config, False, test_only=True)
+    levels = next(iter(network.snapshots.values()))
+    numbers = network.numbers
+    if numbers is None:
+        numbers = snapshot_indices(data, len(next(iter(levels.values())))).tolist()
+    images = data.test[torch.tensor(numbers[: look.examples])].images
     figures = {}
-    for level in next(iter(network.snapshots.values())):
+    for level in levels:
         maps = {epoch: {level: all_maps[level][: look.examples]} for epoch, all_maps in network.snapshots.items()}
         figures[level] = viz.snapshot_figure(images, maps, level)
     return figures
 
 
-def caution(data: Dataset, text: str) -> None:
-    """Print what a section cannot show, where photographs stand in for test images."""
-    if isinstance(data, Photographs):
-        print(f"No test images here: {text}")
-
-
 def verdict(data: Dataset, maps: Mapping[str, Tensor], wrong: Tensor) -> str:
-    """Return what the maps of all test images showed (`wrong` are misclassified), or why a few photographs cannot."""
-    if isinstance(data, Photographs):
-        return (
-            "Not decidable: a handful of pictures, chosen by us, shows what maps look like, no more. download = True "
-            "takes the test images; what was measured on them is in the model card in ltpa/weights."
-        )
+    """Return what the maps of all test images showed; `wrong` are the numbers of those that are misclassified."""
     right = torch.ones(len(data.test), dtype=torch.bool)
     right[wrong] = False
     return describe_maps(maps, right, data.test.masks)

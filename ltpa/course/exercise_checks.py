@@ -5,6 +5,7 @@ right answer passes, however it is written. It knows no solution: a solution has
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,32 @@ _LARGEST_IS_1 = (
     "The strongest position always gets 1 from you, so an almost uniform map looks as lively as a collapsed one. "
     "Divide by the even share 1/n, not by the largest weight."
 )
+
+
+_SHAPES = {  # torch's and numpy's messages, and what they mean
+    r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)": (
+        "combines tensors whose shapes do not fit: {} numbers in a row against {}"
+    ),
+    r"inconsistent tensor size, expected tensor \[(\d+)\] and src \[(\d+)\]": (
+        "combines vectors of different lengths: {} and {}"
+    ),
+    r"could not be broadcast together with shapes (\(.*?\)) (\(.*?\))": (
+        "combines arrays whose shapes do not fit: {} and {}"
+    ),
+    r"shapes cannot be multiplied \((\d+x\d+) and (\d+x\d+)\)": (
+        "multiplies matrices of the shapes ({}) and ({}): the second number of one has to be the first of the other"
+    ),
+    r"size mismatch, got input \(\d+\), mat \((\d+x\d+)\), vec \((\d+)\)": (
+        "multiplies a matrix of the shape ({}) by a vector of {} numbers: it takes as many as the matrix has columns"
+    ),
+    r"shape '\[(.*)\]' is invalid for input of size (\d+)": (
+        "asks for the shape ({}) where there are {} numbers; it has to work for any size"
+    ),
+    r"Dimension out of range .*\[(-?\d+), (-?\d+)\], but got (-?\d+)": (
+        "names a dimension that the tensor does not have: its dimensions are {} to {}, not {}"
+    ),
+    r"elements cannot be converted to Scalar|only one element tensors": "takes a tensor of many numbers for one number",
+}
 
 
 class Wrong(Exception):
@@ -32,7 +59,7 @@ def check_shift(answer: Any) -> None:
         if part is None:
             raise Blank(f": {name} is None.")
     factor, reason = answer
-    value = numbers(factor, "factor")
+    value = numbers(factor, "factor", "a number")
     first = value.flatten()[0].item()
     if _differs(value, torch.ones_like(value), 1e-3):
         if abs(first - math.exp(5)) < 1:
@@ -229,18 +256,20 @@ def check_gates(answer: Any) -> None:
             raise Wrong(f"The gates are right, the descriptor is not: {why}")
 
 
-def numbers(value: Any, what: str = "What you return") -> Tensor:
+def numbers(value: Any, what: str = "What you return", wanted: str = "numbers") -> Tensor:
     """Return an answer of any kind (tensor, array, nested list, number) as a float64 tensor, detached.
 
     `Wrong` is raised where it holds no numbers, or some that are not finite; the message calls the answer `what`.
     """
     try:
         if isinstance(value, list | tuple):
-            return torch.stack([numbers(one, what) for one in value])
+            return torch.stack([numbers(one, what, wanted) for one in value])
         tensor = torch.as_tensor(value).detach().cpu()
         tensor = tensor if tensor.is_complex() else tensor.double()
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"{what} should be numbers, not {_kind(value)}.") from None
+        quoted = isinstance(value, str) and any(character.isdigit() for character in value)
+        advice = " Leave out the quotes." if quoted else ""
+        raise Wrong(f"{what} should be {wanted}, not {_kind(value)}.{advice}") from None
     if not tensor.numel() or tensor.is_complex():
         raise Wrong(f"{what} is {'complex' if tensor.numel() else 'empty'}.")
     if not tensor.isfinite().all():
@@ -263,11 +292,19 @@ def _call(function: Any, variable: str, *inputs: Any) -> Any:
     try:
         given = function(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
     except Exception as error:
-        text = (str(error).splitlines() or [""])[0]
-        raise Wrong(f"Your code raised {type(error).__name__}: {text}{_line(error, function)}") from None
+        raise Wrong(f"Your code {_in_words(error)}{_line(error, function)}") from None
     if given is None:
         raise Blank(f": {variable} returns nothing. (If you have written something: is `return` missing?)")
     return given
+
+
+def _in_words(error: Exception) -> str:
+    """Return what went wrong in the student's code; torch's messages about shapes become sentences."""
+    text = (str(error).splitlines() or [""])[0]
+    for pattern, sentence in _SHAPES.items():
+        if match := re.search(pattern, text):
+            return sentence.format(*(part.replace("x", ", ") for part in match.groups()))
+    return f"raised {type(error).__name__}: {text}"
 
 
 def _line(error: Exception, function: Any) -> str:
@@ -303,7 +340,11 @@ def _map(value: Any, shape: tuple[int, int], what: str = "What you return") -> T
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return f"the {type(value).__name__} {' '.join(repr(value).split())[:40]}"
+    if value is None:
+        return "None"
+    kinds = {"str": "the text", "int": "the number", "float": "the number", "dict": "the dictionary"}
+    kind = type(value).__name__
+    return f"{kinds.get(kind, f'the {kind}')} {' '.join(repr(value).split())[:40]}"
 
 
 def _softmax(scores: Tensor) -> Tensor:

@@ -5,11 +5,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import Field
 
-from ..config import QUICK, BatchSize, Count, Device, LearningRate, Limit, SettingsBase, TrainConfig, Width, settings
+from ..config import (
+    QUICK,
+    BatchSize,
+    Count,
+    Device,
+    FilePath,
+    LearningRate,
+    Limit,
+    SettingsBase,
+    TrainConfig,
+    Width,
+    settings,
+)
 from ..data.dataset import Dataset
 from ..errors import closest
 from ..training.report import report as report
@@ -18,6 +30,7 @@ from ..training.trainer import data_for
 from .drive import runs_on_drive
 
 Config = TypeVar("Config", bound=SettingsBase)
+_INJECTED = "# Parameters"  # how papermill's cell begins
 
 
 @settings
@@ -42,49 +55,92 @@ class QuickRuns(SettingsBase):
         return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
 
 
+@settings
+class _Shared(SettingsBase):
+    """What every notebook may have among its parameters."""
+
+    runs_on_drive: bool = False
+
+
+_started: dict[Path, Path] = {}  # the project's folder -> the folder that the notebook started in
+
+
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     """Return the parameters in a notebook's `globals()` as settings, and move to the project's folder.
 
     papermill passes a misspelled parameter without a word. So the names that the cell of the parameters and papermill's
     injected cell assign are compared with the known ones; what other cells assign is not looked at.
+    A relative path is looked for beside the notebook first, then in the project's folder.
     Every notebook may also have `runs_on_drive`: True puts `runs/` on Google Drive.
     """
-    os.chdir(project_folder())
-    known = [*kind.defaults(), "runs_on_drive"]
+    beside = _enter_project()
+    known = [*kind.defaults(), *_Shared.defaults()]
     assigned = dict.fromkeys(_assigned_parameters(namespace.get("In", []), known))
     problems = [f"unknown parameter {name!r}: {closest(name, known)}" for name in assigned if name not in known]
     values = {name: namespace[name] for name in known if name in namespace}
-    on_drive = values.pop("runs_on_drive", False)
-    if not isinstance(on_drive, bool):
-        problems.append(f"runs_on_drive must be True or False, not {on_drive!r}")
+    shared = {name: values.pop(name) for name in _Shared.defaults() if name in values}
+    on_drive, config = _Shared(), None
     try:
-        config = kind.from_text(values)
+        on_drive = _Shared.from_text(shared)
     except ValueError as error:
         problems.append(str(error))
-    if problems:
+    try:
+        config = kind.from_text({name: _beside(beside, name, value, kind) for name, value in values.items()})
+    except ValueError as error:
+        problems.append(str(error))
+    if problems or config is None:
         raise ValueError("\n".join(problems))
-    if on_drive:
+    if on_drive.runs_on_drive:
         print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
     return config
+
+
+def injected_parameters(namespace: Mapping[str, Any]) -> set[str]:
+    """Return the parameters that papermill was given: the user named these, even where they equal the defaults."""
+    cells = [source for source in namespace.get("In", []) if source.startswith(_INJECTED)]
+    return set(_assigned_names(cells[-1])) if cells else set()
+
+
+def _enter_project() -> Path:
+    """Move to the project's folder; return the folder that the notebook started in."""
+    here, project = Path.cwd(), project_folder().resolve()
+    if here.resolve() != project:
+        _started[project] = here
+        os.chdir(project)
+        print(f"working folder: {project}")
+    return _started.get(project, project)
+
+
+def _beside(folder: Path, name: str, value: Any, kind: type[Config]) -> Any:
+    """Return a path that the user named as one in the notebook's folder, if there is something of that name."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    is_path = FilePath in (hint, *get_args(hint))
+    if not is_path or not isinstance(value, str) or value == kind.defaults()[name] or folder == Path.cwd():
+        return value
+    return str(folder / value) if value.strip() and (folder / value).exists() else value
 
 
 def _assigned_parameters(executed: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the names assigned in the last executed cell of parameters and in injected cells after it."""
     assigned: list[str] = []
     for source in reversed(executed):
-        try:
-            nodes = ast.parse(source).body
-        except SyntaxError:
-            continue
-        targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-        targets += [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        names = _assigned_names(source)
         is_parameters = 2 * len(set(names) & set(known)) > len(known)  # it assigns most of the known names
-        if is_parameters or source.startswith("# Parameters"):  # papermill's comment
+        if is_parameters or source.startswith(_INJECTED):
             assigned += names
         if is_parameters:
             break
     return assigned
+
+
+def _assigned_names(source: str) -> list[str]:
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def project_folder() -> Path:

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ..config import QUICK, TrainConfig
-from ..data.dataset import Split
+from ..data.dataset import Dataset
+from ..data.split import Split, stratified
+from ..errors import counted
 from ..inference import choose_device, evaluate_images
 from ..metrics.statistics import bootstrap_interval
 from ..metrics.statistics import verdict as verdict_of
@@ -18,6 +20,7 @@ from .setup import report as report
 
 # If none of these is changed, a run has the size of the defaults, which are made for a GPU.
 _SIZE = ("width", "dataset", "image_size", "train_limit", "test_limit", "epochs")
+_TRAINING_IMAGES = 2000  # that the final network is tested on
 _ONE_RUN = "All of this is one run with one seed; 03 trains several and asks whether attention is what helps."
 _DEFECTS = {
     COLLAPSED_MAPS: "are collapsed: almost all weight lies at one position of every image",
@@ -28,11 +31,12 @@ _DEFECTS = {
 def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
     """Return the notebook's parameters, checked, from its `globals()`.
 
-    Without a GPU, and where no parameter that makes a run long was changed, the quick parameters take the place of the
-    unchanged ones, and a line says so: the default run would take hours.
+    Without a GPU, and where no parameter that makes a run long was changed or given to papermill, the quick parameters
+    take the place of the defaults, and a line says so: the default run would take hours.
     """
     config = setup.parameters(namespace, TrainConfig)
     changed = {name for name, value in TrainConfig.defaults().items() if getattr(config, name) != value}
+    changed |= setup.injected_parameters(namespace)
     if choose_device(config.device).type != "cpu" or changed & set(_SIZE):
         return config
     quick = {name: value for name, value in QUICK.items() if name not in changed}
@@ -42,6 +46,16 @@ def parameters(namespace: Mapping[str, Any]) -> TrainConfig:
         + ", ".join(f"{name}={value}" for name, value in quick.items())
     )
     return replace(config, **quick)
+
+
+def result(run: Run, data: Dataset) -> None:
+    """Print the test accuracy, and that on training images: during the last epoch, and of the final network."""
+    last = run.history[-1]
+    some = data.train[stratified(data.train.labels, min(_TRAINING_IMAGES, len(data.train)), seed=0)]
+    correct = evaluate_images(run.model, some, run.config.precision).correct
+    print(f"test accuracy after {counted(len(run.history), 'epoch')}: {last['test_accuracy']:.1%}")
+    print(f"training accuracy, counted during the last epoch: {last['train_accuracy']:.1%}")
+    print(f"of {len(some)} training images as they are, the final network gets {correct.double().mean():.1%} right")
 
 
 def verdict(run: Run, test: Split) -> str:

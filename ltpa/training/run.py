@@ -19,6 +19,7 @@ from .._version import __version__
 from ..config import TrainConfig
 from ..data.dataset import Dataset
 from ..data.split import stratified
+from ..errors import counted
 from ..inference import attend, choose_device
 from ..models.classifier import ImageClassifier
 from ..progress import logger
@@ -50,9 +51,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        config, planned = self.config, self.config.planned_epochs
-        epochs = f"{len(self.history)} of {planned} epochs" if planned else f"{len(self.history)} epochs"
-        lines = [f"{config.model} (width {config.width:g}, {config.normalizer}) on {config.dataset}: {epochs}"]
+        config = self.config
+        lines = [f"{config.model} (width {config.width:g}, {config.normalizer}) on {config.dataset}: {self.progress}"]
         if self.history:
             last, seconds = self.history[-1], sum(row.get("seconds", 0.0) for row in self.history)
             accuracy, loss = last["test_accuracy"], last["train_loss"]
@@ -71,14 +71,16 @@ class Run:
             return bool(self.history) and self.history[-1]["schedule"] >= 1
         return len(self.history) >= self.config.planned_epochs
 
+    @property
+    def progress(self) -> str:
+        """How many epochs are trained, in words: "3 of 10 epochs"."""
+        planned = self.config.planned_epochs
+        return f"{len(self.history)} of {counted(planned, 'epoch')}" if planned else counted(len(self.history), "epoch")
+
     def snapshots(self) -> dict[int, dict[str, Tensor]]:
         """Return the maps of the same few test images by epoch: {epoch: {level: (K, h, w)}}, 0 = before training."""
         maps_by_epoch = {int(file.stem.split("-")[1]): load_tensors(file)[0] for file in snapshot_files(self.path)}
-        # In the network's order, in which the levels' numbers ascend; files keep none.
-        return {
-            epoch: {k: maps[k] for k in sorted(maps, key=lambda k: (len(k), k))}
-            for epoch, maps in maps_by_epoch.items()
-        }
+        return {epoch: by_level(maps) for epoch, maps in maps_by_epoch.items()}
 
 
 def load_run(path: str | Path, device: str = "auto") -> Run:
@@ -108,6 +110,27 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
     return Run(config, classes, model, path, history)
 
 
+def newest_run(folder: str | Path = "runs", device: str = "auto") -> tuple[Run | None, list[str]]:
+    """Return the newest complete run with attention maps, or None; and why each newer run was passed over."""
+
+    def written(path: Path) -> float:
+        weights = path / "weights.safetensors"
+        return weights.stat().st_mtime if weights.is_file() else (path / "config.json").stat().st_mtime
+
+    passed_over = []
+    for path in sorted((file.parent for file in Path(folder).glob("*/config.json")), key=written, reverse=True):
+        try:
+            run = load_run(path, device)
+        except (ValueError, OSError) as error:
+            passed_over.append(str(error))
+            continue
+        if run.complete and any(column.startswith("entropy_") for column in run.history[-1]):
+            return run, passed_over
+        lack = f"{run.config.model} has no attention maps" if run.complete else f"unfinished, {run.progress}"
+        passed_over.append(f"{path}: {lack}")
+    return None, passed_over
+
+
 def model_of(
     config: TrainConfig, classes: tuple[str, ...], weights: dict[str, Tensor], source: Path, device: str
 ) -> ImageClassifier:
@@ -132,6 +155,11 @@ def _placed(model: ImageClassifier, classes: tuple[str, ...], device: torch.devi
 def snapshot_indices(data: Dataset, count: int) -> Tensor:
     """Return the indices of the test images whose maps a run keeps: spread over the classes, fixed for a data set."""
     return stratified(data.test.labels, min(count, len(data.test)), seed=0)
+
+
+def by_level(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return maps in the network's order, in which the levels' numbers ascend; files keep none."""
+    return {level: maps[level] for level in sorted(maps, key=lambda level: (len(level), level))}
 
 
 def snapshot_files(path: Path) -> list[Path]:
@@ -185,9 +213,7 @@ def restore(run: Run, state: State) -> None:
     """Fill run and state from the newest checkpoint, or a complete run from its weights."""
     weights, checkpoints = run.path / "weights.safetensors", run.path / "checkpoints"
     if state.restore(checkpoints):
-        planned = run.config.planned_epochs
-        epochs = f"{len(run.history)} epochs" if planned is None else f"{len(run.history)} of {planned} epochs"
-        logger.info(f"going on with {run.path} after {epochs} (step {state.step})")
+        logger.info(f"going on with {run.path} after {run.progress} (step {state.step})")
         if run.complete:
             save_epoch(run)  # it may have ended when this could not be written
     elif weights.is_file() and (run.path / "history.csv").is_file():

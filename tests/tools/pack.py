@@ -26,7 +26,7 @@ from ltpa.inference import attend, choose_precision, evaluate_images
 from ltpa.metrics.statistics import Interval, bootstrap_interval
 from ltpa.models.classifier import ImageClassifier
 from ltpa.training.checkpoint import load_tensors, save_tensors, write
-from ltpa.training.run import Run, fingerprint, load_run, model_of
+from ltpa.training.run import Run, fingerprint, load_run, model_of, snapshot_indices
 from ltpa.training.trainer import data_for
 from tests.tools.marks import check_marks, write_between
 
@@ -46,6 +46,7 @@ def pack(
     images: int = 100,
     seed: int = 0,
     precision: str = "auto",
+    snapshots: int | None = None,
     folder: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -60,6 +61,7 @@ def pack(
         images: the number of test images, balanced over the classes, for deletion and insertion.
         seed: of the choice of these images and of controls.
         precision: of the measurements, see `ltpa.attend`.
+        snapshots: the number of test images whose maps by epoch are stored, too; None is all that the run kept.
         folder: where to write; None is the package.
         say: prints a line of progress.
     """
@@ -79,6 +81,7 @@ def pack(
         raise ValueError(f"these are not the images that {run.path} was trained on: {now} here, {trained_on} there")
     packed = rounded(run.model)
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in packed.items()}
+    numbers, maps = packed_snapshots(run, data, snapshots)
     model = model_of(run.config, run.classes, tensors, path, run.model.mean.device.type)
     facts = {
         "name": name,
@@ -89,16 +92,33 @@ def pack(
         "data": {"description": description or run.config.dataset, **now},
         "figures": measured(run.model, model, data, images, seed, precision, say),
         "parameters": sum(value.numel() for value in run.model.parameters()),
+        pretrained.SNAPSHOTS: numbers,
         "ltpa": __version__,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, packed, facts)
+    save_tensors(path, packed | maps, facts)
     content, index_path = path.read_bytes(), folder / "index.json"
     index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else {}
     index[name] = {"sha256": pretrained.digest(content), "bytes": len(content)}
     write(index_path, (json.dumps(dict(sorted(index.items())), indent=2) + "\n").encode())
     write(folder / f"{name}.md", card(load_tensors(path)[1]).encode())
     return path
+
+
+def packed_snapshots(run: Run, data: Dataset, limit: int | None) -> tuple[list[int], dict[str, Tensor]]:
+    """Return the numbers of the test images whose maps are stored, and the maps (float16) by their name in the file."""
+    maps_by_epoch = run.snapshots()
+    kept = len(next(iter(maps_by_epoch[0].values()))) if 0 in maps_by_epoch else 0
+    if limit is not None and limit > kept:
+        raise ValueError(f"snapshots={limit}: {run.path} has the maps of {kept} images from the first epoch on")
+    count = kept if limit is None else limit
+    maps = {
+        f"{pretrained.SNAPSHOTS}/{epoch:04d}/{level}": level_maps[:count].half().contiguous()
+        for epoch, by_level in maps_by_epoch.items()
+        for level, level_maps in by_level.items()
+        if count
+    }
+    return snapshot_indices(data, kept)[:count].tolist() if count else [], maps
 
 
 def rounded(model: ImageClassifier) -> dict[str, Tensor]:
@@ -243,6 +263,7 @@ def card(facts: Mapping[str, Any]) -> str:
         f"{_p(exact['same_answers'], 2)} of the answers are the same. All figures: {figures['precision']} "
         "convolutions.",
         *_maps(figures),
+        *_stored_snapshots(facts),
         "## Limits",
         "\n".join(f"- {limit}" for limit in limits(facts)),
         "## License",
@@ -281,6 +302,14 @@ def _maps(figures: Mapping[str, Any]) -> list[str]:
     rows = [(m, f"{r['pointing']:.2f}", f"{r['average_precision']:.2f}") for m, r in figures["localization"].items()]
     parts.append(f"Localization against the exact masks of the same {faith['images']} images:")
     return [*parts, _table(("map", "pointing", "average precision"), rows)]
+
+
+def _stored_snapshots(facts: Mapping[str, Any]) -> list[str]:
+    numbers = facts.get(pretrained.SNAPSHOTS)
+    if not numbers:
+        return []
+    listed = ", ".join(map(str, numbers))
+    return [f"The file also has the maps of the test images {listed} before training and after every epoch (float16)."]
 
 
 def limits(facts: Mapping[str, Any]) -> list[str]:
@@ -361,6 +390,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=100, help="for deletion and insertion (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
     parser.add_argument("--precision", default="auto", help="of the measurements (default: auto)")
+    parser.add_argument(
+        "--snapshots", type=int, help="test images whose maps of every epoch are stored too (default: all of the run)"
+    )
     parser.add_argument("--device", default="auto", help="(default: auto)")
     parser.add_argument("--folder", type=Path, help="where to write (default: the package)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks in this file")
@@ -382,6 +414,7 @@ def main(arguments: argparse.Namespace) -> None:
         images=arguments.images,
         seed=arguments.seed,
         precision=arguments.precision,
+        snapshots=arguments.snapshots,
         folder=arguments.folder,
         say=lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr),
     )
