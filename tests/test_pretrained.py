@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A complete run, small, on data with masks."""
-    settings = {"dataset": "shapes", "width": 0.0625, "train_limit": 400, "test_limit": 60, "epochs": 1}
+    settings = {"dataset": "shapes", "width": 0.0625, "train_limit": 400, "test_limit": 60, "epochs": 1, "snapshots": 3}
     path = tmp_path_factory.mktemp("runs") / "run"
     return ltpa.fit(ltpa.TrainConfig(**settings, batch_size=50, device="cpu", run_dir=path), progress=False)
 
@@ -159,6 +159,7 @@ def test_packed_weights_are_those_of_the_run_but_for_rounding(trained, packed, m
     monkeypatch.setattr(pretrained, "FOLDER", folder)
     model = ltpa.load_pretrained("tiny-shapes", "cpu")
     state = trained.model.state_dict()
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(pretrained.SNAPSHOTS)}
     assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in state.items()}
     kernels = {key for key, value in tensors.items() if value.dtype == torch.float16}
     assert "trunk.conv1.0.weight" in kernels
@@ -172,6 +173,24 @@ def test_packed_weights_are_those_of_the_run_but_for_rounding(trained, packed, m
     assert facts["settings"] == trained.config.identity()
     assert facts["history"] == trained.history
     assert model.classes == trained.classes == trained.model.classes
+
+
+def test_maps_of_every_epoch_are_packed_with_their_images(trained, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", packed[0])
+    numbers, maps_by_epoch = pretrained.pretrained_snapshots("tiny-shapes")
+    assert numbers == ltpa.snapshot_indices(ltpa.data_for(trained.config), 3).tolist()
+    for epoch, maps in trained.snapshots().items():
+        assert list(maps_by_epoch[epoch]) == list(maps) == ["conv7", "conv10", "conv13"]
+        for level, values in maps.items():
+            assert torch.allclose(maps_by_epoch[epoch][level], values, rtol=1e-3, atol=1e-7)
+    assert list(maps_by_epoch) == [0, 1]
+    test = ltpa.data_for(trained.config).test[torch.tensor(numbers)]
+    last = ltpa.attend(trained.model, test.images).maps["conv13"]
+    assert torch.allclose(maps_by_epoch[1]["conv13"], last, rtol=0.1, atol=1e-3)
+    assert f"maps of the test images {numbers[0]}, " in (packed[0] / "tiny-shapes.md").read_text()
+    assert [len(part) for part in pack.packed_snapshots(trained, ltpa.data_for(trained.config), 2)] == [2, 6]
+    with pytest.raises(ValueError, match=r"snapshots=4: .* has the maps of 3 images"):
+        pack.pack(trained, "tiny", snapshots=4, folder=tmp_path / "w", say=lambda text: None)
 
 
 def test_values_that_float16_cannot_hold_stay_float32():

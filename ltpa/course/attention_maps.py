@@ -1,5 +1,6 @@
 """Notebook 02: look at the attention maps of a trained network, on test images and on photos."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -110,10 +111,8 @@ def find(look: LookConfig) -> tuple[Network, Dataset]:
     except OSError as error:
         if look.data_dir != "auto":
             raise
-        print(
-            f"Without the test images of {network.config.dataset} there is little to see of {network.name}: "
-            f"{str(error).splitlines()[0]}\nGoing on with weights for pictures that are drawn by code."
-        )
+        reason = re.split("[.;] ", str(error))[0]
+        print(f"{reason}: going on without {network.config.dataset}, with weights for pictures that are drawn by code")
     network = built_in(pretrained.DRAWN, look.device)
     return network, find_images(network, look)
 

@@ -1,42 +1,109 @@
-"""What notebook 02 looks at: shipped weights, a run, photographs in place of test images, your own folder."""
+"""What notebook 02 looks at: weights that come with ltpa, a run, a folder of your own; what is named is not replaced."""
+
+import dataclasses
 
 import pytest
 import torch
 from PIL import Image
 
 import ltpa
+from ltpa import pretrained
 from ltpa.course import attention_maps
 from ltpa.course.attention_maps import LookConfig
-from ltpa.data.samples import Photographs
+from ltpa.data.download import DownloadError
+from tests.training.harness import write_run
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder without data, on a machine without a network."""
+
+    def refuse(*_, **__):
+        raise DownloadError("cifar10-test.parquet could not be downloaded. Tried: ...")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ltpa.data.cifar.fetch", refuse)
+    monkeypatch.setattr("ltpa.data.cifar._fetch_from_hub", refuse)
+    return tmp_path
 
 
 @pytest.fixture
-def network(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return attention_maps.find_network(LookConfig(device="cpu"))
+def network():
+    return attention_maps.built_in("cifar10-small", "cpu")
+
+
+def part(data, count):
+    return dataclasses.replace(data, test=data.test[:count])
 
 
 def test_unknown_runs_are_answered_with_the_closest_name():
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'cifar10-small'\? known: auto, cifar10-small"):
-        attention_maps.find_network(LookConfig(run="cifar10-smal"))
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'cifar10-small'\? known: built-in, auto, cifar10-small"):
+        attention_maps.find(LookConfig(run="cifar10-smal"))
 
 
-def test_photographs_stand_in_for_test_images(network, capsys, monkeypatch):
-    config = LookConfig(device="cpu")
-    data = attention_maps.find_images(network, config)
-    assert isinstance(data, Photographs)
-    assert "download = True" in capsys.readouterr().out
-    output = ltpa.attend(network.model, data.test.images)
-    titles, wrong = attention_maps.describe(network, data, output.logits)
-    assert titles[3].startswith("a rocket | ")
-    assert titles[3].endswith("truth: none of these")
-    assert all(data.test.labels[wrong] >= 0)
-    assert "of the 3 that show one of its classes are right; the other 6 show none" in capsys.readouterr().out
-    assert attention_maps.snapshot_figures(network, data, config) == {}
-    assert attention_maps.verdict(data, {}, wrong).startswith("Not decidable")
-    monkeypatch.setitem(__import__("sys").modules, "skimage", None)
-    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
-        attention_maps.find_images(network, config)
+def test_by_default_drawn_pictures_are_shown_where_there_is_no_network(capsys):
+    """Every section of the notebook then shows something."""
+    config = LookConfig(device="cpu", examples=3)
+    network, data = attention_maps.find(config)
+    printed = capsys.readouterr().out
+    assert "could not be downloaded: going on without cifar10, with weights for pictures that are drawn" in printed
+    assert network.name == pretrained.DRAWN
+    assert data.test.masks is not None
+    output = ltpa.attend(network.model, data.test[:100])
+    titles, wrong = attention_maps.describe(network, part(data, 100), output.logits)
+    assert len(titles) == 100
+    figures = attention_maps.snapshot_figures(network, data, config)
+    assert list(figures) == list(output.maps)
+    assert len(figures["conv7"].axes) >= 2 * 3
+    verdict = attention_maps.verdict(part(data, 100), output.maps, wrong)
+    assert all(f"{level}: right" in verdict or f"{level}: wrong" in verdict for level in output.maps)
+    assert "on the object" in verdict
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"run": "cifar10-small"}, "could not be downloaded"),
+        ({"run": "cifar10-small", "download": False}, "cifar10 is not in data or not complete"),
+        ({"data_dir": "no/such/folder"}, "data_dir='no/such/folder' is not a folder"),
+        ({"run": pretrained.DRAWN, "data_dir": "no/such/folder"}, "data_dir='no/such/folder' is not a folder"),
+        ({"data_dir": "."}, "data_dir='.' holds neither cifar10 nor folders test/<class>"),
+        ({"run": pretrained.DRAWN, "data_dir": "."}, "data_dir='.' has no folder test/<class>"),
+    ],
+    ids=str,
+)
+def test_what_was_named_is_not_replaced(named, message, folder):
+    with pytest.raises((OSError, ValueError), match=message):
+        attention_maps.find(LookConfig(device="cpu", **named))
+    assert [path.name for path in folder.iterdir() if path.name != "data"] == []
+
+
+def test_auto_names_the_newest_complete_run_with_maps(capsys):
+    for number, options in enumerate(
+        ({}, {"epochs": 3}, {"model": "vgg-late"}, {"seed": 1}, {"epochs": 2}, {"model": "vgg"})
+    ):
+        path = write_run(f"runs/{number}", **options)
+        if number == 3:
+            (path / "history.csv").unlink()
+    network = attention_maps.find_network(LookConfig(run="auto", device="cpu"))
+    assert network.name == "runs/0"
+    assert capsys.readouterr().out.splitlines() == [
+        "passed over:",
+        "  runs/5: vgg has no attention maps",
+        "  runs/4: unfinished, 1 of 2 epochs",
+        "  the run folder runs/3 is incomplete: history.csv missing (it is written after the first epoch); call fit "
+        "again with its settings, or delete it",
+        "  runs/2: vgg-late has no attention maps",
+        "  runs/1: unfinished, 1 of 3 epochs",
+        "the newest complete run with maps, runs/0: vgg-att3-concat-pc on shapes, 1 epoch, test accuracy 12.5%",
+    ]
+
+
+def test_a_network_without_snapshots_shows_those_of_the_drawn_pictures(network, folder, capsys):
+    data = attention_maps.find_images(attention_maps.built_in(pretrained.DRAWN, "cpu"), LookConfig())
+    figures = attention_maps.snapshot_figures(network, data, LookConfig(examples=2, device="cpu"))
+    assert "cifar10-small has no maps of earlier epochs" in capsys.readouterr().out
+    assert len(figures) == 3
 
 
 def test_a_folder_of_its_classes_takes_the_place_of_cifar(network, tmp_path, capsys):

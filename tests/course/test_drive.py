@@ -103,9 +103,12 @@ def test_outside_colab_it_is_a_clear_error(tmp_path, monkeypatch):
 def test_wrong_values_are_told_with_the_others_before_colab_is_asked(colab):
     with pytest.raises(ValueError, match=r"(?s)unknown parameter 'run_on_drive': did you mean 'runs_on_drive'"):
         notebook.parameters(parameters_cell(**ALL, run_on_drive=True), TrainConfig)
-    with pytest.raises(ValueError, match=r"(?s)runs_on_drive must be True or False, not 'yes'.*epochs must be"):
-        notebook.parameters(parameters_cell(**{**ALL, "epochs": 0}, runs_on_drive="yes"), TrainConfig)
+    with pytest.raises(ValueError, match=r"(?s)runs_on_drive must be True or False, not 'maybe'.*epochs must be"):
+        notebook.parameters(parameters_cell(**{**ALL, "epochs": 0}, runs_on_drive="maybe"), TrainConfig)
     assert colab.calls == 0
+    for text, calls in (("false", 0), ("True", 1)):  # as papermill passes it
+        notebook.parameters(parameters_cell(**ALL, runs_on_drive=text), TrainConfig)
+        assert colab.calls == calls
 
 
 @pytest.mark.parametrize("error", [ValueError("mount failed"), RuntimeError("Error: credential propagation")])

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import os
 import re
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ltpa import Split, fit
+from ltpa import Split, TrainConfig, fit
 from ltpa.training import trainer
 from ltpa.training.checkpoint import load_tensors
+from ltpa.training.run import claim_folder, new_run, save_epoch
 from tests.tools.crash import PER_EPOCH, tiny_data
 
 STEPS = 3 * PER_EPOCH  # of tiny_config on tiny_data
@@ -29,6 +31,23 @@ def assert_same_weights(model, folder):
     found = model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def write_run(path, **options):
+    """The folder of a run of one epoch that was never trained; each is newer than those before it."""
+    config = TrainConfig(**{"dataset": "shapes", "width": 1 / 32, "epochs": 1, "run_dir": path} | options)
+    config.path.mkdir(parents=True)
+    claim_folder(config, tiny_data(), resume=True)
+    made = new_run(config, tiny_data(), torch.device("cpu"), [])
+    entropies = {"entropy_conv7": 0.5} if "att" in config.model else {}
+    made.history.append({"epoch": 1, "train_loss": 2.3, "test_accuracy": 0.125, "seconds": 1.0, **entropies})
+    save_epoch(made)
+    moment = next(_moments)
+    os.utime(config.path / "weights.safetensors", (moment, moment))
+    return config.path
+
+
+_moments = itertools.count(1_700_000_000)
 
 
 def disturb(monkeypatch, name, before=None, after=None, module=trainer):
