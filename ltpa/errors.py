@@ -12,9 +12,10 @@ def closest(name: object, allowed: Iterable[str]) -> str:
     return (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(allowed)}"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: float, noun: str, plural: str = "") -> str:
     """Return a number with its noun: "1 epoch", "2 epochs"; `plural` where it is not the noun with an s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun if number == 1 else plural or noun + 's'}"
 
 
 def with_article(noun: str) -> str:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..errors import counted
 from ..metrics.statistics import (
     CONTRADICTED,
     LEAST_SEEDS,
@@ -144,7 +145,7 @@ def conclusion(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return "Nothing can be concluded: no other model has a run with the same seed as the baseline."
     seeds = sorted({c.seeds for c in comparisons})
-    count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    count = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     by_baseline = {c.baseline: [other for other in comparisons if other.baseline == c.baseline] for c in comparisons}
     sentences = ". And ".join(map(sorted_out, by_baseline.values()))
     return paragraph(

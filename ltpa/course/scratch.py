@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Seed, SettingsBase, settings
 from ..data.shapes import CLASSES, draw_shapes
+from ..errors import with_article as with_article
 from . import setup
 from .exercises import Checks as Checks
 from .exercises import numbers as numbers

@@ -23,7 +23,7 @@ from ..config import (
     settings,
 )
 from ..data.dataset import Dataset
-from ..errors import closest
+from ..errors import closest, counted
 from ..training.report import report as report
 from ..training.run import Run
 from ..training.trainer import data_for
@@ -52,7 +52,7 @@ class QuickRuns(SettingsBase):
     def described(self) -> str:
         """Return how the models are trained, in words."""
         images = "all" if self.train_limit is None else f"{self.train_limit:,}"
-        return f"width {self.width:g}, {self.epochs} epochs of {images} training images"
+        return f"width {self.width:g}, {counted(self.epochs, 'epoch')} of {images} training images"
 
 
 @settings

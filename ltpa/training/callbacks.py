@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..data.dataset import Dataset
+from ..errors import counted
 from ..inference import evaluate_images
 from ..progress import Progress, logger
 from .base import Callback, Trainer
@@ -67,7 +68,7 @@ class TimeLimit(Callback):
         """Log how far the training came."""
         if trainer.run.complete:
             logger.info(
-                f"{self._clock.budget / 60:g} minutes on {_machine(trainer)}: "
+                f"{counted(self._clock.budget / 60, 'minute')} on {_machine(trainer)}: "
                 f"{trainer.state.step / trainer.steps_per_epoch:.1f} passes over the training images, "
                 f"test accuracy {trainer.run.history[-1]['test_accuracy']:.1%}"
             )
@@ -231,7 +232,7 @@ class ProgressBar(Callback):
         left = (self._whole - trainer.state.step) * (time.monotonic() - self._timed_since) / TIMED_STEPS
         left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
         epochs = self._whole // trainer.steps_per_epoch
-        logger.info(f"{epochs} epochs on {_machine(trainer)}: about {_duration(left)} to go")
+        logger.info(f"{counted(epochs, 'epoch')} on {_machine(trainer)}: about {_duration(left)} to go")
 
 
 def all_callbacks(
@@ -304,7 +305,7 @@ def _describe(trainer: Trainer) -> tuple[str, str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return counted(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 

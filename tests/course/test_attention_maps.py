@@ -1,4 +1,4 @@
-"""What notebook 02 looks at: weights that come with ltpa, a run, a folder of your own; what is named is not replaced."""
+"""What notebook 02 looks at: built-in weights, a run, a folder of your own; what is named is not replaced."""
 
 import dataclasses
 
