@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,29 +159,8 @@ def _newest_run(look: LookConfig) -> Run:
 
 
 def find_images(network: Network, look: LookConfig) -> Dataset:
-    """Return the network's test images, from `data_dir` alone if that is named, and downloaded only otherwise."""
-    config, named = network.config, look.data_dir != "auto"
-    if named:
-        folder = Path(look.data_dir).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"data_dir={look.data_dir!r} is not a folder")
-        is_folder = config.dataset == "folder" or (folder / "test").is_dir()
-        if config.dataset == "shapes" and not is_folder:
-            raise ValueError(
-                f"data_dir={look.data_dir!r} has no folder test/<class>; leave it at 'auto' for pictures drawn by code"
-            )
-        config = replace(config, data_dir=look.data_dir, dataset="folder" if is_folder else config.dataset)
-    try:
-        data = data_for(config, look.download and not named, test_only=True)
-    except FileNotFoundError as error:
-        if not named or config.dataset == "folder":
-            raise
-        raise FileNotFoundError(
-            f"data_dir={look.data_dir!r} holds neither {config.dataset} nor folders test/<class>; data_dir='auto' with "
-            "download=True gets the test images"
-        ) from error
-    setup.check_classes(data, network.classes)
-    return data
+    """Return the network's test images; see `images_of_run` in `setup`."""
+    return setup.images_of_run(network.config, network.classes, look.data_dir, look.download)
 
 
 def describe(network: Network, data: Dataset, logits: Tensor) -> tuple[list[str], Tensor]:

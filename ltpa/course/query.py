@@ -8,7 +8,7 @@ for either object, so that an object that attracts attention under every query c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -62,6 +62,13 @@ class QueryConfig(setup.QuickRuns):
     examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
     seed: Seed = Field(0, description="of the queries; the models are trained with seed 0")
 
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
+        """Refuse a folder of images without the run that they belong to."""
+        if values.get("run") == "auto" and values.get("data_dir", "auto") != "auto":
+            return [f"data_dir={values['data_dir']!r} holds the images of a run; name the run, too"]
+        return []
+
     def grid(self) -> AblationConfig:
         """Return the runs on single objects, one for each variant, as the grid that `train_missing` trains."""
         shared = self.defaults().keys() & AblationConfig.defaults().keys() - {"data_dir"}
@@ -83,7 +90,7 @@ def real_queries(config: QueryConfig, otherwise: Run) -> tuple[Run, Queries, tup
         odd, count = even, config.examples
     else:
         run = load_run(config.run, config.device)
-        data = setup.test_data(run, config)
+        data = setup.images_of_run(run.config, run.classes, config.data_dir)
         even, odd, classes, count = data.test[::2], data.test[1::2], data.classes, config.scenes
     return run, draw_queries(side_by_side(even, count, config.seed), odd, config.seed), classes
 

@@ -25,7 +25,6 @@ from ..config import (
 from ..data.dataset import Dataset
 from ..errors import closest, counted
 from ..training.report import report as report
-from ..training.run import Run
 from ..training.trainer import data_for
 from .drive import runs_on_drive
 
@@ -88,11 +87,20 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
         config = kind.from_text({name: _beside(beside, name, value, kind) for name, value in values.items()})
     except ValueError as error:
         problems.append(str(error))
+    problems += _unused_folder(config)
     if problems or config is None:
         raise ValueError("\n".join(problems))
     if on_drive.runs_on_drive:
         print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
     return config
+
+
+def _unused_folder(config: Any) -> list[str]:
+    """Return a problem if a folder of images is named, and the pictures are drawn by code."""
+    folder, dataset = getattr(config, "data_dir", None), getattr(config, "dataset", None)
+    if dataset != "shapes" or folder == config.defaults()["data_dir"]:
+        return []
+    return [f"data_dir={folder!r} is not used by dataset='shapes', which is drawn by code; set dataset='folder'"]
 
 
 def injected_parameters(namespace: Mapping[str, Any]) -> set[str]:
@@ -160,11 +168,36 @@ def project_folder() -> Path:
     return here
 
 
-def test_data(run: Run, config: Any) -> Dataset:
-    """Return the data of a run, read from `config.data_dir`; "auto" is where they were when it was trained."""
-    training = run.config if config.data_dir == "auto" else replace(run.config, data_dir=config.data_dir)
-    data = data_for(training)
-    check_classes(data, run.classes)
+def images_of_run(
+    config: TrainConfig, classes: Sequence[str], data_dir: str = "auto", download: bool = True
+) -> Dataset:
+    """Return the test images of a run with these settings and classes.
+
+    "auto" is where they were in training; they are downloaded if they are not there. A folder that is named has to hold
+    them, or folders test/<class>/* and train/<class>/* of the same classes.
+    """
+    if data_dir == "auto":
+        data = data_for(config, download, test_only=True)
+    else:
+        folder = Path(data_dir).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"data_dir={data_dir!r} is not a folder")
+        is_folder = config.dataset == "folder" or (folder / "test").is_dir()
+        if config.dataset == "shapes" and not is_folder:
+            raise ValueError(
+                f"data_dir={data_dir!r} has no folders test/<class>; leave it at 'auto' for pictures drawn by code"
+            )
+        there = replace(config, data_dir=data_dir, dataset="folder" if is_folder else config.dataset)
+        try:
+            data = data_for(there, download=False, test_only=True)
+        except FileNotFoundError as error:
+            if is_folder:
+                raise
+            raise FileNotFoundError(
+                f"data_dir={data_dir!r} holds neither {config.dataset} nor folders test/<class>; leave it at 'auto' to "
+                "download the test images"
+            ) from error
+    check_classes(data, classes)
     return data
 
 

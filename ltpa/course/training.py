@@ -19,7 +19,7 @@ from . import setup
 from .setup import report as report
 
 # If none of these is changed, a run has the size of the defaults, which are made for a GPU.
-_SIZE = ("width", "dataset", "image_size", "train_limit", "test_limit", "epochs")
+_SIZE = ("width", "dataset", "data_dir", "image_size", "train_limit", "test_limit", "epochs")
 _TRAINING_IMAGES = 2000  # that the final network is tested on
 _ONE_RUN = "All of this is one run with one seed; 03 trains several and asks whether attention is what helps."
 _DEFECTS = {

@@ -5,6 +5,7 @@ import pytest
 from ltpa import TrainConfig
 from ltpa.course import setup, training
 from ltpa.course.attention_maps import LookConfig
+from ltpa.course.query import QueryConfig
 
 
 @pytest.fixture
@@ -48,3 +49,8 @@ def test_what_papermill_was_given_is_not_replaced(monkeypatch, capsys):
     named = training.parameters({**defaults, "In": [*cells, '# Parameters\ndataset = "cifar10"']})
     assert named == TrainConfig()
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="data_dir='photos' is not used by dataset='shapes'"):
+        training.parameters({**defaults, "In": cells, "dataset": "shapes", "data_dir": "photos"})
+    assert training.parameters({**defaults, "In": cells, "data_dir": "photos"}).dataset == "cifar10"
+    with pytest.raises(ValueError, match="data_dir='photos' holds the images of a run; name the run, too"):
+        setup.parameters({"data_dir": "photos"}, QueryConfig)
