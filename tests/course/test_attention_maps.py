@@ -68,7 +68,7 @@ def test_by_default_drawn_pictures_are_shown_where_there_is_no_network(capsys):
         ({"data_dir": "no/such/folder"}, "data_dir='no/such/folder' is not a folder"),
         ({"run": pretrained.DRAWN, "data_dir": "no/such/folder"}, "data_dir='no/such/folder' is not a folder"),
         ({"data_dir": "."}, "data_dir='.' holds neither cifar10 nor folders test/<class>"),
-        ({"run": pretrained.DRAWN, "data_dir": "."}, "data_dir='.' has no folder test/<class>"),
+        ({"run": pretrained.DRAWN, "data_dir": "."}, "data_dir='.' has no folders test/<class>"),
     ],
     ids=str,
 )
