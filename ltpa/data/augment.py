@@ -27,7 +27,10 @@ def choose_augmentation(name: str, dataset: str, crops: bool = False) -> str:
 def augmented_batch(
     images: Tensor, index: Tensor, mode: str, seed: int, epoch: int, at: Tensor | None = None
 ) -> Tensor:
-    """Pick samples; flip them with probability 1/2 and shift them by up to an eighth of the side, with reflection.
+    """Pick samples; flip each in every second epoch, and shift it by up to a sixteenth of the side, with reflection.
+
+    Half of the samples, drawn by the seed, are flipped in even epochs and the others in odd ones, so that a network
+    sees both sides of each picture equally often (Jordan 2024, alternating flip).
 
     "crop+flip" scales a random part of the image to its whole size instead of shifting it.
 
@@ -53,7 +56,8 @@ def augmented_batch(
     rows = _shifted(bits, height)
     columns = _shifted(bits >> 20, width)
     if mode == "flip+shift":
-        columns = torch.where((bits >> 40 & 1).bool()[:, None], columns.flip(1), columns)
+        flipped = (random_bits(index, seed, 0) >> 40 & 1) != epoch % 2
+        columns = torch.where(flipped[:, None], columns.flip(1), columns)
     # Advanced indices around a slice put the channels last: (B, H, W, 3), which is what convolutions want.
     batch = images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return batch.permute(0, 3, 1, 2)
@@ -84,8 +88,8 @@ def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, side: int) -> Tensor:
-    """Return the source positions (B, side) of a shift by -side/8 ... side/8, reflected at both ends."""
-    most = side // 8
+    """Return the source positions (B, side) of a shift by -side/16 ... side/16, reflected at both ends."""
+    most = side // 16
     shift = (bits & (1 << 20) - 1) % (2 * most + 1) - most
     position = torch.arange(side, device=bits.device) + shift[:, None]
     return (side - 1) - ((side - 1) - position.abs()).abs()

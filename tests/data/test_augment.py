@@ -28,20 +28,21 @@ def bits_of_one(seed, epoch, sample):
     return state & (2**63 - 1)
 
 
-def drawn(bits, height, width):
-    """(shift of rows, shift of columns, flip) that 63 bits stand for."""
-    low, middle, flip = bits % 2**20, (bits >> 20) % 2**20, (bits >> 40) % 2
-    down, across = height // 8, width // 8
-    return low % (2 * down + 1) - down, middle % (2 * across + 1) - across, flip == 1
+def drawn(seed, epoch, sample, height, width):
+    """(shift of rows, shift of columns, flip) of a sample; the flip of the first epoch alternates."""
+    bits, first = bits_of_one(seed, epoch, sample), bits_of_one(seed, 0, sample)
+    low, middle, flip = bits % 2**20, (bits >> 20) % 2**20, (first >> 40) % 2 == 1
+    down, across = height // 16, width // 16
+    return low % (2 * down + 1) - down, middle % (2 * across + 1) - across, flip != (epoch % 2 == 1)
 
 
 def slowly(images, index, mode, seed, epoch):
     height, width = images.shape[2:]
-    down, across = height // 8, width // 8
+    down, across = height // 16, width // 16
     result = []
     for sample in index.tolist():
         picture = images[sample].numpy()
-        rows, columns, flip = drawn(bits_of_one(seed, epoch, sample), height, width)
+        rows, columns, flip = drawn(seed, epoch, sample, height, width)
         padded = np.pad(picture, ((0, 0), (down, down), (across, across)), mode="reflect")
         picture = padded[:, down + rows :, across + columns :][:, :height, :width]
         result.append(picture[:, :, ::-1] if flip and mode == "flip+shift" else picture)
@@ -76,7 +77,7 @@ def test_against_a_slow_reference(mode, height, width):
 
 
 def test_whole_range_of_shifts_is_drawn():
-    """On a ramp the shift can be read off; every one of the 81 and both directions occur about equally often."""
+    """On a ramp the shift can be read off; every one of the 25 and both directions occur about equally often."""
     ramp = torch.arange(32, dtype=torch.uint8)
     image = torch.stack([ramp[:, None].expand(32, 32), ramp.expand(32, 32), torch.zeros(32, 32, dtype=torch.uint8)])
     batch = augmented_batch(image.expand(MANY, 3, 32, 32), torch.arange(MANY), "flip+shift", 0, 0)
@@ -85,10 +86,10 @@ def test_whole_range_of_shifts_is_drawn():
     flipped = batch[:, 1, 15, 15] > batch[:, 1, 15, 16]
     columns = torch.where(flipped, middle[:, 1] - 16, middle[:, 1] - 15)
     for shifts in (rows, columns):
-        assert shifts.min() == -4
-        assert shifts.max() == 4
-    table = torch.zeros(9, 9, 2)
-    table.index_put_((rows + 4, columns + 4, flipped.long()), torch.ones(MANY), accumulate=True)
+        assert shifts.min() == -2
+        assert shifts.max() == 2
+    table = torch.zeros(5, 5, 2)
+    table.index_put_((rows + 2, columns + 2, flipped.long()), torch.ones(MANY), accumulate=True)
     expected = MANY / table.numel()
     chi_square = ((table - expected) ** 2 / expected).sum().item()
     freedom = table.numel() - 1
@@ -101,6 +102,17 @@ def test_shift_never_flips():
     assert (batch[..., 16] > batch[..., 15]).all()
     flips = augmented_batch(ramp, torch.arange(500), "flip+shift", 0, 0)
     assert 0.4 < (flips[:, 0, 0, 16] < flips[:, 0, 0, 15]).double().mean() < 0.6
+
+
+def test_every_picture_is_flipped_in_every_second_epoch():
+    ramp = torch.arange(32, dtype=torch.uint8).expand(50, 3, 32, 32)
+    flipped = torch.stack(
+        [batch[:, 0, 0, 16] < batch[:, 0, 0, 15] for batch in
+         (augmented_batch(ramp, torch.arange(50), "flip+shift", 1, epoch) for epoch in range(4))]
+    )  # fmt: skip
+    assert torch.equal(flipped[0], flipped[2])
+    assert torch.equal(flipped[1], flipped[3])
+    assert torch.equal(flipped[0], ~flipped[1])
 
 
 def test_none_is_the_identity():

@@ -34,7 +34,7 @@ TINY = {
     "batch_size": 20,
     "optimizer": "sgd",
     "progressive_resizing": False,
-    "learning_rate": 0.05,
+    "learning_rate": 0.03,
     "precision": "fp32",
     "device": "cpu",
 }

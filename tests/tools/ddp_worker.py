@@ -32,6 +32,8 @@ def tiny_config(folder: Path | str, **changes: object) -> ltpa.TrainConfig:
         "width": 1 / 32,
         "epochs": 4,
         "batch_size": 16,
+        "optimizer": "sgd",
+        "progressive_resizing": False,
         "learning_rate": 0.05,
         "precision": "fp32",
         "device": "cpu",
@@ -59,7 +61,7 @@ def train_after_refusals(folder: Path) -> None:
     train(folder)
 
 
-def train(folder: Path, number: int = signal.SIGTERM, before_step: int = -1) -> None:
+def train(folder: Path, number: int = signal.SIGTERM, before_step: int = -1, **changes: object) -> None:
     """Train in float64 and print a sum of the weights; a signal `number` comes to the last process before a step."""
     torch.set_default_dtype(torch.float64)
     plain, rank, steps = trainer.train_step, int(os.environ["RANK"]), itertools.count()
@@ -70,5 +72,10 @@ def train(folder: Path, number: int = signal.SIGTERM, before_step: int = -1) -> 
         return plain(*args, **settings)
 
     trainer.train_step = step
-    run = ltpa.fit(tiny_config(folder), tiny_data())
+    run = ltpa.fit(tiny_config(folder, **changes), tiny_data())
     print(f"sum {sum(p.double().abs().sum().item() for p in run.model.state_dict().values())!r}")
+
+
+def train_as_users_do(folder: Path, number: int = signal.SIGTERM, before_step: int = -1) -> None:
+    """Train with Muon, on small pictures first."""
+    train(folder, number, before_step, optimizer="muon", progressive_resizing=True)

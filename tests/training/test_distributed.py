@@ -18,7 +18,15 @@ from ltpa.distributed import ALONE, Processes, launched
 from ltpa.inference import choose_device
 from ltpa.training.checkpoint import load_tensors
 from ltpa.training.loader import epoch_batches
-from tests.tools.ddp_worker import CLASSES, IMAGES, tiny_config, tiny_data, train, train_after_refusals
+from tests.tools.ddp_worker import (
+    CLASSES,
+    IMAGES,
+    tiny_config,
+    tiny_data,
+    train,
+    train_after_refusals,
+    train_as_users_do,
+)
 from tests.tools.processes import ROOT, run_together
 
 PER_EPOCH = 5
@@ -51,7 +59,7 @@ def by_hand():
     """20 steps in plain formulas: batch norm over each half of the global batch, one step for both."""
     torch.set_default_dtype(torch.float64)
     try:
-        config, data = tiny_config("unused", optimizer="sgd"), tiny_data()
+        config, data = tiny_config("unused"), tiny_data()
         torch.manual_seed(config.seed)
         start = {"width": config.width, "dropout": False, "mean": data.mean, "std": data.std}
         model = create_model(config.model, CLASSES, **start).train()
@@ -147,6 +155,17 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").glob("step-000000013-*"))
     complete(tmp_path)
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
+
+
+def test_muon_and_growing_pictures_go_on_after_an_interruption_as_in_one_go(tmp_path):
+    first, second = complete(tmp_path, train_as_users_do)
+    assert first.out.splitlines()[-1] == second.out.strip()
+    whole = weights(tmp_path / "run")
+    again = tmp_path / "again"
+    again.mkdir()
+    run_together(2, again, train_as_users_do, again / "run", signal.SIGTERM, 12)
+    complete(again, train_as_users_do)
+    assert largest_difference(weights(again / "run"), whole) < 1e-12
 
 
 def test_what_cannot_be_trained_is_said_once_and_the_next_run_trains(two, tmp_path):
