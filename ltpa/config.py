@@ -251,6 +251,9 @@ class TrainConfig(SettingsBase):
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="part of the training images that replaces the test images, to choose settings without them"
     )
+    skip_broken: bool = Field(
+        False, description="leave out pictures of a folder that cannot be read; otherwise they are listed as an error"
+    )
     epochs: Count = Field(10, description="passes over the training images")
     minutes: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
         None,

@@ -55,6 +55,7 @@ ANOTHER = {
     "dropout": True,
     "dataset": "svhn",
     "image_size": 64,
+    "skip_broken": True,
     "train_limit": 100,
     "test_limit": 100,
     "validation": 0.1,
@@ -261,6 +262,7 @@ def wrongs_and_rights():
     rights |= {name: list(accepted) for name, (accepted, _) in NUMBERS.items()}
     rights |= {
         "dropout": [True, False],
+        "skip_broken": [True, False],
         "progressive_resizing": [True, False],
         "data_dir": ["data", Path("x")],
         "run_dir": [None, "r"],
@@ -333,7 +335,7 @@ def is_wrong(name, value):
             "weight_decay": not 0 <= value <= 1,
             "label_smoothing": not 0 <= value < 1,
         }[name]
-    if name in ("dropout", "progressive_resizing"):
+    if name in ("dropout", "progressive_resizing", "skip_broken"):
         return type(value) is not bool
     if value is None:
         return name == "data_dir"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import check_path, check_whole, closest
-from .folder import read_folder
+from .folder import FolderOptions, read_folder
 from .images import MAX_SIDE, MIN_SIDE
+from .layout import read_layout
 from .memory import memory_for_images
 from .shapes import CLASSES, draw_shapes
 from .split import Channels, Split, at_most, part_off
@@ -44,13 +45,15 @@ def load_data(
     objects: int = 1,
     memory_gb: float | None = None,
     test_only: bool = False,
+    validation: float = 0.0,
+    skip_broken: bool = False,
 ) -> Dataset:
     """Load a data set into memory; a folder's images that do not fit stay in their files, and a note says so.
 
     Args:
         name: "shapes" (drawn by code), "cifar10", "cifar100", "svhn" (needs scipy), or "folder":
-            `root/train/<class>/*` and `root/test/<class>/*`, or `root/<class>/*`, where a seeded fifth of every class
-            becomes the test split.
+            `root/train/<class>/*` and `root/test/<class>/*` (or "val" and other usual names), or `root/<class>/*`,
+            where a seeded fifth of every class becomes the test split.
         root: folder for downloads, or with your own images.
         image_size: side of the square images in pixels, from 32 to 1024; your own images are cropped to the middle
             square, then scaled.
@@ -60,7 +63,10 @@ def load_data(
         download: whether CIFAR and SVHN may be downloaded.
         objects: 2 makes "shapes" draw scenes of two objects, with labels (N, 2) and masks (N, 2, H, W).
         memory_gb: memory for the images in gigabytes (10^9 bytes); None means half of what is free.
-        test_only: leave `train` empty; CIFAR is then a download of 24 MB instead of 170 MB.
+        test_only: leave `train` empty, unless `validation` needs it; CIFAR is then a download of 24 MB, not 170 MB.
+        validation: part of the training images that replaces the test images, as by `hold_out`; of a folder with test
+            and validation images the latter replace the former, however many they are.
+        skip_broken: leave out pictures of a folder that cannot be read; otherwise they are listed in a ValueError.
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
@@ -77,15 +83,23 @@ def load_data(
     except ValueError as error:
         raise ValueError(f"data_dir: {error}") from error
     memory = memory_for_images(memory_gb)
-    limits = (0 if test_only else train_limit, test_limit)
+    _check_fraction(validation)
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be at least 0 and below 1, not {validation}")
+    layout = read_layout(root) if name == "folder" else None
+    own_validation = layout is not None and layout.validation is not None
+    without_train = test_only and (own_validation or not validation)
+    limits = (0 if without_train else train_limit, test_limit)
     classes: tuple[str, ...] = CLASSES
     notes: list[str] = []
     if name == "shapes":
         train, test = _draw(limits, image_size, seed, objects, memory)
-    elif name == "folder":
-        classes, train, test, notes = read_folder(root, image_size, limits, seed, memory)
+    elif layout is not None:
+        classes = layout.classes
+        options = FolderOptions(image_size, limits, seed, memory, bool(validation), skip_broken)
+        train, test, notes = read_folder(root, layout, options)
     else:
-        classes, train, test = _read(name, root, download, test_only)
+        classes, train, test = _read(name, root, download, without_train)
         train, test = (
             part[at_most(part.labels, limit, seed)] for part, limit in zip((train, test), limits, strict=True)
         )
@@ -93,19 +107,25 @@ def load_data(
             _check_fits(len(train) + len(test), image_size, memory)
             train, test = (replace(part, images=_scale(part.images, image_size)) for part in (train, test))
     mean, std = (train if len(train) else test).statistics()
-    return Dataset(name, classes, train, test, mean, std, tuple(notes))
+    data = Dataset(name, classes, train, test, mean, std, tuple(notes))
+    return hold_out(data, validation, seed) if validation and not own_validation else data
 
 
 def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
     """Replace the test split by a seeded fraction of every class of the training split, to choose settings on it."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-        raise TypeError(f"validation must be a number, not {fraction!r}")
+    _check_fraction(fraction)
     if not 0 < fraction < 1 or not 0 < round(len(data.train) * fraction) < len(data.train):
         raise ValueError(f"validation={fraction} of {len(data.train)} images leaves one part empty: choose e.g. 0.1")
     kept, held = part_off(data.train.labels, round(len(data.train) * fraction), seed)
     train = data.train.part(kept)
     mean, std = train.statistics()
     return replace(data, train=train, test=data.train.part(held), mean=mean, std=std)
+
+
+def _check_fraction(fraction: float) -> None:
+    """Refuse what is no number."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"validation must be a number, not {fraction!r}")
 
 
 def _draw(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
-from ..data.dataset import Dataset, hold_out, load_data
+from ..data.dataset import Dataset, load_data
 from ..distributed import Processes
 from ..inference import to_float
 from ..models.classifier import check_images
@@ -16,9 +16,10 @@ from .run import fingerprint
 def data_for(config: TrainConfig, download: bool = True, test_only: bool = False) -> Dataset:
     """Return the data set of the settings; with `validation`, held-out training images are its test split.
 
-    `test_only` leaves out the training images, unless `validation` needs them.
+    A folder's own validation images take their place. `test_only` leaves out the training images, unless `validation`
+    needs them.
     """
-    data = load_data(
+    return load_data(
         config.dataset,
         config.data_dir,
         image_size=config.image_size,
@@ -26,9 +27,10 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
         test_limit=config.test_limit,
         download=download,
         memory_gb=config.memory_gb,
-        test_only=test_only and not config.validation,
+        test_only=test_only,
+        validation=config.validation,
+        skip_broken=config.skip_broken,
     )
-    return hold_out(data, config.validation) if config.validation else data
 
 
 def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:

@@ -305,6 +305,6 @@ def test_what_is_read_ahead_is_bounded(monkeypatch, both):
 
 
 def test_reading_into_memory_keeps_the_order(both):
-    images, digests = read_images(both[1].train.files, 32)
+    images, found = read_images(both[1].train.files, 32)
     assert torch.equal(images, both[0].train.images)
-    assert len(digests) == len(images) == len(set(digests))
+    assert len(found.digests) == len(images) == len(set(found.digests))

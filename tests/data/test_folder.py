@@ -109,7 +109,8 @@ def test_names_of_the_parts_in_any_case(tmp_path):
     loaded = load_data("folder", tmp_path)
     assert loaded.classes == ("cat", "dog")
     assert len(loaded.train) == 4
-    assert loaded.notes[0] == f"beside train/ and test/, these folders of {tmp_path} are not read: extra, val"
+    assert "extra" in loaded.notes[1]
+    assert "val/" in loaded.notes[0]
 
 
 def test_paths(tmp_path, monkeypatch):
@@ -135,17 +136,18 @@ def test_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "has no sub-folders; put the images of each class into a folder"),
-        ({"a.png": None, "b.txt": b""}, "has no sub-folders"),
+        ({}, "holds no pictures"),
+        ({"a.png": None, "b.txt": b""}, "no folders of classes"),
+        ({"a.zip": b"PK"}, "unpack"),
         ({"cat/a.png": None}, "has one class only, 'cat'; a classifier needs at least two"),
-        ({"cat/a.png": None, "dog/readme.txt": b""}, r"dog holds no images that may be read \(\.jpg, .*\.png"),
+        ({"cat/a.png": None, "dog/readme.txt": b""}, "one class only, 'cat'"),
         ({"cat/a.png": None, "dog/a.png": None}, "too few images to set some aside for the test"),
-        ({"train/cat/a.png": None, "train/dog/a.png": None}, r"holds train/ but no test/; give both, or only one"),
-        ({"test/cat/a.png": None, "cat/a.png": None}, r"holds test/ but no train/; give both"),
+        ({"train/cat/a.png": None, "train/dog/a.png": None}, "data_dir=.*train "),
+        ({"test/cat/a.png": None, "cat/a.png": None}, r"holds test/ but no train/"),
         (both_parts({"cat/a.png": None}), "train has one class only, 'cat'"),
         (both_parts(test={"cat/a.png": None, "emu/a.png": None}), "classes that train/ lacks: emu; known: cat, dog"),
-        (both_parts(test={"a.png": None}), "test has no sub-folders"),
-        (both_parts(test={"cat/a.txt": b""}), "cat holds no images"),
+        (both_parts(test={"a.png": None}), "test/ .*data_dir=.*train"),
+        (both_parts(test={"cat/a.txt": b""}), "test/ holds no pictures.*data_dir=.*train"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -174,15 +176,15 @@ def test_missing_folder(root, tmp_path, monkeypatch):
     assert "it should hold train/<class>/* and test/<class>/*, or <class>/*" in message
 
 
-@pytest.mark.parametrize("method", ["iterdir", "read_bytes"])
-def test_unreadable(method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("where", "method"), [(os, "scandir"), (Path, "read_bytes")])
+def test_unreadable(where, method, tmp_path, monkeypatch):
     """Made by hand, because tests that run as root may read everything."""
     grow(tmp_path, both_parts())
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, method, refuse)
+    monkeypatch.setattr(where, method, refuse)
     with pytest.raises(ValueError, match="Permission denied") as caught:
         load_data("folder", tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -212,7 +214,7 @@ def test_threads_leave_the_warnings_alone(tmp_path):
 def test_a_file_that_is_no_image_is_named(tmp_path):
     grow(tmp_path, both_parts(two_classes(cat=3, dog=3) | {"dog/b ad.png": b"no picture"}))
     for memory_gb in (None, 1e-9):
-        with pytest.raises(ValueError, match=r"b ad\.png: .*replace or delete it"):
+        with pytest.raises(ValueError, match=r"b ad\.png: .*\n.*skip_broken=True"):
             load_data("folder", tmp_path, memory_gb=memory_gb)
 
 

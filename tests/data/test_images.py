@@ -211,9 +211,7 @@ def test_scaling_averages():
 def test_the_content_tells_the_format_not_the_name(kind, tmp_path):
     options = {"lossless": True} if kind == "WEBP" else {}
     (tmp_path / "x.gif").write_bytes(encoded(plain((99, 99, 99)), kind, **options))
-    pixels, digest = read_image(tmp_path / "x.gif", 32)
-    assert colors(torch.from_numpy(pixels)) == {(99, 99, 99)}
-    assert len(digest) == 16
+    assert colors(torch.from_numpy(read_image(tmp_path / "x.gif", 32).pixels)) == {(99, 99, 99)}
 
 
 def test_photo_of_a_phone_with_two_pictures():
@@ -332,7 +330,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\
 )
 def test_unreadable_image_is_named(content, words, tmp_path):
     (tmp_path / "b ad.png").write_bytes(content)
-    with pytest.raises(ValueError, match="replace or delete it") as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         read_image(tmp_path / "b ad.png", 32)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'b ad.png'}: ")
