@@ -91,7 +91,7 @@ def test_every_step_is_what_plain_formulas_give(tmp_path, monkeypatch):
         for name, parameter in model.named_parameters():
             expected = 0.9 * velocity[name] + gradients[name]
             scale = max(expected.abs().max().item(), 1e-2)  # some are zero but for rounding: batch norm follows
-            close = {"atol": 1e-4, "rtol": 0, "msg": lambda words, name=name: f"{name} in step {number}: {words}"}
+            close = {"atol": 2e-4, "rtol": 0, "msg": lambda words, name=name: f"{name} in step {number}: {words}"}
             torch.testing.assert_close(after[name] / scale, expected / scale, **close)
             gradient = after[name] - 0.9 * velocity[name]
             expected = before[name].double() - rate * (gradient + 0.9 * after[name])
