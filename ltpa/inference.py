@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .data.dataset import Split
 from .distributed import ALONE, Processes, launched
-from .errors import closest
+from .errors import closest, counted
 from .maps import entropy
 from .models.classifier import AttentionOutput, ImageClassifier, check_images, evaluation_mode, pairs
 
@@ -39,7 +39,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device={name!r}: the number after the colon must be that of a GPU, from 0") from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ValueError(
-            f"device={name!r}: this machine has {gpus} CUDA GPU{'' if gpus == 1 else 's'}; "
+            f"device={name!r}: this machine has {counted(gpus, 'CUDA GPU')}; "
             "on Colab choose Runtime > Change runtime type > T4 GPU, or set device='auto'"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -50,8 +50,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device={name!r}: {processes.count} processes need one each: set device='auto'")
     if processes.local_count > gpus:
         raise ValueError(
-            f"{processes.local_count} processes on this machine, and {gpus} GPU{'' if gpus == 1 else 's'}: start as "
-            f"many processes as there are GPUs (torchrun --nproc-per-node {gpus}), or set device='cpu'"
+            f"{counted(processes.local_count, 'process', 'processes')} on this machine, and {counted(gpus, 'GPU')}: start "
+            f"as many processes as there are GPUs (torchrun --nproc-per-node {gpus}), or set device='cpu'"
         )
     return torch.device("cuda", processes.local_rank)
 

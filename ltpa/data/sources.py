@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import check_whole
+from ..errors import check_whole, with_article
 from .images import (
     IMAGE_FORMATS,
     IMAGE_SUFFIXES,
@@ -159,8 +159,8 @@ def _read(picture: Any) -> Tensor:
             raise ValueError(f"a picture must have the shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}")
         return _from_numbers(picture)
     raise TypeError(
-        f"a {type(picture).__name__} is no picture: give a path, an address (https://...), the bytes of a file "
-        f"({', '.join(IMAGE_FORMATS)}), a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
+        f"{with_article(type(picture).__name__)} is no picture: give a path, an address (https://...), the bytes of a "
+        f"file ({', '.join(IMAGE_FORMATS)}), a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import counted
+
 Index = int | slice | Tensor
 Channels = tuple[float, float, float]
 
@@ -30,7 +32,7 @@ class Split:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} images {tuple(self.shape[1:])})"
+        return f"{type(self).__name__}({counted(len(self), 'image')} {tuple(self.shape[1:])})"
 
     def __getitem__(self, index: Index) -> "Split":
         """Return the chosen images, in memory."""

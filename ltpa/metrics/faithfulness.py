@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import closest
+from ..errors import closest, counted
 from ..inference import attend, attend_batches, images_at_once, to_float
 from ..maps import check_maps, resize
 from ..models.attention import Attention
@@ -66,7 +66,9 @@ def deletion_insertion(
         raise ValueError(f"steps must be at least 1, not {steps}")
     logits = attend(model, images, precision, batch_size).logits
     if len(images) != len(maps):
-        raise ValueError(f"there must be one map for each image, not {len(maps)} maps for {len(images)} images")
+        raise ValueError(
+            f"there must be one map for each image, not {counted(len(maps), 'map')} for {counted(len(images), 'image')}"
+        )
     target = (logits.argmax(1) if target is None else chosen_classes(target, logits)).expand(len(images))
     pixels = images.shape[2] * images.shape[3]
     counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().unique()

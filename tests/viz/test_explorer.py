@@ -138,7 +138,7 @@ def bomb(side=40_000):
         (encoded(photo())[:90], ValueError, "not a readable image"),
         ("nowhere/a.jpg", FileNotFoundError, "there is no file 'nowhere/a.jpg'"),
         ([], ValueError, "there is no picture"),
-        (7, TypeError, "a int is no picture"),
+        (7, TypeError, "an int is no picture"),
         (torch.zeros(1, 8, 8), ValueError, r"must have the shape \(3, H, W\), not \(1, 8, 8\)"),
         (np.zeros((3, 8, 8), dtype=np.uint8), ValueError, r"\(H, W, 3\) or \(H, W, 4\), not \(3, 8, 8\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "must be uint8, or float"),
