@@ -50,8 +50,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device={name!r}: {processes.count} processes need one each: set device='auto'")
     if processes.local_count > gpus:
         raise ValueError(
-            f"{counted(processes.local_count, 'process', 'processes')} on this machine, and {counted(gpus, 'GPU')}: start "
-            f"as many processes as there are GPUs (torchrun --nproc-per-node {gpus}), or set device='cpu'"
+            f"{counted(processes.local_count, 'process', 'processes')} on this machine, and {counted(gpus, 'GPU')}: "
+            f"start as many processes as there are GPUs (torchrun --nproc-per-node {gpus}), or set device='cpu'"
         )
     return torch.device("cuda", processes.local_rank)
 

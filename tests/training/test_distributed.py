@@ -194,7 +194,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1 of 1 epochs") == done.stdout.count("run folder") == 1
+    assert done.stdout.count("1 of 1 epoch") == done.stdout.count("run folder") == 1
     assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 1
 
 
