@@ -35,6 +35,14 @@ def relative(maps: Tensor) -> Tensor:
     return maps / maps.mean(dim=(1, 2), keepdim=True)
 
 
+def border(maps: Tensor) -> Tensor:
+    """Return the mean weight in the outermost ring of maps (N, h, w), as (N,), in multiples of the even share."""
+    shares = relative(maps.to(torch.promote_types(maps.dtype, torch.float32)))
+    ring = torch.ones(maps.shape[1:], dtype=torch.bool, device=maps.device)
+    ring[1:-1, 1:-1] = False
+    return shares[:, ring].mean(dim=1)
+
+
 def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     """Return maps (N, h, w) in at least float32, or raise an error if they are not valid maps."""
     if not isinstance(maps, Tensor):

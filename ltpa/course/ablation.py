@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ..metrics.statistics import write_effects
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.style import FONT, LINE_COLORS, MARKERS, new_figure, style_axes
+from ..viz.words import model_in_words
 from . import setup
 from .effects import (
+    SEEDS_COLOR,
     Comparison,
     accuracy_table,
     add_legend,
@@ -51,17 +54,17 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
     """Draw accuracy (left) and difference to the baseline (right), a row a variant, a point a seed."""
     _check(grid)
     rows = {variant: row for row, variant in enumerate(grid.variants)}
-    figure = Figure(figsize=(12, 1.9 + 0.5 * len(rows)), dpi=100, layout="constrained")
+    figure = new_figure(2.2 + 0.55 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
+    style_axes(left, x="test accuracy (%)")
+    style_axes(right, x=f"difference to {model_in_words(grid.config.baseline)}\nwith the same seed (points)")
     for variant, row in rows.items():
-        draw_row(left, row, [r.accuracy for r in grid.results_of(variant)], {"C0": grid.accuracy(variant)})
+        draw_row(left, row, [r.accuracy for r in grid.results_of(variant)], {SEEDS_COLOR: grid.accuracy(variant)})
     style_rows(left, rows)
     draw_comparisons(right, comparisons, rows)
     baseline = grid.config.baseline
     if baseline in rows:
         right.text(0, rows[baseline], "baseline ", ha="right", va="center", fontsize=FONT, color="0.35")
-    left.set_xlabel("test accuracy (%)", fontsize=TITLE_FONT)
-    right.set_xlabel(f"difference to {baseline} with the same seed (points)", fontsize=TITLE_FONT)
     add_legend(figure, comparisons)
     return figure
 
@@ -69,17 +72,18 @@ def ablation_figure(grid: Grid, comparisons: Sequence[Comparison]) -> Figure:
 def cost_figure(grid: Grid) -> Figure:
     """Draw the accuracy of every run against the operations that one image costs."""
     _check(grid)
-    figure = Figure(figsize=(9, 4.2), dpi=100, layout="constrained")
+    figure = new_figure(4.5)
     axes = figure.subplots()
     for number, variant in enumerate(grid.variants):
         cost, accuracies = 1000 * grid.costs(variant)["GMAC"], [100 * r.accuracy for r in grid.results_of(variant)]
-        marker = "os^Dvp*Xhd"[number % 10]
-        axes.plot([cost] * len(accuracies), accuracies, marker, label=variant, markersize=8, alpha=0.7)
-    axes.set_xlabel("million multiply-accumulate operations an image", fontsize=TITLE_FONT)
-    axes.set_ylabel("test accuracy (%)", fontsize=TITLE_FONT)
+        look: dict[str, Any] = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "color": LINE_COLORS[number % len(LINE_COLORS)],
+        }
+        label = model_in_words(variant)
+        axes.plot([cost] * len(accuracies), accuracies, linestyle="", label=label, markersize=9, alpha=0.8, **look)
+    style_axes(axes, x="million multiply-accumulate operations an image", y="test accuracy (%)")
     axes.set_xlim(left=0)
-    axes.tick_params(labelsize=FONT)
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=FONT)
     return figure
 

@@ -39,6 +39,8 @@ from ..models.networks import AttentionOutput, ImageClassifier
 from ..training.run import Run, load_run, newest_run, snapshot_indices
 from ..training.trainer import data_for, fit
 from . import setup
+from .border import border_table as border_table
+from .border import plain_pictures as plain_pictures
 from .setup import report as report
 
 _MOST_LINES = 5  # about runs that are passed over

@@ -26,10 +26,13 @@ from ..metrics.statistics import (
     t_interval,
     widest,
 )
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.style import FONT, LINE_COLORS, new_figure, style_axes
+from ..viz.style import add_legend as add_handles
+from ..viz.words import model_in_words
 from .grid import AblationConfig, Grid
 
 MARGIN = 0.005  # half a percentage point of accuracy: less would not matter
+SEEDS_COLOR, IMAGES_COLOR = LINE_COLORS[0], LINE_COLORS[1]  # of intervals
 Scores = Mapping[str, Mapping[int, Tensor]]  # name -> seed -> (N,), a number in [0, 1] for each test image
 
 
@@ -194,14 +197,15 @@ def effects_figure(comparisons: Sequence[Comparison]) -> Figure:
     measures = list(dict.fromkeys(c.measure for c in comparisons))
     rows = {name: row for row, name in enumerate(dict.fromkeys(c.model for c in comparisons))}
     down = math.ceil(len(measures) / 2)
-    figure = Figure(figsize=(12, 0.9 + down * (1.0 + 0.5 * len(rows))), dpi=100, layout="constrained")
+    figure = new_figure(1.4 + down * (1.0 + 0.6 * len(rows)))
     panels = figure.subplots(down, 2, sharey=True, sharex=True, squeeze=False).flat
     for axes, measure in zip(panels, measures, strict=False):
         draw_comparisons(axes, [c for c in comparisons if c.measure == measure], rows)
-        axes.set_title(measure, fontsize=TITLE_FONT)
+        style_axes(axes, title=textwrap.fill(measure, 34))
     for axes in panels[len(measures) :]:
         axes.axis("off")
-    figure.supxlabel(f"difference to {comparisons[0].baseline} with the same seed (points)", fontsize=TITLE_FONT)
+    baseline = model_in_words(comparisons[0].baseline)
+    figure.supxlabel(f"difference to {baseline} with the same seed (points)", fontsize=FONT)
     add_legend(figure, comparisons)
     return figure
 
@@ -209,7 +213,9 @@ def effects_figure(comparisons: Sequence[Comparison]) -> Figure:
 def draw_comparisons(axes: Axes, comparisons: Sequence[Comparison], rows: Mapping[str, int]) -> None:
     """Draw comparisons into rows, which are named at the left, in points."""
     for c in comparisons:
-        draw_row(axes, rows[c.model], list(c.differences.values()), {"C0": c.over_seeds, "C1": c.over_images})
+        draw_row(
+            axes, rows[c.model], list(c.differences.values()), {SEEDS_COLOR: c.over_seeds, IMAGES_COLOR: c.over_images}
+        )
     axes.axvline(0, color="black", linewidth=1)
     style_rows(axes, rows)
 
@@ -227,24 +233,23 @@ def draw_row(axes: Axes, row: int, values: Sequence[float], intervals: Mapping[s
 
 def style_rows(axes: Axes, rows: Mapping[str, int]) -> None:
     """Name the rows from top to bottom."""
-    axes.set_yticks(list(rows.values()), list(rows), fontsize=FONT)
+    names = [textwrap.fill(model_in_words(name), 24) for name in rows]
+    axes.set_yticks(list(rows.values()), names, fontsize=FONT)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(labelsize=FONT)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
-    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def add_legend(figure: Figure, comparisons: Sequence[Comparison]) -> None:
     """Say what points and bars are, or why there is no bar for the seeds."""
-    over_seeds = Line2D([], [], color="C0", linewidth=3, label="95 % interval over seeds")
+    over_seeds = Line2D([], [], color=SEEDS_COLOR, linewidth=3, label="95 % interval over seeds")
     if not any(c.over_seeds.known for c in comparisons):
-        over_seeds = Line2D([], [], linestyle="", label=f"fewer than {LEAST_SEEDS} seeds: no interval over seeds")
+        over_seeds = Line2D([], [], linestyle="", label=f"fewer than {LEAST_SEEDS} seeds: no such interval")
     handles = [
         Line2D([], [], marker="o", linestyle="", color="0.35", markersize=6, label="one run (seed)"),
         over_seeds,
-        Line2D([], [], color="C1", linewidth=3, label="95 % interval over test images"),
+        Line2D([], [], color=IMAGES_COLOR, linewidth=3, label="95 % interval over test images"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=FONT, frameon=False)
+    add_handles(figure, handles)
 
 
 def draw_runs(axes: Axes, columns: Sequence[Sequence[float]], shift: float, color: str, style: str = "-") -> None:
@@ -254,14 +259,12 @@ def draw_runs(axes: Axes, columns: Sequence[Sequence[float]], shift: float, colo
     for place, column in zip(places, columns, strict=True):
         percent = [100 * value for value in column]
         axes.plot([place] * len(column), percent, "o", color=color, markersize=5, alpha=0.7, fillstyle=fill)
-    axes.plot(places, [100 * sum(column) / len(column) for column in columns], style, color=color, linewidth=1.5)
+    axes.plot(places, [100 * sum(column) / len(column) for column in columns], style, color=color, linewidth=2.5)
 
 
 def style_runs(axes: Axes, title: str, conditions: Sequence[str], classes: int) -> None:
     """Name the conditions, and mark chance."""
-    axes.axhline(100 / classes, color="0.4", linestyle=":", linewidth=1.5)
+    style_axes(axes, title=title)
+    axes.axhline(100 / classes, color="0.4", linestyle=":", linewidth=2)
     axes.set_xticks(range(len(conditions)), conditions)
-    axes.set_title(title, fontsize=TITLE_FONT)
-    axes.tick_params(labelsize=FONT)
-    axes.grid(alpha=0.3)
     axes.set_ylim(-2, 102)

@@ -23,16 +23,11 @@ from ..metrics.sanity import layers_top_down, randomization
 from ..metrics.statistics import Interval, bootstrap_interval
 from ..models.networks import VGGGAP, ImageClassifier
 from ..progress import Progress
+from ..viz.words import METHOD_NAMES
 
 LEVEL, METHOD, CONTROL = "level", "method", "control"  # kinds of rows
 ATTENTION, CENTER, OTSU, UNIFORM = "attention", "center", "Otsu", "uniform"
-NAMES = {  # of the methods of `ltpa.explain`, in tables and pictures
-    "gradcam": "Grad-CAM",
-    "saliency": "saliency",
-    "integrated_gradients": "integrated gradients",
-    "occlusion": "occlusion",
-    "cam": "CAM",
-}
+NAMES = {method: name for method, name in METHOD_NAMES.items() if method != "attention"}  # in tables and pictures
 _STEPS = 10  # of deletion and insertion
 _RESAMPLES = 2_000  # of the bootstrap
 

@@ -1,122 +1,135 @@
 """Pictures of what `map_quality_measure` measured: scores of all maps, curves, sanity, and the best and worst cases."""
 
+import math
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..data.dataset import Split
 from ..inference import to_float
-from ..viz.figures import outline
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.figures import draw_overlay, outline
+from ..viz.overlay import places_by_maximum
+from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure, style_axes
+from ..viz.words import model_in_words
 from .map_quality_measure import CONTROL, LEVEL, METHOD, Row, cases
 
-_MARKERS = "osD^vP*Xdph<>"
-# Colors that people with any color vision tell apart (Okabe and Ito 2008; olive for their yellow, which is faint).
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
+_KINDS = {
+    LEVEL: ("attention", LINE_COLORS[0]),
+    METHOD: ("other methods", LINE_COLORS[3]),
+    CONTROL: ("no network", "0.4"),
+}
 _PANELS = {
     "average_precision": "finds the object:\naverage precision",
     "insertion": "the model goes by it:\ninsertion area",
-    "deletion": "the model misses it:\ndeletion area (low is good)",
-    "sanity": "stays as it was with\nrandom weights (near 0 is good)",
 }
+_LINES: dict[str, Any] = {LEVEL: "-", METHOD: "--", CONTROL: ":"}
 
 
 def scores_figure(rows: Sequence[Row]) -> Figure:
-    """Draw one panel a measure, one line a kind of map, one point a model, with 95 % intervals over the images."""
+    """Draw a panel for each of two measures, a line a kind of map, a point a model, with 95 % intervals over images.
+
+    `table` has the other measures, and the models by name.
+    """
     names = list(dict.fromkeys(row.name for row in rows))
     names.sort(key=lambda name: [LEVEL, METHOD, CONTROL].index(next(r.kind for r in rows if r.name == name)))
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure((3.0 * len(_PANELS) + 1.4, 0.55 * len(names) + 1.9), dpi=100, layout="constrained")
-    axes = figure.subplots(1, len(_PANELS), sharey=True)
-    for panel, (measure, title) in zip(axes, _PANELS.items(), strict=True):
-        for number, model in enumerate(models):
-            means = [(names.index(row.name), row.interval(measure)) for row in rows if row.model == model]
-            means = [(place, mean) for place, mean in means if mean.n]
-            shift = 0.7 * ((number + 0.5) / len(models) - 0.5)
-            panel.errorbar(
-                [m.mean for _, m in means],
-                [place + shift for place, _ in means],
-                xerr=[[m.mean - m.low for _, m in means], [m.high - m.mean for _, m in means]],
-                fmt=_MARKERS[number % len(_MARKERS)], color=_COLORS[number % len(_COLORS)], markersize=5, linewidth=1.2,
-                label=model,
-            )  # fmt: skip
-        panel.set_title(title, fontsize=TITLE_FONT)
-        panel.set_yticks(range(len(names)), names, fontsize=TITLE_FONT)
-        panel.tick_params(axis="x", labelsize=FONT)
+    figure = new_figure(0.36 * len(names) + 1.6)
+    for panel, (measure, title) in zip(figure.subplots(1, len(_PANELS), sharey=True), _PANELS.items(), strict=True):
+        style_axes(panel, title=title, grid="x")
+        for row in rows:
+            if (mean := row.interval(measure)).n:
+                y = names.index(row.name) + 0.6 * ((models.index(row.model) + 0.5) / len(models) - 0.5)
+                color = _KINDS[row.kind][1]
+                panel.plot([mean.low, mean.high], [y, y], color=color, linewidth=1.2, alpha=0.6)
+                panel.plot(mean.mean, y, "o", color=color, markersize=5, label=row.name)
+        panel.set_yticks(range(len(names)), names, fontsize=FONT)
         panel.set_ylim(len(names) - 0.5, -0.5)
         for place in range(1, len(names)):
             panel.axhline(place - 0.5, color="0.85", linewidth=0.8, zorder=0)
-        panel.grid(axis="x", alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=FONT)
+    kinds = [_KINDS[kind] for kind in _KINDS if any(row.kind == kind for row in rows)]
+    add_legend(figure, [Line2D([], [], marker="o", color=color, label=words) for words, color in kinds], columns=3)
     return figure
 
 
+def selection(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of one model that figures show: all levels, and the best of the other methods and the controls.
+
+    The best has the highest mean average precision.
+    """
+
+    def precision(row: Row) -> float:
+        return row.interval("average_precision").mean
+
+    best = [
+        max((row for row in rows if row.kind == kind and not math.isnan(precision(row))), key=precision, default=None)
+        for kind in (METHOD, CONTROL)
+    ]
+    return [*(row for row in rows if row.kind == LEVEL), *(row for row in best if row is not None)]
+
+
 def curves_figure(rows: Sequence[Row]) -> Figure:
-    """Draw mean deletion (left) and insertion curves (right) of the rows of one model, each with its area."""
-    curves = [(row, row.curves) for row in rows if row.curves is not None]
-    figure = Figure((11, 4.2 + 0.25 * -(-len(curves) // 3)), dpi=100, layout="constrained")
-    axes = figure.subplots(1, 2)
-    for panel, number, title in zip(axes, (1, 2), ("deletion: low is good", "insertion: high is good"), strict=True):
+    """Draw mean deletion (left) and insertion curves (right) of the `selection` of one model's rows."""
+    curves = [(row, row.curves) for row in selection(rows) if row.curves is not None]
+    figure = new_figure(5.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, number, title in zip(panels, (1, 2), ("deletion: low is good", "insertion: high is good"), strict=True):
         for index, (row, values) in enumerate(curves):
-            style = {LEVEL: "-", METHOD: "--", CONTROL: ":"}[row.kind]
-            areas = " / ".join(f"{row.values[name].mean():.2f}" for name in ("deletion", "insertion"))
-            label, color = f"{row.name} {areas}", _COLORS[index % len(_COLORS)]
-            panel.plot(values[0] * 100, values[number], style, color=color, linewidth=2, label=label)
-        panel.set_title(title, fontsize=TITLE_FONT)
-        panel.set_xlabel("pixels changed, strongest first (%)", fontsize=TITLE_FONT)
-        panel.set_ylabel("probability of the answer", fontsize=TITLE_FONT)
+            panel.plot(values[0] * 100, values[number], _LINES[row.kind], color=LINE_COLORS[index], linewidth=2.5)
+        style_axes(panel, x="pixels changed, strongest first (%)", title=title)
         panel.set(xlim=(0, 100), ylim=(0, 1))
-        panel.tick_params(labelsize=FONT)
-        panel.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    title = "area under deletion / insertion"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=FONT, title=title)
+    panels[0].set_ylabel("probability of the answer", fontsize=FONT)
+    handles = [
+        Line2D([], [], linestyle=_LINES[row.kind], color=LINE_COLORS[index], linewidth=2.5, label=row.name)
+        for index, (row, _) in enumerate(curves)
+    ]
+    add_legend(figure, handles, columns=3)
     return figure
 
 
 def sanity_figure(rows: Sequence[Row]) -> Figure:
-    """Draw for the rows of one model how alike maps stay while layers become random, from the top down."""
-    rows = [row for row in rows if row.sanity]
+    """Draw how alike maps stay while layers become random, from the top down: the `selection` of one model's rows."""
+    rows = [row for row in selection(rows) if row.sanity]
     stops = list(rows[0].sanity) if rows else []
-    figure = Figure((10, 4.2), dpi=100, layout="constrained")
+    figure = new_figure(5.0)
     panel = figure.subplots()
+    style_axes(panel, x="made random, from the top down to", y="rank agreement with\nthe trained model's map")
     for index, row in enumerate(rows):
         means = [1.0, *(row.sanity[stop].nanmean().item() for stop in stops)]
-        style = ("o-" if row.kind == LEVEL else "s--", _COLORS[index % len(_COLORS)])
-        panel.plot(range(len(means)), means, style[0], color=style[1], linewidth=2, label=row.name)
-    panel.set_xticks(range(len(stops) + 1), ["nothing", *(f"down to\n{stop}" for stop in stops)], fontsize=FONT)
-    panel.set_xlabel("made random", fontsize=TITLE_FONT)
-    panel.set_ylabel("rank agreement with\nthe trained model's map", fontsize=TITLE_FONT)
+        line = ("o-" if row.kind == LEVEL else "s--", LINE_COLORS[index])
+        panel.plot(range(len(means)), means, line[0], color=line[1], linewidth=2.5, label=row.name)
+    panel.set_xticks(range(len(stops) + 1), ["nothing", *(stop for stop in stops)], fontsize=FONT)
     panel.axhline(0, color="0.5", linewidth=1)
     panel.set_ylim(min(-0.5, *panel.get_ylim()), 1.05)
-    panel.tick_params(axis="y", labelsize=FONT)
-    panel.grid(alpha=0.3)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=FONT)
+    add_legend(figure, panel.get_legend_handles_labels()[0], columns=3)
     return figure
 
 
 def cases_figure(rows: Sequence[Row], images: Split) -> Figure:
-    """Draw for each row of one model the best, the median and the worst image, each with its map and its value.
+    """Draw for the `selection` of one model's rows the best, the median and the worst image under its map.
 
     Every map has its own scale, from 0 to its highest value: what counts here is where it lies. The outline is the
     object's. `images` are those that were measured.
     """
-    height = 1.95 * len(rows) + 0.5
-    figure = Figure((11, height), dpi=100)  # not "constrained", which takes seconds for so many axes
-    axes = figure.subplots(len(rows), 6, squeeze=False)
-    figure.subplots_adjust(0.06, 0.1 / height, 0.995, 1 - 0.8 / height, wspace=0.05, hspace=0.2)
-    for row, line in zip(rows, axes, strict=True):
-        for number, (case, i) in enumerate(cases(row).items()):
-            left, right = line[2 * number], line[2 * number + 1]
-            left.imshow(to_float(images.images[i]).permute(1, 2, 0).clamp(0, 1).numpy())
-            right.imshow(row.maps[i].numpy(), cmap="viridis", vmin=0, interpolation="nearest")
-            for panel in (left, right):
-                panel.set(xticks=[], yticks=[])
-                if images.masks is not None:
-                    outline(panel, images.masks[i].numpy())
-            left.set_title(f"image {i}", fontsize=FONT)
-            right.set_title(f"{case} {row.values['average_precision'][i]:.2f}", fontsize=FONT)
-        line[0].set_ylabel(row.name.replace(" ", "\n"), fontsize=TITLE_FONT)
-    title = f"{rows[0].model}: best, median and worst by average precision"
-    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=TITLE_FONT + 1)
+    rows = selection(rows)
+    side = min(2.15, 9.6 / len(rows))  # inches
+    figure = new_figure(3 * (side + 0.3) + 1.0, max(6.0, side * len(rows) + 0.4))
+    axes = figure.subplots(3, len(rows), squeeze=False)
+    for row, column in zip(rows, axes.T, strict=True):
+        for panel, i in zip(column, cases(row).values(), strict=True):
+            pixels = (to_float(images.images[i]).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            maps = row.maps[i]
+            draw_overlay(panel, pixels, places_by_maximum(maps) if maps.any() else np.zeros(tuple(maps.shape)))
+            if images.masks is not None:
+                outline(panel, images.masks[i].numpy())
+            height, width, _ = pixels.shape
+            panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            panel.set_xlabel(f"image {i}: {row.values['average_precision'][i]:.2f}", fontsize=FONT)
+        column[0].set_title(textwrap.fill(row.name, round(8.5 * side)), fontsize=FONT)
+    for panel, case in zip(axes[:, 0], ("best", "median", "worst"), strict=True):
+        panel.set_ylabel(case, fontsize=FONT)
+    figure.suptitle(f"{model_in_words(rows[0].model)}: best, median, worst by average precision", fontsize=FONT)
     return figure

@@ -5,6 +5,7 @@ the map then goes to what the query shows is measured on scenes of two objects w
 for either object, so that an object that attracts attention under every query counts for nothing.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,7 +30,8 @@ from ..metrics.statistics import write_effects as write_effects
 from ..models.networks import ImageClassifier
 from ..training.run import Run, load_run
 from ..viz.figures import attention_figure
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure, style_axes
+from ..viz.words import model_in_words
 from . import setup
 from .grid import AblationConfig
 from .grid import collect as collect
@@ -312,28 +314,29 @@ def steering_figure(intervals: Mapping[tuple[str, str], Mapping[str, Interval]],
     if not intervals:
         raise ValueError("there is nothing to draw: measure a model first")
     models, levels = (list(dict.fromkeys(names)) for names in zip(*intervals, strict=True))
-    figure = Figure(figsize=(12, 1.8 + 0.55 * len(models)), dpi=100, layout="constrained")
+    figure = new_figure(2.5 + 0.65 * len(models))
     left, right = figure.subplots(1, 2, sharey=True)
+    style_axes(left, x="attention follows the query\n(% of the cases)")
+    style_axes(right, x="swing: share that moves to\nthe queried object (points)")
     for (model, level), by_measure in intervals.items():
         number = levels.index(level)
         y = models.index(model) + 0.22 * (number - (len(levels) - 1) / 2)
-        _draw_interval(left, y, by_measure["follows"], f"C{number}")
-        _draw_interval(right, y, by_measure["swing"], f"C{number}")
+        _draw_interval(left, y, by_measure["follows"], LINE_COLORS[number])
+        _draw_interval(right, y, by_measure["swing"], LINE_COLORS[number])
     left.axvline(50, color="black", linewidth=1)
     left.axvline(100 * threshold, color="black", linewidth=1, linestyle=":")
     right.axvline(0, color="black", linewidth=1)
-    left.set_yticks(range(len(models)), models, fontsize=FONT)
+    names = [textwrap.fill(model_in_words(model), 24) for model in models]
+    left.set_yticks(range(len(models)), names, fontsize=FONT)
     left.set_ylim(len(models) - 0.5, -0.5)
     left.set_xlim(min(35, left.get_xlim()[0]), max(65, left.get_xlim()[1]))
-    left.set_xlabel("attention follows the query (% of the cases)", fontsize=TITLE_FONT)
-    right.set_xlabel("swing: share that moves to the queried object (points)", fontsize=TITLE_FONT)
-    for axes in (left, right):
-        axes.tick_params(labelsize=FONT)
-        axes.grid(alpha=0.3)
-    handles = [Line2D([], [], marker="o", color=f"C{i}", linewidth=3, label=level) for i, level in enumerate(levels)]
+    handles = [
+        Line2D([], [], marker="o", color=LINE_COLORS[number], linewidth=3, label=level)
+        for number, level in enumerate(levels)
+    ]
     handles.append(Line2D([], [], color="black", linewidth=1, label="ignores the query"))
     handles.append(Line2D([], [], color="black", linewidth=1, linestyle=":", label="steered from here on"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=FONT, frameon=False)
+    add_legend(figure, handles, columns=3)
     return figure
 
 
@@ -347,7 +350,7 @@ def query_figure(
         maps[f"query: {kind}"] = attend(model, scenes.images, query=query[chosen]).maps[level]
     titles = [f"1st {classes[a]} | 2nd {classes[b]}" for a, b in scenes.labels.tolist()]
     figure = attention_figure(scenes.images, maps, titles=titles, masks=queries.masks[chosen].any(1))
-    figure.suptitle(level, fontsize=TITLE_FONT)
+    figure.suptitle(level, fontsize=FONT)
     return figure
 
 

@@ -28,7 +28,8 @@ from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval, write_
 from ..models.classifier import ImageClassifier, evaluation_mode
 from ..training.run import Run
 from ..viz.figures import attention_figure, captions
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure
+from ..viz.words import model_in_words
 from . import setup
 from .effects import (
     MARGIN,
@@ -334,21 +335,27 @@ def accuracy_figure(grid: Grid, attacked: Sequence[Attacked]) -> Figure:
     if not attacked:
         raise ValueError("there is no run to draw: " + grid.complaints())
     epsilons = _epsilons(grid)
-    figure = Figure(figsize=(12, 5.2), dpi=100, layout="constrained")
+    figure = new_figure(5.6)
     for axes, attack in zip(figure.subplots(1, 2, sharey=True), ATTACKS, strict=True):
         for number, variant in enumerate(grid.variants):
             runs = [run for run in attacked if run.cell.variant == variant]
             columns = [[r.clean for r in runs], *([r.white_box[attack, e] for r in runs] for e in epsilons)]
             accuracies = [[mean_accuracy([correct]) for correct in column] for column in columns]
-            draw_runs(axes, accuracies, 0.09 * (number - (len(grid.variants) - 1) / 2), f"C{number}")
+            draw_runs(axes, accuracies, 0.09 * (number - (len(grid.variants) - 1) / 2), _color(number))
         names = ["no\nattack", *(f"{e:g}\n{e / 255:.2g}" for e in epsilons)]
         style_runs(axes, attack, names, len(attacked[0].result.run.classes))
-        axes.set_xlabel("epsilon: levels of 255, and in [0, 1]; steps not to scale", fontsize=FONT)
-    figure.axes[0].set_ylabel("accuracy (%)", fontsize=TITLE_FONT)
-    handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(grid.variants)]
-    handles.append(Line2D([], [], color="0.4", linestyle=":", label="chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=FONT, frameon=False)
+    figure.supxlabel("strength of the attack, epsilon: levels of 255, and in [0, 1] (not to scale)", fontsize=FONT)
+    figure.axes[0].set_ylabel("accuracy (%)", fontsize=FONT)
+    handles = [
+        Line2D([], [], color=_color(number), marker="o", label=model_in_words(variant))
+        for number, variant in enumerate(grid.variants)
+    ]
+    add_legend(figure, [*handles, Line2D([], [], color="0.4", linestyle=":", label="chance")], columns=3)
     return figure
+
+
+def _color(number: int) -> str:
+    return LINE_COLORS[number % len(LINE_COLORS)]
 
 
 def example_figure(run: Run, split: Split, epsilon: float) -> Figure:

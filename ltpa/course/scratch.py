@@ -16,12 +16,12 @@ from torch import Tensor
 from ..config import Seed, SettingsBase, settings
 from ..data.shapes import CLASSES, draw_shapes
 from ..errors import with_article as with_article
+from ..viz.style import FONT, WIDTH, new_figure
 from . import setup
 from .exercises import Checks as Checks
 from .exercises import numbers as numbers
 from .setup import report as report
 
-_FONT = 13
 _COLORS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")
 
 
@@ -69,7 +69,8 @@ def values_figure(
     panels = len(values) + (picture is not None)
     across = min(panels, 4)
     down = -(-panels // across)
-    figure = Figure((across * 2.6 + 1.2, down * 2.9 + 0.2), dpi=100, layout="constrained")
+    side = min(2.6, (WIDTH - 1.2) / across)
+    figure = new_figure(down * (side + 0.3) + 0.2, across * side + 1.2)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for panel in axes[panels:]:
         panel.axis("off")
@@ -80,10 +81,10 @@ def values_figure(
     for panel, (title, one) in zip(axes[panels - len(values) :], values.items(), strict=False):
         panel.imshow(one.numpy(), norm=norm, cmap="viridis")
         panel.set(xticks=[], yticks=[])
-        panel.set_title(title, fontsize=_FONT)
+        panel.set_title(title, fontsize=FONT)
     bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, shrink=0.9, aspect=18)
-    bar.set_label(label, fontsize=_FONT)
-    bar.ax.tick_params(labelsize=_FONT - 1)
+    bar.set_label(label, fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
     return figure
 
 
@@ -100,7 +101,7 @@ def vectors_figure(
     `places` gives row and column of a frame, in a grid of `positions` by `positions`; it has the color of the bars.
     """
     across = len(vectors) + (picture is not None)
-    figure = Figure((1.2 + 2.7 * across, 3.3), dpi=100, layout="constrained")
+    figure = new_figure(3.3, min(WIDTH, 1.2 + 2.7 * across))
     axes = list(figure.subplots(1, across, squeeze=False).flat)
     colors = dict(zip(vectors, _COLORS * len(vectors), strict=False))
     if picture is not None:
@@ -117,16 +118,16 @@ def vectors_figure(
     for number, (panel, (title, vector)) in enumerate(zip(axes[-len(vectors) :], vectors.items(), strict=True)):
         panel.barh(range(len(channels)), vector.tolist(), color=colors[title] if places else "#377eb8")
         panel.set_xlim(min(0, 1.1 * float(ends.min())), 1.1 * float(ends.max()))
-        panel.set_yticks(range(len(channels)), channels if number == 0 else [""] * len(channels), fontsize=_FONT)
+        panel.set_yticks(range(len(channels)), channels if number == 0 else [""] * len(channels), fontsize=FONT)
         panel.invert_yaxis()
         panel.axvline(0, color="black", linewidth=0.8)
         panel.grid(axis="x", alpha=0.3)
-        panel.tick_params(axis="x", labelsize=_FONT - 2)
-        panel.set_title(title, fontsize=_FONT)
+        panel.tick_params(axis="x", labelsize=FONT)
+        panel.set_title(title, fontsize=FONT)
     return figure
 
 
 def _picture(axes: Axes, picture: Tensor) -> None:
     axes.imshow(picture.permute(1, 2, 0).numpy())
     axes.set(xticks=[], yticks=[])
-    axes.set_title("the picture", fontsize=_FONT)
+    axes.set_title("the picture", fontsize=FONT)

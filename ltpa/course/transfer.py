@@ -1,5 +1,6 @@
 """Notebook 07: are frozen features worth more on other pictures than the pixels and an untrained network are?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, load_data
 from ..data.split import stratified
 from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
-from ..viz.style import FONT, TITLE_FONT
+from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure
+from ..viz.words import model_in_words
 from . import setup
 from .effects import MARGIN, Comparison, compare_scores, draw_runs, few_seeds, paragraph, style_runs
 from .effects import effects_figure as effects_figure
@@ -27,6 +29,7 @@ from .transfer_probe import PIXELS, UNTRAINED, Probes, count_words
 from .transfer_probe import probe_grid as probe_grid
 
 CLAIM = "Features with attention transfer better"
+_FEATURES = {"g_s": LINE_COLORS[0], "g": LINE_COLORS[3]}
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
 
 
@@ -191,34 +194,36 @@ def conclusion(probes: Probes, comparisons: Sequence[Comparison]) -> str:
 
 
 def transfer_figure(probes: Probes) -> Figure:
-    """Draw accuracy against labels: what the networks' own classifiers read (left), and the global features (right).
+    """Draw accuracy against labels, a panel for each network: what its classifier reads, and its global feature.
 
-    A color for each network, dashed for its untrained self, black for the pixels; the lines are means over seeds.
+    Dashed lines are those of the untrained network, black ones those of the pixels; the lines are means over seeds.
     """
     if not probes.trained:
         raise ValueError("there is nothing to draw: " + probes.grid.complaints())
     variants = list(dict.fromkeys(name.rpartition(": ")[0] for name in probes.trained))
-    read = {variant: "g_s" if f"{variant}: g_s" in probes.trained else "g" for variant in variants}
-    left = {f"{variant}: {kind}": variant for variant, kind in read.items()}
-    right = {f"{variant}: g": variant for variant in variants if f"{variant}: g" in probes.trained}
-    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    down = math.ceil(len(variants) / 2)
+    figure = new_figure(1.7 + 3.3 * down)
+    panels = figure.subplots(down, 2, sharex=True, sharey=True, squeeze=False).flat
     conditions = [count_words(count).replace(" a ", "\na ") for count in probes.correct]
-    panels = (("what the network's classifier reads: g_s, or g", left), ("the global feature g", right))
-    for axes, (title, names) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    for axes, variant in zip(panels, variants, strict=False):
         lines = {PIXELS: ("black", "-")}
-        for name, variant in names.items():
-            color = f"C{variants.index(variant)}"
-            lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
+        for kind, color in _FEATURES.items():
+            if (name := f"{variant}: {kind}") in probes.trained:
+                lines |= {name: (color, "-"), name + UNTRAINED: (color, "--")}
         for number, (name, (color, style)) in enumerate(lines.items()):
             columns = [probes.accuracies(count, name) for count in probes.correct]
             draw_runs(axes, columns, 0.03 * (number - (len(lines) - 1) / 2), color, style)
-        style_runs(axes, title, conditions, len(probes.target.classes))
-    figure.axes[0].set_ylabel(f"accuracy on {probes.target.name} (%)", fontsize=TITLE_FONT)
-    handles = [Line2D([], [], color=f"C{i}", marker="o", label=variant) for i, variant in enumerate(variants)]
+        style_runs(axes, model_in_words(variant), conditions, len(probes.target.classes))
+    for axes in list(panels)[len(variants) :]:
+        axes.axis("off")
+    figure.supylabel(f"accuracy on {probes.target.name} (%)", fontsize=FONT)
+    words = {"g_s": "attention descriptors", "g": "global feature"}
+    kinds = [kind for kind in _FEATURES if any(name.endswith(f": {kind}") for name in probes.trained)]
+    handles = [Line2D([], [], color=_FEATURES[kind], marker="o", label=words[kind]) for kind in kinds]
     handles += [
         Line2D([], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="the same, untrained"),
         Line2D([], [], color="black", marker="o", label="pixels"),
         Line2D([], [], color="0.4", linestyle=":", label="chance"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=FONT, frameon=False)
+    add_legend(figure, handles, columns=3)
     return figure

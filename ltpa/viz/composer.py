@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib import font_manager
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..maps import entropy, relative
-from .style import COLORS, HIGHEST, LOWEST, SCALE_LABEL, multiple
+from ..data.sources import MAX_ASPECT
+from ..maps import entropy
+from .figures import UNSURE
+from .overlay import color_bar, overlay, places_by_maximum, places_by_share
+from .style import COLORS, HIGHEST, LOWEST, SCALE_LABEL, STRENGTH, multiple
 
-UNIFORM, MAXIMUM = "uniform = 1", "each to its maximum"
-_PANEL, _BARS, _GAP, _LINE = 224, 300, 14, 24  # pixels
-_INK, _PALE = (30, 30, 30), (150, 150, 150)
+UNIFORM, MAXIMUM = SCALE_LABEL, "each to its maximum"
+_PANEL, _BARS, _GAP, _LINE = 224, 330, 14, 32  # pixels
+_TEXT, _HEADING = 22, 24  # pixels, of a picture that is shown at four fifths of its size
+_INK, _RULE, _WARNING = (0, 0, 0), (70, 70, 70), (176, 0, 32)
 
 
 @dataclass
@@ -34,23 +36,35 @@ class Row:
 
 
 def compose(
-    rows: Sequence[Row], *, colors: str = COLORS[0], strength: float = 0.6, scale: str = UNIFORM
+    rows: Sequence[Row], *, colors: str = COLORS[0], strength: float = STRENGTH, scale: str = UNIFORM
 ) -> Image.Image:
     """Draw the rows: the picture, a panel for each map over it, and bars for the five most probable classes.
 
     `colors` is one of `COLORS`. `strength` runs from 0 (only the picture) to 1 (only the map). `scale` is `UNIFORM`
-    (logarithmic, 1/4 to 32 times the uniform weight) or `MAXIMUM` (0 to each map's maximum).
+    (logarithmic, 1/4 to 32 times the even share) or `MAXIMUM` (0 to each map's maximum). The color bar shows the
+    colors at the same strength.
     """
     panels = 1 + max(len(row.maps) for row in rows)
     bars = any(row.probabilities for row in rows)
     width = _GAP + panels * (_PANEL + _GAP) + ((_BARS + _GAP) if bars else 0)
     height = 3 * _LINE + _PANEL + _GAP  # of a row
-    sheet = Image.new("RGB", (max(width, 560), len(rows) * height + 2 * _LINE + _GAP), "white")
+    sheet = Image.new("RGB", (max(width, 760), len(rows) * height + 2 * _LINE + _GAP), "white")
     for number, row in enumerate(rows):
         _draw_row(sheet, row, number * height, panels, colors, strength, scale)
     if any(row.maps for row in rows):
-        _draw_scale(sheet, len(rows) * height, colors, scale)
+        _draw_scale(sheet, len(rows) * height, colors, strength, scale)
     return sheet
+
+
+def busy(image: Image.Image, text: str) -> Image.Image:
+    """Return the picture, faded, with a line of text: a new one is being computed."""
+    faded = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
+    pen, font = ImageDraw.Draw(faded), _font(_HEADING, bold=True)
+    middle = (faded.width // 2, min(faded.height, 3 * _LINE + _PANEL) // 2)
+    left, top, right, bottom = pen.textbbox(middle, text, font=font, anchor="mm")
+    pen.rectangle((left - 16, top - 12, right + 16, bottom + 12), "white", _RULE, 2)
+    pen.text(middle, text, _INK, font, anchor="mm")
+    return faded
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -62,7 +76,7 @@ def to_png(image: Image.Image) -> bytes:
 
 def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, colors: str, strength: float, scale: str) -> None:
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, top + 2), row.title, _INK, _font(17, bold=True))
+    pen.text((_GAP, top + 2), row.title, _INK, _font(_HEADING, bold=True))
     top += 2 * _LINE
     pixels = row.picture.permute(1, 2, 0).numpy()
     size, corner = _fitted(pixels.shape[1], pixels.shape[0])
@@ -72,15 +86,17 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, colors: str, 
     for number, (name, weights) in enumerate(row.maps.items(), start=1):
         left = _GAP + number * (_PANEL + _GAP)
         weights = weights.detach().cpu().float()
-        pen.text((left, top - _LINE), f"{name}  {weights.shape[0]}x{weights.shape[1]}", _INK, _font(15))
+        head = f"{name}  {weights.shape[0]}x{weights.shape[1]}"
+        pen.text((left, top - _LINE), head, _INK, _fitting_font(head))
         spread = entropy(weights[None]).item() + 0.0
         if not math.isfinite(spread):
             pen.rectangle((left, top, left + _PANEL, top + _PANEL), (230, 230, 230))
-            pen.text((left + 12, top + _PANEL // 2), "nothing to draw", _INK, _font(15))
+            pen.text((left + 12, top + _PANEL // 2), "nothing to draw", _INK, _font(_TEXT))
             continue
-        colored = Image.fromarray(_colored(weights, colors, scale)).resize(size, Image.Resampling.NEAREST)
-        sheet.paste(Image.blend(picture, colored, strength), (left + corner[0], top + corner[1]))
-        pen.text((left, top + _PANEL + 2), f"entropy {spread:.2f}", _INK, _font(15))
+        places = places_by_share(weights) if scale == UNIFORM else places_by_maximum(weights)
+        colored = Image.fromarray(overlay(np.asarray(picture), places, colors, strength))
+        sheet.paste(colored, (left + corner[0], top + corner[1]))
+        pen.text((left, top + _PANEL + 2), f"entropy {spread:.2f}", _INK, _font(_TEXT))
     if row.probabilities:
         _draw_bars(pen, row, _GAP + panels * (_PANEL + _GAP), top)
 
@@ -92,21 +108,6 @@ def _fitted(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return size, ((_PANEL - size[0]) // 2, (_PANEL - size[1]) // 2)
 
 
-def _colored(weights: Tensor, colors: str, scale: str) -> NDArray[np.uint8]:
-    """Return weights (h, w) as colors (h, w, 3)."""
-    if scale == UNIFORM:
-        values = relative(weights[None])[0].clamp(LOWEST, HIGHEST)
-        place = (values / LOWEST).log() / math.log(HIGHEST / LOWEST)
-    else:
-        place = weights / weights.max()
-    return _table(colors)[(place * 255).round().long().numpy()]
-
-
-@functools.cache
-def _table(colors: str) -> NDArray[np.uint8]:
-    return (matplotlib.colormaps[colors](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
-
 @functools.cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib."""
@@ -114,29 +115,35 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont(properties), size)
 
 
+def _fitting_font(text: str) -> ImageFont.FreeTypeFont:
+    """Return the largest font up to the usual one in which the text is no wider than a panel."""
+    return next((font for size in range(_TEXT, 12, -1) if (font := _font(size)).getlength(text) <= _PANEL), _font(12))
+
+
 def _draw_bars(pen: ImageDraw.ImageDraw, row: Row, left: int, top: int) -> None:
     best = sorted(row.probabilities.items(), key=lambda item: -item[1])[:5]
-    room = _BARS - 120
+    if best[0][1] < UNSURE:
+        pen.text((left, top - _LINE), f"unsure: under {100 * UNSURE:.0f} %", _WARNING, _font(_TEXT, bold=True))
+    room = _BARS - 110
     for number, (name, probability) in enumerate(best):
-        y = top + number * (_PANEL // 5)
-        color = (46, 125, 50) if name == row.truth else (120, 144, 170)
-        pen.text((left, y), name[:24] + ("  (truth)" if name == row.truth else ""), _INK, _font(15))
-        pen.rectangle((left, y + 20, left + max(1, round(room * probability)), y + 34), color)
-        pen.text((left + room * probability + 8, y + 17), f"{100 * probability:.1f} %", _INK, _font(15))
+        y = top + number * 45
+        color = (46, 125, 50) if name == row.truth else (84, 110, 140)
+        pen.text((left, y - 4), name[:18] + ("  (truth)" if name == row.truth else ""), _INK, _font(_TEXT))
+        pen.rectangle((left, y + 24, left + max(1, round(room * probability)), y + 38), color)
+        pen.text((left + room * probability + 8, y + 31), f"{100 * probability:.1f} %", _INK, _font(20), anchor="lm")
     if row.truth is not None and row.truth not in dict(best):
-        pen.text((left, top + _PANEL + 2), f"truth: {row.truth}", _INK, _font(15))
+        pen.text((left, top + _PANEL + 4), f"truth: {row.truth}", _INK, _font(_TEXT))
 
 
-def _draw_scale(sheet: Image.Image, top: int, colors: str, scale: str) -> None:
-    pen, length, left = ImageDraw.Draw(sheet), 7 * 56, _GAP
-    strip = np.repeat(_table(colors)[np.linspace(0, 255, length).round().astype(int)][None], 14, axis=0)
-    sheet.paste(Image.fromarray(strip), (left, top))
+def _draw_scale(sheet: Image.Image, top: int, colors: str, strength: float, scale: str) -> None:
+    pen, length, left = ImageDraw.Draw(sheet), 7 * 70, _GAP
+    sheet.paste(Image.fromarray(color_bar(length, 28, colors, strength)), (left, top))
     marks = {0: "0", length: "its maximum"} if scale == MAXIMUM else _marks(length)
     for x, text in marks.items():
-        pen.line((left + x, top, left + x, top + 18), _PALE)
-        pen.text((left + x, top + 20), text, _INK, _font(14), anchor="ma" if x else "la")
-    if scale == UNIFORM:
-        pen.text((left + length + 24, top - 2), f"{SCALE_LABEL} (1 = the even share)", _INK, _font(14))
+        pen.line((left + x, top, left + x, top + 32), _RULE)
+        pen.text((left + x, top + 34), text, _INK, _font(_TEXT), anchor="ma" if x else "la")
+    words = SCALE_LABEL if scale == UNIFORM else "weight of a position"
+    pen.text((left + length + 24, top + 14), words, _INK, _font(_TEXT), anchor="lm")
 
 
 def _marks(length: int) -> dict[int, str]:
@@ -146,10 +153,16 @@ def _marks(length: int) -> dict[int, str]:
 
 
 def fit_for_display(picture: Tensor, most: int = 2 * _PANEL) -> Tensor:
-    """Return a photo, uint8 (3, H, W), scaled down if its longer side has more than `most` pixels."""
-    longest = max(picture.shape[1:])
-    if longest <= most:
+    """Return a photo, uint8 (3, H, W), scaled down if its longer side has more than `most` pixels.
+
+    A picture longer than `MAX_ASPECT` times its shorter side is squeezed to that, as the network reads it.
+    """
+    _, height, width = picture.shape
+    least = math.ceil(max(height, width) / MAX_ASPECT)
+    wide, high = max(width, least), max(height, least)
+    factor = min(1.0, most / max(wide, high))
+    size = max(1, round(wide * factor)), max(1, round(high * factor))
+    if size == (width, height):
         return picture
-    size = [max(1, round(side * most / longest)) for side in (picture.shape[2], picture.shape[1])]
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).resize(size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

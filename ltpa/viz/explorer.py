@@ -1,11 +1,14 @@
 """The explorer: click through pictures, levels and models, or upload a photo, and see where the network looks.
 
 It uses only the core widgets of ipywidgets 7.7 and 8, so Colab needs no custom widget manager. One picture is updated
-in place, so nothing flickers. Errors appear in the panel.
+in place, so nothing flickers. Where an answer takes longer, the old picture fades and says what is computed. Errors
+appear in the panel.
 """
 
 import base64
 import functools
+import html
+import math
 import random
 import sys
 import time
@@ -22,15 +25,18 @@ from ..data.dataset import Dataset, Split
 from ..data.samples import Photographs
 from ..data.sources import Picture, at_resolution, read_pictures
 from ..inference import attend, attend_batches
-from ..models.networks import AttentionOutput, ImageClassifier
-from ..training.run import Run
+from ..models.networks import AttentionOutput
 from . import composer, style
 from .composer import MAXIMUM, UNIFORM, Row, fit_for_display
-from .show import named_classes, network_of, readable
+from .figures import UNSURE
+from .show import Model, class_names, find_model, known_classes, names_of_files, network_of, readable
+from .words import METHOD_NAMES, model_in_words
 
 IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassified"
-NOTHING = "nothing"
+NOTHING = "no second row"
 RESOLUTIONS = (32, 64, 96, 128, 224)
+_PASSES = {"saliency": 3, "gradcam": 3, "integrated_gradients": 150, "occlusion": 130}  # as costly as forward passes
+_SLOW = 0.4  # seconds from which on the panel says that it computes
 _CACHED = 200  # maps and pictures, enough for about fifty images
 _ALT = "The explorer: a picture, its attention maps, and the five most probable classes"
 # On a page made by nbconvert, the panel stays empty unless a script can be loaded. This picture appears there instead,
@@ -43,22 +49,30 @@ body > main > #notebook .output:has(.output_widget_view):not(:has(.widget-subare
 <div class="ltpa-still"><img alt="%s" src="data:image/png;base64,%s" style="max-width: 100%%"></div>"""
 
 
+_LARGE = """<style>
+.ltpa-explorer .widget-label, .ltpa-explorer .widget-readout, .ltpa-explorer select, .ltpa-explorer button,
+.ltpa-explorer .widget-html-content, .ltpa-explorer label { font-size: 16px !important; color: black; opacity: 1; }
+.ltpa-explorer .widget-html-content { line-height: 1.35; }
+.ltpa-explorer button { color: black; }
+</style>"""
+
+
 def explore(
-    model: Run | ImageClassifier,
+    model: Model,
     images: Dataset | Split | Picture | Sequence[Picture] | None = None,
     *,
     classes: Sequence[str] | None = None,
-    others: Mapping[str, Run | ImageClassifier] | None = None,
+    others: Mapping[str, Model] | None = None,
     folder: str | Path = "runs/figures",
 ) -> "Explorer":
     """Show the explorer in a notebook and return it; `.png()` returns its picture, also outside a notebook.
 
     Args:
-        model: a run or a model.
-        images: a data set (its test images), a split, or any pictures that `ltpa.show` takes; None waits for a photo.
-            A label below 0 means that the image belongs to none of the classes.
+        model: a run, a model, the name of weights that come with ltpa, or a run's folder.
+        images: a data set (its test images), a split, or any pictures that `ltpa.show` takes, such as a folder; None
+            waits for a photo. A label below 0 means that the image belongs to none of the classes.
         classes: class names, for models that know none.
-        others: name -> run or model that the second row can show.
+        others: name -> run, model, name of weights or folder that the second row can show.
         folder: where the save button writes PNG and PDF files.
     """
     explorer = Explorer(model, images, classes=classes, others=others, folder=folder)
@@ -69,29 +83,32 @@ def explore(
 class Explorer:
     """The panel that `explore` shows.
 
-    Its controls are attributes (`which`, `position`, `levels`, ...), so that a program can set them. `chosen` holds
-    the numbers of the images that `position` runs through; `widget` is the whole panel.
+    Its controls are attributes (`which`, `position`, `levels["conv7"]`, ...), so that a program can set them. `chosen`
+    holds the numbers of the images that `position` runs through; `widget` is the whole panel.
     """
 
     def __init__(
         self,
-        model: Run | ImageClassifier,
+        model: Model,
         images: Dataset | Split | Picture | Sequence[Picture] | None = None,
         *,
         classes: Sequence[str] | None = None,
-        others: Mapping[str, Run | ImageClassifier] | None = None,
+        others: Mapping[str, Model] | None = None,
         folder: str | Path = "runs/figures",
     ) -> None:
         if clash := {NOTHING, "", *METHODS} & set(others or {}):
             raise ValueError(f"others: {sorted(clash)[0]!r} cannot name a model; choose another name")
-        self.models = {name: network_of(one) for name, one in {"": model, **(others or {})}.items()}
+        model = find_model(model)
+        self.models = {name: network_of(find_model(one)) for name, one in {"": model, **(others or {})}.items()}
         self.folder = Path(folder)
-        self._name = self.models[""].name or type(self.models[""]).__name__
+        self._name = model_in_words(self.models[""].name or type(self.models[""]).__name__)
         self._photo: Tensor | None = None
         self._photo_name = ""
+        self._shown: Any = None  # the last picture that was composed
         self._cache: dict[Any, Any] = {}
+        self._pace = math.inf  # seconds of a forward pass for each pixel, the least that was measured
         of_data = self._take_images(images)
-        self._classes = self._names_of_classes(classes or of_data or named_classes(model))
+        self._classes = class_names(model, classes or of_data, self._try_out())
         self.chosen = list(range(len(self._images)))
         self._build()
         self._update()
@@ -99,7 +116,7 @@ class Explorer:
     def _take_images(self, images: Any) -> Sequence[str] | None:
         """Store images, labels and names; return the class names if the images have some."""
         self._labels: Tensor | None = None
-        self._names = images.names if isinstance(images, Photographs) else ()
+        self._names = images.names if isinstance(images, Photographs) else tuple(names_of_files(images))
         classes = images.classes if isinstance(images, Dataset) else None
         source: Any = images.test if isinstance(images, Dataset) else images
         if isinstance(source, Split):
@@ -116,61 +133,77 @@ class Explorer:
         image = self._images[number]
         return image.images if isinstance(image, Split) else image
 
-    def _names_of_classes(self, names: Sequence[str] | None) -> tuple[str, ...]:
-        if not len(self._images):
-            return tuple(names or ())
-        count = self._attend(readable(self._image(0)), "", 0).logits.shape[1]
-        if names is not None and len(names) != count:
-            raise ValueError(f"the model knows {count} classes, but {len(names)} names were given")
-        return tuple(names) if names else tuple(map(str, range(count)))
+    def _try_out(self) -> int:
+        """Find the levels of the model; return how many classes it knows."""
+        output = attend(self.models[""], torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        self._levels = list(output.maps)
+        return output.logits.shape[1]
 
     # --- the widgets
 
     def _build(self) -> None:
         w, some = ipywidgets, bool(len(self._images))
 
-        def control(kind: Any, description: str, width: int = 300, **options: Any) -> Any:
-            label = {"description_width": "95px"}
-            return kind(description=description, style=label, layout=w.Layout(width=f"{width}px"), **options)
+        def wide(pixels: int) -> Any:
+            return w.Layout(width=f"{pixels}px")
+
+        def control(kind: Any, description: str, **options: Any) -> Any:
+            return kind(description=description, style={"description_width": "80px"}, layout=wide(320), **options)
+
+        def button(description: str, width: int, **options: Any) -> Any:
+            return w.Button(description=description, layout=wide(width), **options)
 
         ways = [IN_ORDER, UNCERTAIN]
         if self._labels is not None:
             ways += [WRONG, *(f"class: {name}" for name in self._classes)]
-        levels = self._levels()
-        seconds = [NOTHING, *(name for name in self.models if name)]
-        seconds += [method for method in METHODS if method not in ("attention", "cam")]
+        seconds = [(NOTHING, NOTHING), *((name, name) for name in self.models if name)]
+        seconds += [(METHOD_NAMES[method], method) for method in METHODS if method not in ("attention", "cam")]
         self.which = control(w.Dropdown, "images", options=ways, disabled=not some)
         last = max(0, len(self.chosen) - 1)
         self.position = control(w.IntSlider, "number", min=0, max=last, disabled=not some)
-        self.draw = w.Button(description="at random", disabled=not some, layout=w.Layout(width="110px"))
-        wide = w.Layout(width="170px")
-        self.upload = w.FileUpload(accept="image/*", multiple=False, description="upload a photo", layout=wide)
+        self.draw = button("at random", 120, disabled=not some)
+        self.upload = w.FileUpload(accept="image/*", multiple=False, description="your photo", layout=wide(180))
+        self.back = button("back to the images", 180, disabled=True)
         sides = [(f"{side} pixels", side) for side in RESOLUTIONS]
-        self.resolution = control(w.Dropdown, "photo at", 210, options=sides, value=96)
-        self.levels = control(w.SelectMultiple, "levels", options=levels, value=levels, rows=max(2, len(levels)))
-        self.strength = control(w.FloatSlider, "overlay", value=0.6, min=0, max=1, step=0.05)
+        self.resolution = control(w.Dropdown, "photo at", options=sides, value=96)
+        self.levels = {
+            level: w.Checkbox(value=True, description=level, indent=False, layout=wide(130)) for level in self._levels
+        }
+        self.strength = control(w.FloatSlider, "overlay", value=style.STRENGTH, min=0, max=1, step=0.05)
         self.colors = control(w.Dropdown, "colors", options=list(style.COLORS))
         self.scale = control(w.Dropdown, "scale", options=[UNIFORM, MAXIMUM])
-        self.compare = control(w.Dropdown, "second row", options=seconds)
-        self.save = w.Button(description="save as PNG and PDF", layout=w.Layout(width="180px"))
+        self.compare = control(w.Dropdown, "below", options=seconds)
+        self.save = button("save as PNG and PDF", 200)
         self.message = w.HTML()
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
+        heading = [w.HTML("maps of the levels")] if self.levels else []
         columns = [
-            w.VBox([self.which, self.position, w.HBox([self.draw, self.upload]), self.resolution]),
-            w.VBox([self.levels, self.compare]),
-            w.VBox([self.strength, self.colors, self.scale, self.save]),
+            w.VBox([self.which, self.position, w.HBox([self.draw, self.upload]), w.HBox([self.back])]),
+            w.VBox([*heading, *self.levels.values()], layout=w.Layout(margin="0 0 0 24px")),
+            w.VBox([self.compare, self.resolution, self.strength, self.colors, self.scale, w.HBox([self.save])]),
         ]
-        self.widget = w.VBox([w.HBox(columns, layout=w.Layout(flex_flow="row wrap")), self.message, self.picture])
+        controls = w.HBox(columns, layout=w.Layout(flex_flow="row wrap"))
+        self.widget = w.VBox([w.HTML(_LARGE), controls, self.message, self.picture, w.HTML(self._explanation())])
+        self.widget.add_class("ltpa-explorer")
         self._connect()
+
+    def _explanation(self) -> str:
+        """Return what stands below the picture: the classes, and what an unsure answer means."""
+        return html.escape(
+            f"{known_classes(self._classes)} An answer under {100 * UNSURE:.0f} % is marked as unsure: to the network, "
+            "the other classes together are more probable. It cannot say that a picture shows none of its classes."
+        )
 
     def _connect(self) -> None:
         update = self._guarded(self._update)
-        for control in (self.levels, self.strength, self.colors, self.scale, self.compare, self.resolution):
+        controls = (self.strength, self.colors, self.scale, self.compare, self.resolution)
+        for control in (*controls, *self.levels.values()):
             control.observe(update, "value")
         self.which.observe(self._guarded(self._choose), "value")
         self.position.observe(self._guarded(self._browse), "value")
         self.upload.observe(self._guarded(self._take_photo), "value")
         self.draw.on_click(self._guarded(self._at_random))
+        self.back.on_click(self._guarded(self._browse))
         self.save.on_click(self._guarded(self._save))
 
     def _guarded(self, action: Callable[[], None]) -> Callable[[Any], None]:
@@ -183,12 +216,21 @@ class Explorer:
                 action()
             except Exception as error:  # the panel stays usable whatever happens
                 self._say(str(error) or type(error).__name__, wrong=True)
+                if self._shown is not None:  # instead of a faded one
+                    self.picture.value = composer.to_png(self._shown)
 
         return answer
 
     def _say(self, text: str, wrong: bool = False) -> None:
-        safe = text.replace("&", "&amp;").replace("<", "&lt;")
-        self.message.value = f'<b style="color: {"#b00020" if wrong else "#1b5e20"}">{safe}</b>' if text else ""
+        color = "#b00020" if wrong else "#1b5e20"
+        self.message.value = f'<b style="color: {color}">{html.escape(text, quote=False)}</b>' if text else ""
+
+    def _announce(self, work: str, pixels: float) -> None:
+        """Fade the picture and say what is computed, if that takes long; `pixels` are those of all forward passes."""
+        seconds = self._pace * pixels
+        if seconds > _SLOW and self._shown is not None:
+            text = f"computing {work} ..." if seconds < 2 else f"computing {work}, about {seconds:.0f} s ..."
+            self.picture.value = composer.to_png(composer.busy(self._shown, text))
 
     # --- events
 
@@ -251,7 +293,9 @@ class Explorer:
         self._say("saved: " + ", ".join(map(str, paths)))
 
     def _update(self) -> None:
-        self.picture.value = composer.to_png(self._compose())
+        self.back.disabled = self._photo is None or not len(self._images)
+        self._shown = self._compose()
+        self.picture.value = composer.to_png(self._shown)
 
     # --- what is shown
 
@@ -277,28 +321,44 @@ class Explorer:
             title = f"there is no image: {self.which.value}" if len(self._images) else "upload a photo"
             return [Row(title, torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
         first = self._row(f"{title}: {self._name}", shown, entered, "", key, truth)
+        size = entered.shape[1] * entered.shape[2]
         other = self.compare.value
         try:
             if other in self.models:
                 return [first, self._row(other, shown, entered, other, key, truth)]
             if other != NOTHING:
                 answer = max(first.probabilities, key=lambda name: first.probabilities[name])
-                maps = self._cached((key, "", other), lambda: explain(self.models[""], entered[None], other)[0])
-                return [first, Row(f"{other}: why {answer}?", shown, {other: maps})]
+                words = METHOD_NAMES[other]
+
+                def explanation() -> Tensor:
+                    self._announce(words, size * _PASSES[other])
+                    return explain(self.models[""], entered[None], other)[0]
+
+                maps = self._cached((key, "", other), explanation)
+                return [first, Row(f"{words}: which parts speak for {answer}?", shown, {words: maps})]
         except Exception as error:  # the first row can still be shown
-            self._say(f"{other}: {error}", wrong=True)
+            self._say(f"{METHOD_NAMES.get(other, other)}: {error}", wrong=True)
         return [first]
 
     def _row(self, title: str, shown: Tensor, entered: Tensor, name: str, key: Any, truth: str | None) -> Row:
         output = self._attend(entered, name, key)
-        wanted = self.levels.value if not name else tuple(output.maps)
-        maps = {level: maps[0] for level, maps in output.maps.items() if level in wanted}
+        boxes = {} if name else self.levels
+        maps = {level: maps[0] for level, maps in output.maps.items() if level not in boxes or boxes[level].value}
         probabilities = output.logits[0].softmax(0).tolist()
         names = self._classes if len(self._classes) == len(probabilities) else map(str, range(len(probabilities)))
         return Row(title, shown, maps, dict(zip(names, probabilities, strict=True)), truth)
 
     def _attend(self, entered: Tensor, name: str, key: Any) -> AttentionOutput:
-        return self._cached((key, name), lambda: attend(self.models[name], entered[None]))
+        pixels = entered.shape[1] * entered.shape[2]
+
+        def output() -> AttentionOutput:
+            self._announce("the maps", pixels)
+            started = time.perf_counter()
+            result = attend(self.models[name], entered[None])
+            self._pace = min(self._pace, (time.perf_counter() - started) / pixels)
+            return result
+
+        return self._cached((key, name), output)
 
     def _cached(self, key: Any, compute: Callable[[], Any]) -> Any:
         if key not in self._cache:
@@ -310,14 +370,13 @@ class Explorer:
     @functools.cached_property
     def _probabilities(self) -> Tensor:
         """Return the class probabilities of all images, (N, classes)."""
+        pixels = readable(self._image(0)).shape[1:].numel()
+        self._announce(f"the answers to {len(self._images)} images", len(self._images) * pixels)
         if isinstance(self._images, list):
             logits = [self._attend(readable(image), "", number).logits for number, image in enumerate(self._images)]
         else:
             logits = [output.logits.float().cpu() for _, output in attend_batches(self.models[""], self._images)]
         return torch.cat(logits).softmax(1)
-
-    def _levels(self) -> list[str]:
-        return list(attend(self.models[""], torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).maps)
 
     # --- display
 

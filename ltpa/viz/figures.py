@@ -1,7 +1,7 @@
 """Figures of attention maps and of training.
 
-Maps are drawn in multiples of the uniform weight (1 = no preference), on one logarithmic scale for the whole figure. A
-map is opaque, so that its colors match the color bar; the picture appears over it as faint light and shade.
+Maps are drawn over their pictures, which turn gray, in multiples of the even share (1 = no preference), on one
+logarithmic scale for the whole figure.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -23,9 +23,16 @@ from torch import Tensor
 
 from ..errors import closest
 from ..maps import entropy, relative
-from .style import COLORS, FONT, HIGHEST, LOWEST, SCALE_LABEL, TITLE_FONT, multiple
+from .overlay import Pixels, color_bar, overlay, places_by_share
+from .style import FONT, HIGHEST, LINE_COLORS, LOWEST, SCALE_LABEL, WIDTH, multiple, new_figure, style_axes
+from .words import model_in_words
 
-_MOST_SNAPSHOTS = 8
+UNSURE = 0.5  # an answer with less probability is called unsure
+_MOST_SNAPSHOTS = 5
+_SIDE = 2.15  # inches, of the largest panel
+_TALLEST = 1.6  # of a panel, in multiples of its width; a longer picture is drawn smaller
+_BAR_ROOM, _NARROW = 1.35, 1.35  # inches: for the color bar; panels under which "entropy 0.94" takes two lines
+_LETTERS, _LINE = 8.5, 0.23  # letters that fit into an inch; inches of a line
 
 
 def attention_figure(
@@ -43,10 +50,10 @@ def attention_figure(
         maps: level -> non-negative weights (N, h, w), or a list of (h, w).
         titles: N titles; " | " starts a new line.
         masks: bool (N, H, W), drawn as outlines.
-        scale: upper end of the color scale, in multiples of uniform. By default the largest value, rounded up to a
-            power of two from 4 to 32.
+        scale: upper end of the color scale, in multiples of the even share. By default the largest value, rounded up to
+            a power of two from 4 to 32.
     """
-    columns = {f"{name} {_size(level)}".rstrip(): level for name, level in maps.items()}
+    columns = {f"{model_in_words(name)} {_size(level)}".rstrip(): level for name, level in maps.items()}
     return _grid(images, columns, titles, masks, scale)
 
 
@@ -55,7 +62,7 @@ def snapshot_figure(
 ) -> Figure:
     """Draw how the maps of one level changed during training: a row for each image, a column for each epoch.
 
-    `snapshots` maps epoch -> level -> weights (N, h, w). At most 8 epochs are drawn, the first and last among them.
+    `snapshots` maps epoch -> level -> weights (N, h, w). At most 5 epochs are drawn, the first and last among them.
     """
     if not snapshots:
         raise ValueError("no snapshots to draw: give at least one, epoch -> {level: maps}")
@@ -65,7 +72,7 @@ def snapshot_figure(
     epochs = sorted(snapshots)
     chosen = {epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, _MOST_SNAPSHOTS)}
     figure = _grid(images, {f"epoch {epoch}": snapshots[epoch][level] for epoch in sorted(chosen)}, titles)
-    figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=TITLE_FONT + 1)
+    figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=FONT)
     return figure
 
 
@@ -74,30 +81,27 @@ def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = 
 
     Each row of `history` has `epoch` (from 1) and any of `train_loss`, `train_accuracy` and `test_accuracy` (0 to 1).
     """
-    figure = Figure(figsize=(10, 3.6), dpi=100, layout="constrained")
+    figure = new_figure(3.8)
     left, right = figure.subplots(1, 2)
     last = max((row["epoch"] for row in history), default=1)
-    for axes, key, style, text, factor in (
-        (left, "train_loss", "C0o-", "train {:.3f}", 1),
-        (right, "train_accuracy", "C0o-", "train {:.1f} %", 100),
-        (right, "test_accuracy", "C1s--", "test {:.1f} %", 100),
+    for axes, key, color, style, text, factor in (
+        (left, "train_loss", LINE_COLORS[0], "o-", "training {:.3f}", 1),
+        (right, "train_accuracy", LINE_COLORS[0], "o-", "training {:.1f} %", 100),
+        (right, "test_accuracy", LINE_COLORS[3], "s--", "test {:.1f} %", 100),
     ):
         points = [(row["epoch"], row[key] * factor) for row in history if math.isfinite(row.get(key, math.nan))]
         if points:
             x, y = zip(*points, strict=True)
             label = text.format(y[-1]) + (f" (epoch {x[-1]})" if x[-1] < last else "")
-            axes.plot(x, y, style, label=label, markersize=4 if len(x) <= 60 else 0)
+            axes.plot(x, y, style, color=color, label=label, markersize=5 if len(x) <= 60 else 0)
     end = epochs or last
     margin = max(0.5, 0.02 * end)
     for axes, name, place in ((left, "loss", "upper right"), (right, "accuracy (%)", "lower right")):
+        style_axes(axes, x="epoch", y=name)
         axes.set_xlim(1 - margin, end + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlabel("epoch", fontsize=TITLE_FONT)
-        axes.set_ylabel(name, fontsize=TITLE_FONT)
-        axes.tick_params(labelsize=FONT)
-        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if axes.lines:
-            axes.legend(loc=place, fontsize=TITLE_FONT)
+            axes.legend(loc=place, fontsize=FONT)
     left.set_ylim(bottom=0)
     right.set_ylim(0, 102)
     return figure
@@ -114,36 +118,39 @@ def _grid(
     _check(images, columns, titles, masks, scale)
     pictures = [_pixels(image) for image in images]
     figure, axes = _panels(pictures, titles or [""] * len(pictures), list(columns))
-    norm = LogNorm(LOWEST, 4)
-    highest = 0.0
+    highest = max((_highest(weights) for maps in columns.values() for weights in maps), default=0.0)
+    # The margin keeps a rounding error from doubling the scale.
+    end = scale or min(HIGHEST, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
+    narrow = (WIDTH - _BAR_ROOM) / (1 + len(columns)) < _NARROW
     for column, maps in enumerate(columns.values(), start=1):
         for picture, weights, panel in zip(pictures, maps, axes[:, column], strict=True):
-            highest = max(highest, _draw_map(panel, picture, weights, norm))
+            _draw_map(panel, picture, weights, end, narrow)
     if masks is not None:
         for panel, mask in zip(axes.flat, masks.repeat_interleave(1 + len(columns) if columns else 1, 0), strict=False):
             outline(panel, mask.cpu().numpy())
     if columns:
-        # The margin keeps a rounding error from doubling the scale.
-        norm.vmax = scale or min(HIGHEST, 2.0 ** math.ceil(math.log2(max(highest, 4)) - 1e-6))
-        _color_bar(figure, axes, norm, clipped=highest > norm.vmax * 1.001)
+        _draw_color_bar(figure, axes, end, clipped=highest > end * 1.001)
     return figure
 
 
-def _panels(pictures: Sequence[NDArray[np.float64]], titles: Sequence[str], heads: Sequence[str]) -> tuple[Figure, Any]:
+def _panels(pictures: Sequence[Pixels], titles: Sequence[str], heads: Sequence[str]) -> tuple[Figure, Any]:
     """Return a figure with the pictures, their titles and the column heads, and empty panels for the maps."""
     count = len(pictures)
     across = 1 + len(heads) if heads else min(count, 4)
     down = count if heads else math.ceil(count / across)
-    side = min(2.2, max(1.4, 11 / across))  # inches
-    texts = ["\n".join(textwrap.fill(line, round(side * 11)) for line in title.split(" | ")) for title in titles]
-    heads = [textwrap.fill(head, round(side * 10)) for head in heads]
-    lines = max(text.count("\n") for text in texts) + 1
-    tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    row = side * tallest + 0.19 * lines + (0.3 if heads else 0.15)
-    above = 0.2 * (1 + max([text.count("\n") for text in heads], default=0))
-    size = (across * side + (1.4 if heads else 0), down * row + 0.1 + above)
-    figure = Figure(size, dpi=100, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
+    room = _BAR_ROOM if heads else 0.0
+    side = min(_SIDE, (WIDTH - room) / across)
+    texts = ["\n".join(textwrap.fill(line, round(side * _LETTERS)) for line in title.split(" | ")) for title in titles]
+    heads = [textwrap.fill(head, round(side * _LETTERS)) for head in heads]
+    under = (0.35 if side > _NARROW else 0.35 + _LINE) if heads else 0.1  # for the entropy
+    rows = []
+    for start in range(0, count, 1 if heads else across):
+        several = slice(start, start + (1 if heads else across))
+        tallest = min(_TALLEST, max(picture.shape[0] / picture.shape[1] for picture in pictures[several]))
+        rows.append(side * tallest + under + _LINE * (1 + max(text.count("\n") for text in texts[several])))
+    above = _LINE * (1 + max([text.count("\n") for text in heads], default=0))
+    figure = new_figure(sum(rows) + 0.1 + above, max(across * side + room, 0.6 * WIDTH if heads else 0))
+    axes = figure.subplots(down, across, squeeze=False, height_ratios=rows)
     for number, panel in enumerate(axes.flat):
         index = number // across if heads else number  # of the picture
         if index >= count:
@@ -155,29 +162,45 @@ def _panels(pictures: Sequence[NDArray[np.float64]], titles: Sequence[str], head
         panel.imshow(picture, origin="upper")
         panel.set_title(text, fontsize=FONT, parse_math=False)
     for panel, head in zip(axes[0, 1:], heads, strict=False):
-        panel.set_title(head, fontsize=TITLE_FONT, parse_math=False)
+        panel.set_title(head, fontsize=FONT, parse_math=False)
     return figure, axes
 
 
-def _draw_map(panel: Axes, picture: NDArray[np.float64], map_: Tensor, norm: LogNorm) -> float:
-    """Draw a map (h, w) with its entropy; return its largest value in multiples of uniform."""
-    weights = map_.detach().cpu().double()[None]
-    shares, spread = relative(weights)[0].clamp_min(LOWEST).numpy(), entropy(weights).item()
+def _draw_map(panel: Axes, picture: Pixels, weights: Tensor, end: float, narrow: bool) -> None:
+    """Draw a map (h, w) over its picture on the scale up to `end`, with its entropy."""
+    spread = entropy(weights.detach().cpu().double()[None]).item()
     # "+ 0.0" because the entropy of a single position is minus zero.
-    panel.set_xlabel(f"entropy {'–' if math.isnan(spread) else f'{spread + 0.0:.2f}'}", fontsize=FONT)
-    if defect := _defect(map_):
-        _hatch(panel, defect)
-    else:
-        box = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-        panel.imshow(shares, cmap=COLORS[0], norm=norm, extent=box, origin="upper", interpolation="nearest")
-        panel.imshow(_light_and_shade(picture), origin="upper")
-    return float(np.nan_to_num(shares).max())
+    number = "–" if math.isnan(spread) else f"{spread + 0.0:.2f}"
+    panel.set_xlabel(f"entropy\n{number}" if narrow else f"entropy {number}", fontsize=FONT)
+    if not weights.any():
+        panel.add_patch(
+            Rectangle((0, 0), 1, 1, transform=panel.transAxes, facecolor="0.9", edgecolor="0.6", hatch="//")
+        )
+        place: dict[str, Any] = {"transform": panel.transAxes, "ha": "center", "va": "center"}
+        panel.text(0.5, 0.5, "all zero", fontsize=FONT, backgroundcolor="white", **place)
+        return
+    draw_overlay(panel, picture, places_by_share(weights, end))
 
 
-def _pixels(image: Tensor) -> NDArray[np.float64]:
-    """Return an image (3, H, W) as (H, W, 3) in [0, 1]."""
-    pixels = image.detach().cpu().permute(1, 2, 0).double().numpy()
-    return pixels / 255 if image.dtype == torch.uint8 else pixels.clip(0, 1)
+def draw_overlay(panel: Axes, picture: Pixels, places: NDArray[np.float64]) -> None:
+    """Draw the places (h, w) of a map on its scale over the picture, as sharp as both."""
+    height, width, _ = picture.shape
+    finer = max(1, math.ceil(max(2 * _SIDE * 100 / max(height, width), places.shape[0] / height)))
+    large = picture.repeat(finer, axis=0).repeat(finer, axis=1)
+    panel.imshow(overlay(large, places), extent=(-0.5, width - 0.5, height - 0.5, -0.5), origin="upper")
+
+
+def _highest(weights: Tensor) -> float:
+    """Return the largest value of a map in multiples of the even share; 0 for a map without any weight."""
+    return 0.0 if not weights.any() else float(relative(weights.detach().cpu().double()[None]).max())
+
+
+def _pixels(image: Tensor) -> Pixels:
+    """Return an image (3, H, W) as uint8 (H, W, 3)."""
+    pixels = image.detach().cpu().permute(1, 2, 0)
+    if image.dtype != torch.uint8:
+        pixels = (pixels.double().clamp(0, 1) * 255).round().byte()
+    return pixels.numpy()
 
 
 def _size(maps: Tensor | Sequence[Tensor]) -> str:
@@ -207,6 +230,11 @@ def _check(
         if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
             shapes = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]
             raise ValueError(f"maps of {name} must have the shape (N, h, w) for N = {count} images, not {shapes}")
+        broken = [number for number, one in enumerate(maps) if not one.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"maps of {name} have NaN or infinite values in {len(broken)} of {count} maps, first in {broken[0]}"
+            )
         if any((one < 0).any() for one in maps):
             raise ValueError(f"maps of {name} must be weights from 0 up, but some are negative; are they scores?")
     if titles is not None and (isinstance(titles, str) or len(titles) != count):
@@ -216,14 +244,6 @@ def _check(
         raise ValueError(f"masks must be bool {(count, *size)}, not {masks.dtype} {tuple(masks.shape)}")
     if scale is not None and not 1 < scale < math.inf:
         raise ValueError(f"scale must be above 1 (the uniform map), not {scale}")
-
-
-def _light_and_shade(picture: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a picture (H, W, 3) as a layer (H, W, 4) of white and black, transparent at its mean brightness."""
-    strength = 0.2  # if it were stronger, a bright object would look attended to on a uniform map
-    gray = picture @ [0.299, 0.587, 0.114]
-    relief = ((gray - gray.mean()) / (2 * max(gray.std(), 0.05))).clip(-1, 1)
-    return np.stack([relief > 0] * 3 + [strength * np.abs(relief)], axis=2).astype(np.float64)
 
 
 def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
@@ -236,44 +256,42 @@ def outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
         axes.add_collection(LineCollection(list(ends.reshape(-1, 2, 2)), colors=color, linewidths=line), autolim=False)
 
 
-def _defect(one: Tensor) -> str:
-    """Return why a map (h, w) cannot be drawn, or nothing."""
-    if one.isnan().any():
-        return "NaN"
-    if one.isinf().any():
-        return "infinite"
-    return "" if one.any() else "all zero"
-
-
-def _hatch(axes: Axes, text: str) -> None:
-    axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor="0.9", edgecolor="0.6", hatch="//"))
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, backgroundcolor="white")
-
-
-def _color_bar(figure: Figure, axes: Any, norm: LogNorm, clipped: bool) -> None:
+def _draw_color_bar(figure: Figure, axes: Any, end: float, clipped: bool) -> None:
+    """Draw the scale: the colors of `overlay` over dark and bright parts of a picture."""
+    low, high = math.log2(LOWEST), math.log2(end)
     bar = figure.colorbar(
-        ScalarMappable(norm, COLORS[0]),
+        ScalarMappable(Normalize(low, high)),
         ax=axes,
-        extend="both" if clipped else "min",
         shrink=min(1.0, 4.5 / figure.get_figheight()),
         anchor=(0.0, 1.0),
-        aspect=18,
+        aspect=13,
     )
-    highest = norm.vmax or HIGHEST
-    powers = range(-2, math.floor(math.log2(highest)) + 1, 1 if highest <= 64 else 2)
-    bar.set_ticks([2.0**power for power in powers], labels=[multiple(power) for power in powers], fontsize=FONT)
-    bar.minorticks_off()
-    bar.set_label(SCALE_LABEL, fontsize=TITLE_FONT)
-    bar.ax.axhline(1, color="white", linewidth=2)
+    if bar.solids is not None:
+        bar.solids.remove()
+    bar.ax.imshow(color_bar(256, 32).transpose(1, 0, 2), extent=(0, 1, low, high), origin="lower", aspect="auto")
+    powers = list(range(round(low), math.floor(high) + 1, 1 if end <= 64 else 2))
+    labels = [f"≤ {multiple(powers[0])}", *map(multiple, powers[1:])]
+    if clipped and powers[-1] == high:
+        labels[-1] = f"≥ {labels[-1]}"
+    bar.set_ticks(powers, labels=labels, fontsize=FONT)
+    bar.ax.set(xlim=(0, 1), ylim=(low, high))
+    bar.set_label(SCALE_LABEL, fontsize=FONT)
+    bar.ax.axhline(0, color="white", linewidth=2)
 
 
-def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = None) -> list[str]:
+def captions(
+    logits: Tensor, classes: Sequence[str], labels: Tensor | None = None, *, unsure: float = UNSURE
+) -> list[str]:
     """Return the network's answers as titles: "deer 97 %", or, if wrong, "deer 97 % | truth: cat".
 
-    `logits` has the shape (N, num_classes), `labels` (N,); a label below 0 means none of the classes.
+    `logits` has the shape (N, num_classes), `labels` (N,); a label below 0 means none of the classes. An answer whose
+    probability is below `unsure` begins with "unsure: ".
     """
     probability, answer = logits.float().softmax(dim=1).max(dim=1)
-    texts = [f"{classes[a]} {p:.0%}".replace("%", " %") for a, p in zip(answer.tolist(), probability, strict=True)]
+    texts = [
+        ("unsure: " if p < unsure else "") + f"{classes[a]} {p:.0%}".replace("%", " %")
+        for a, p in zip(answer.tolist(), probability.tolist(), strict=True)
+    ]
     if labels is None:
         return texts
     return [

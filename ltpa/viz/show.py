@@ -1,6 +1,9 @@
 """`ltpa.show`: a figure of pictures in any form with the maps of any model."""
 
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,20 +11,26 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.images import MIN_SIDE
-from ..data.sources import DEFAULT_SIDE, Picture, at_resolution, read_pictures
+from ..data.sources import DEFAULT_SIDE, MAX_ASPECT, MAX_FOLDER, Picture, at_resolution, pictures_in, read_pictures
+from ..errors import closest
 from ..inference import attend
-from ..models.networks import ImageClassifier
-from ..pretrained import load_pretrained
-from ..training.run import Run
+from ..models.classifier import ImageClassifier
+from ..pretrained import list_pretrained, load_pretrained
+from ..training.run import Run, load_run
 from .composer import fit_for_display
-from .figures import attention_figure, captions
+from .figures import UNSURE, attention_figure, captions
+from .style import FONT
 
 SHOWN = 600  # most pixels of a picture's longer side in the figure; the model reads the full picture
+_NAMED = 12  # classes that are named under a figure
+
+Model = Run | ImageClassifier | str | os.PathLike
+"""A run, a model, the name of weights that come with ltpa, or the folder of a run."""
 
 
 def show(
     images: Picture | Sequence[Picture],
-    model: Run | ImageClassifier | None = None,
+    model: Model | None = None,
     *,
     maps: Mapping[str, Tensor] | None = None,
     side: int | None = None,
@@ -29,38 +38,69 @@ def show(
     titles: Sequence[str] | None = None,
     masks: Tensor | None = None,
     scale: float | None = None,
+    unsure: float = UNSURE,
 ) -> Figure:
     """Draw pictures with their attention maps, one row for each picture; save the figure with `figure.savefig(path)`.
 
+    A line under the figure names the classes that the network knows. A picture that is longer than four times its width
+    is drawn squeezed to that, as the network reads it, and its title says so.
+
     Args:
-        images: one or more paths, encoded files, Pillow images, arrays (H, W, 3) or tensors (3, H, W); or a batch.
-        model: whose maps to draw; without it and `maps`, `ltpa.load_pretrained()` (the ten classes of CIFAR-10).
+        images: one or more paths, addresses (https://...), encoded files, Pillow images, arrays (H, W, 3) or tensors
+            (3, H, W); or a folder, or a batch.
+        model: whose maps to draw: a run, a model, the name of weights, or a run's folder; without it and `maps`,
+            `ltpa.load_pretrained()` (the ten classes of CIFAR-10).
         maps: maps of any other network instead: name -> non-negative weights (N, h, w).
         side: pixels of the shorter side that the model reads; by default that of the picture, but 32 to 224.
         classes: class names, for models that know none.
         titles: one for each picture, instead of the model's answers.
         masks: bool (N, H, W), drawn as outlines; needs pictures of one size.
-        scale: upper end of the color scale, in multiples of uniform; by default chosen from the maps.
+        scale: upper end of the color scale, in multiples of the even share; by default chosen from the maps.
+        unsure: the probability under which an answer is marked as unsure, 0 to 1.
     """
     if model is not None and maps is not None:
         raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
+    if not 0 <= unsure <= 1:
+        raise ValueError(f"unsure must be a probability from 0 to 1, not {unsure}")
     pictures = read_pictures(images)
     drawn: dict[str, Any]
+    caption = ""
     if maps is not None:
         drawn = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
     else:
-        model = load_pretrained() if model is None else model
+        model = find_model("cifar10-small" if model is None else model)
         network = network_of(model)
         outputs = [attend(network, readable(picture, side)[None]) for picture in pictures]
         drawn = {level: [output.maps[level][0] for output in outputs] for level in outputs[0].maps}
         logits = torch.cat([output.logits for output in outputs])
-        names = classes or named_classes(model) or [str(number) for number in range(logits.shape[1])]
-        if len(names) != logits.shape[1]:
-            raise ValueError(f"the model knows {logits.shape[1]} classes, but {len(names)} names were given")
-        titles = captions(logits, names) if titles is None else titles
+        names = class_names(model, classes, logits.shape[1])
+        answers = captions(logits, names, unsure=unsure)
+        caption = known_classes(names, unsure if any(answer.startswith("unsure") for answer in answers) else None)
+        titles = _with_names(answers, images) if titles is None else titles
     if masks is None:
+        titles = [""] * len(pictures) if titles is None else titles
+        if len(titles) == len(pictures):
+            titles = [_with_shape(title, picture) for title, picture in zip(titles, pictures, strict=True)]
         pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
-    return attention_figure(pictures, drawn, titles=titles, masks=masks, scale=scale)
+    figure = attention_figure(pictures, drawn, titles=titles, masks=masks, scale=scale)
+    if caption:
+        letters = round(9 * figure.get_figwidth())
+        figure.supxlabel(textwrap.fill(caption, letters), fontsize=FONT, x=0.01, ha="left", parse_math=False)
+    return figure
+
+
+def find_model(model: Any) -> Any:
+    """Return the model or run that a name or a folder stands for; anything else as it is."""
+    if not isinstance(model, str | os.PathLike):
+        return model
+    name = os.fspath(model)
+    if name in list_pretrained():
+        return load_pretrained(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        known = closest(name, list_pretrained())
+        raise FileNotFoundError(f"{name!r} is neither the folder of a run nor the name of weights; {known}")
+    return load_run(folder)
 
 
 def network_of(model: Any) -> ImageClassifier:
@@ -74,14 +114,50 @@ def network_of(model: Any) -> ImageClassifier:
     return network
 
 
-def named_classes(model: Any) -> Sequence[str] | None:
-    """Return the class names of a run or a model, if it knows them."""
-    return getattr(model, "classes", None)
+def class_names(model: Any, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Return the given class names, or those that a run or a model knows, or numbers; there must be `count`."""
+    names = names or getattr(model, "classes", None) or [str(number) for number in range(count)]
+    if len(names) != count:
+        raise ValueError(f"the model knows {count} classes, but {len(names)} names were given")
+    return tuple(names)
+
+
+def known_classes(names: Sequence[str], unsure: float | None = None) -> str:
+    """Return a sentence on the classes that a network knows, and on the threshold of unsure answers."""
+    listed = ", ".join(names[:_NAMED]) + (f" ... ({len(names)} classes)" if len(names) > _NAMED else "")
+    text = f"The network can answer only: {listed}."
+    return (
+        text
+        if unsure is None
+        else f"{text} Unsure: its answer has a probability under {unsure:.0%}.".replace("%", " %")
+    )
 
 
 def readable(picture: Tensor, side: int | None = None) -> Tensor:
     """Return a picture (3, H, W) at the size that the network reads: shorter side `side`, by default 32 to 224."""
     shorter = min(picture.shape[1:])
-    if side is None and MIN_SIDE <= shorter <= DEFAULT_SIDE:
+    if side is None and MIN_SIDE <= shorter <= DEFAULT_SIDE and max(picture.shape[1:]) <= MAX_ASPECT * shorter:
         return picture
     return at_resolution(picture, side if side is not None else min(max(shorter, MIN_SIDE), DEFAULT_SIDE))
+
+
+def names_of_files(source: Any) -> list[str]:
+    """Return the names of the files of a folder, or nothing for any other source; as many as `read_pictures` reads."""
+    if isinstance(source, list | tuple) and len(source) == 1:
+        source = source[0]
+    if not isinstance(source, str | os.PathLike) or not (folder := Path(source).expanduser()).is_dir():
+        return []
+    return [path.name for path in pictures_in(folder)[:MAX_FOLDER]]
+
+
+def _with_names(answers: list[str], images: Any) -> list[str]:
+    names = names_of_files(images)
+    return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)] if names else answers
+
+
+def _with_shape(title: str, picture: Tensor) -> str:
+    """Return the title of a picture, with its size if it will be drawn squeezed."""
+    _, height, width = picture.shape
+    if max(height, width) <= MAX_ASPECT * min(height, width):
+        return title
+    return " | ".join(filter(None, [title, f"squeezed from {width}x{height}"]))

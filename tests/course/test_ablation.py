@@ -20,6 +20,7 @@ from ltpa.course.ablation import AblationConfig, Grid, Result
 from ltpa.metrics.statistics import COLUMNS, CONTRADICTED, SUPPORTED, TOO_FEW_SEEDS, UNDECIDED, effects_frame
 from ltpa.models.cost import gmac
 from ltpa.viz import to_png
+from ltpa.viz.words import model_in_words
 from tests.tools.tiny_grid import GRID
 
 TINY = {**GRID, "models": ["vgg-late", "vgg-att3-concat-pc", "vgg-att3-concat-dp sigmoid"], "seeds": [3, 0]}
@@ -307,7 +308,8 @@ def test_tables_figures_and_files_of_a_real_grid(trained, tmp_path):
     assert points == [[100 * r.accuracy for r in grid.results_of(variant)] for variant in TINY["models"]]
     drawn = [list(line.get_xdata()) for line in right.lines if line.get_marker() == "o"]
     assert drawn == [[pytest.approx(100 * d) for d in c.differences.values()] for c in comparisons]
-    assert [label.get_text() for label in left.get_yticklabels()] == TINY["models"]
+    names = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
+    assert names == [model_in_words(name) for name in TINY["models"]]
     for line, variant in zip(cost_figure.axes[0].lines, TINY["models"], strict=True):
         assert list(line.get_xdata()) == [1000 * gmac(grid.results_of(variant)[0].run.model)] * 2
         assert list(line.get_ydata()) == [100 * r.accuracy for r in grid.results_of(variant)]

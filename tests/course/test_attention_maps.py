@@ -140,3 +140,16 @@ def test_images_are_drawn_by_the_seed():
     assert first == again != other
     assert len(set(first)) == 3
     assert len(LookConfig(examples=9).draw(4)) == 4
+
+
+def test_the_border_of_a_plain_picture_is_bright_because_of_the_zeros_around_it():
+    plain = attention_maps.plain_pictures(20)
+    assert plain.flatten(2).std(dim=2).max() == 0
+    model = ltpa.load_pretrained()
+    table = attention_maps.border_table(model, plain)
+    assert list(table.index) == ["conv7", "conv10", "conv13"]
+    assert table.loc["conv7", "as it is"] > 1.5
+    assert table.loc["conv7", "continued"] == pytest.approx(1, abs=0.01)
+    maps = ltpa.attend(model, plain).maps["conv7"].numpy()
+    ring = [m[y, x] / m.mean() for m in maps for y in range(32) for x in range(32) if {y, x} & {0, 31}]
+    assert table.loc["conv7", "as it is"] == pytest.approx(sum(ring) / len(ring), abs=0.006)

@@ -13,10 +13,12 @@ from ltpa import TrainConfig, create_model, explain, load_data
 from ltpa.course import map_quality
 from ltpa.course.map_quality import MapQualityConfig
 from ltpa.course.map_quality_measure import Row, Threshold, best_threshold, cases, image_interval, jaccard, otsu
+from ltpa.course.map_quality_plot import selection
 from ltpa.data.dataset import Split
 from ltpa.metrics import deletion_insertion, localization, permuted_attention, rank_agreement
 from ltpa.metrics.statistics import COLUMNS, bootstrap_interval
 from ltpa.viz import to_png
+from ltpa.viz.overlay import overlay
 
 
 @pytest.fixture(scope="module")
@@ -290,43 +292,48 @@ def test_cases_are_best_median_and_worst():
 
 def test_scores_have_a_panel_a_measure_and_a_line_a_map(rows):
     figure = map_quality.scores_figure(rows)
-    assert len(figure.axes) == 4
+    assert len(figure.axes) == 2
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert sorted(names) == sorted({r.name for r in rows})
     assert names[-4:] == ["uniform", "blurred noise", "center", "Otsu"]
-    marks = {line.get_label() for axes in figure.axes for line in axes.containers}
-    assert marks == {"pc softmax", "vgg-gap"}
-    points = figure.axes[0].containers[0].lines[0].get_xydata()
+    points = [line for line in figure.axes[0].lines if line.get_label() == "conv10"]
     expected = row_of(rows, "pc softmax", "conv10").values["average_precision"].mean().item()
-    assert points[0][0] == pytest.approx(expected, rel=1e-5)
+    assert [line.get_xdata()[0] for line in points] == pytest.approx([expected], rel=1e-5)
     assert to_png(figure).startswith(b"\x89PNG")
 
 
 def test_curves_and_sanity_have_a_line_a_row(rows):
     of_model = [r for r in rows if r.model == "pc softmax"]
     figure = map_quality.curves_figure(of_model)
-    assert [len(axes.lines) for axes in figure.axes] == [9, 9]
+    shown = selection(of_model)
+    assert [row.kind for row in shown] == [*(row.kind for row in of_model if row.kind == "level"), "method", "control"]
+    best = max(row.values["average_precision"].nanmean() for row in of_model if row.kind == "method")
+    assert shown[-2].values["average_precision"].nanmean() == best
+    assert [len(axes.lines) for axes in figure.axes] == [len(shown)] * 2
     np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), of_model[0].curves[2])
     assert figure.axes[0].lines[0].get_xdata()[-1] == 100
     panel = map_quality.sanity_figure(of_model).axes[0]
     lines = [line for line in panel.lines if len(line.get_xdata()) > 2]
-    assert len(lines) == 5
+    assert len(lines) == len(shown) - 1, "a control has no weights"
     assert lines[0].get_ydata()[0] == 1
     assert lines[0].get_ydata()[-1] == pytest.approx(of_model[0].values["sanity"].nanmean().item(), abs=1e-6)
 
 
 def test_cases_show_the_images_that_the_measure_chose(rows, pictures):
-    of_model = [r for r in rows if r.model == "vgg-gap"][:2]
+    of_model = [r for r in rows if r.model == "pc softmax"]
     figure = map_quality.cases_figure(of_model, pictures[0])
-    assert len(figure.axes) == 6 * len(of_model)
-    for number, r in enumerate(of_model):
-        for k, (case, i) in enumerate(cases(r).items()):
-            left, right = figure.axes[6 * number + 2 * k : 6 * number + 2 * k + 2]
-            assert left.get_title() == f"image {i}"
-            assert right.get_title() == f"{case} {r.values['average_precision'][i]:.2f}"
-            np.testing.assert_allclose(right.images[0].get_array(), r.maps[i])
-            picture = pictures[0].images[i].permute(1, 2, 0).numpy() / 255
-            np.testing.assert_allclose(left.images[0].get_array(), picture, atol=1e-6)
+    shown = selection(of_model)
+    assert len(figure.axes) == 3 * len(shown)
+    for number, r in enumerate(shown):
+        assert figure.axes[number].get_title().replace("\n", " ") == r.name
+        for line, i in enumerate(cases(r).values()):
+            panel = figure.axes[line * len(shown) + number]
+            assert panel.get_xlabel() == f"image {i}: {r.values['average_precision'][i]:.2f}"
+            picture = pictures[0].images[i].permute(1, 2, 0).numpy()
+            drawn = np.asarray(panel.images[0].get_array())
+            finer = drawn.shape[0] // picture.shape[0]
+            expected = overlay(picture.repeat(finer, 0).repeat(finer, 1), (r.maps[i] / r.maps[i].max()).numpy())
+            assert np.abs(drawn.astype(int) - expected).max() <= 1
 
 
 # --- parameters of the notebook

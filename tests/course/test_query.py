@@ -349,7 +349,8 @@ def test_figures():
     queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3]))
     figure = query.query_figure(Obedient(), queries, torch.tensor([5, 0]), "level", CLASSES)
     titles = [axes.get_title() for axes in figure.axes]
-    assert [t for t in titles if t.startswith(("own", "query"))] == [
+    heads = [title.replace("\n", " ") for title in titles]
+    assert [head for head in heads if head.startswith(("own", "query"))] == [
         f"{word} 32x32" for word in ("own g", "query: 1st", "query: 2nd", "query: absent")
     ]
     first, second = (CLASSES[label] for label in queries.scenes.labels[5])

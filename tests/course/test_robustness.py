@@ -345,7 +345,7 @@ def test_tables_and_figures(trained):
     expected = [r for run in runs for r in (run.clean, run.white_box["FGSM", 1], run.white_box["FGSM", 128])]
     assert drawn == pytest.approx(sorted(100 * r.double().mean().item() for r in expected))
     bars = robustness.effects_figure(comparisons)
-    assert [axes.get_title() for axes in bars.axes] == [c.measure for c in comparisons]
+    assert [axes.get_title().replace("\n", " ") for axes in bars.axes] == [c.measure for c in comparisons]
     late, attention = found[0].result.run, found[1].result.run
     examples, maps, images = (
         robustness.example_figure(late, split[:2], 8),

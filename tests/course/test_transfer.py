@@ -342,9 +342,9 @@ def test_files_tables_and_figure(probed, tmp_path):
     assert "Fewer than 3 seeds" in transfer.conclusion(probed, comparisons)
 
     figure = transfer.transfer_figure(probed)
-    left, _ = figure.axes
-    points = [line for line in left.lines if line.get_marker() == "o"]
-    assert len(points) == 2 * (1 + 2 * 3)
+    assert figure.axes[0].get_title() == "no attention"
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert len(points) == 2 * (1 + 2), "pixels, and the global feature, trained and untrained"
     assert list(points[1].get_ydata()) == [
         100 * r.double().mean().item() for r in probed.correct[None]["pixels"].values()
     ]

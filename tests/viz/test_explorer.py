@@ -24,6 +24,7 @@ from ltpa.training.run import Run
 from ltpa.viz import composer
 from ltpa.viz.composer import MAXIMUM, UNIFORM, Row, compose
 from ltpa.viz.explorer import NOTHING, UNCERTAIN, WRONG, Explorer, uploaded
+from ltpa.viz.overlay import overlay, places_by_share
 from ltpa.viz.style import COLORS
 
 V7 = ipywidgets.__version__.startswith("7.")
@@ -190,9 +191,12 @@ def test_show_takes_pictures_of_different_sizes_and_leaves_pyplot_alone():
     panels = [axes for axes in figure.axes if axes.get_xlabel().startswith("entropy")]
     assert len(panels) == 9
     seen = ltpa.attend(net, at_resolution(read_pictures(photo(60, 40))[0], 32)[None])
-    drawn = panels[0].images[0].get_array()
-    relative = seen.maps["conv7"][0] / seen.maps["conv7"][0].mean()
-    assert np.allclose(drawn, relative.clamp_min(0.25).numpy(), rtol=1e-4)
+    pixels = read_pictures(photo(60, 40))[0].permute(1, 2, 0).numpy()
+    highest = 2.0 ** figure.axes[-1].get_ylim()[1]
+    drawn = np.asarray(panels[0].images[0].get_array())
+    finer = drawn.shape[0] // 40
+    expected = overlay(pixels.repeat(finer, 0).repeat(finer, 1), places_by_share(seen.maps["conv7"][0], highest))
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
     assert (panels[0].get_xlim(), panels[3].get_ylim()) == ((-0.5, 59.5), (59.5, -0.5))
 
 
@@ -207,8 +211,11 @@ def test_a_large_photo_is_not_read_at_its_full_size_unasked(monkeypatch):
 def test_show_names_the_answer_of_a_run(data, tmp_path):
     run = Run(ltpa.TrainConfig(), data.classes, model(), tmp_path)
     figure = ltpa.show(data.test.images[:2], run)
-    assert any(re.match(rf"({'|'.join(data.classes)}) \d+ %", axes.get_title()) for axes in figure.axes)
-    assert ltpa.show(photo(), model("vgg-late"), classes=list("abcdefghij")).axes[0].get_title()[1:3] == " 1"
+    assert any(re.match(rf"(unsure: )?({'|'.join(data.classes)}) \d+ %", axes.get_title()) for axes in figure.axes)
+    figure = ltpa.show(photo(), model("vgg-late"), classes=list("abcdefghij"))
+    assert re.match(r"unsure: [a-j] \d+ %", figure.axes[0].get_title())
+    assert "answer only: a, b, c, d, e, f, g, h, i, j. Unsure:" in " ".join(figure.get_supxlabel().split())
+    assert "unsure" not in ltpa.show(photo(), model("vgg-late"), unsure=0).axes[0].get_title()
     assert ltpa.show(photo(), model(), titles=["mine"]).axes[0].get_title() == "mine"
 
 
@@ -241,9 +248,9 @@ def test_show_takes_arrays_as_maps_and_counts_the_names():
         ltpa.show(photo(), model(), classes=["a"])
 
 
-def test_a_map_with_nan_is_marked_and_not_drawn():
-    figure = ltpa.show(photo(), maps={"a": torch.full((1, 4, 4), float("nan"))})
-    assert "NaN" in [text.get_text() for text in figure.axes[1].texts]
+def test_a_map_with_nan_is_refused():
+    with pytest.raises(ValueError, match="maps of a 4x4 have NaN"):
+        ltpa.show(photo(), maps={"a": torch.full((1, 4, 4), float("nan"))})
 
 
 # --- the picture
@@ -252,7 +259,7 @@ def test_a_map_with_nan_is_marked_and_not_drawn():
 def part(sheet, number):
     """The panel of a picture's map: pixels (224, 224, 3)."""
     left = 14 + number * 238
-    return np.array(sheet)[48 : 48 + 224, left : left + 224]
+    return np.array(sheet)[64 : 64 + 224, left : left + 224]
 
 
 def test_panels_show_the_map_in_its_colors():
@@ -274,7 +281,8 @@ def test_strength_lays_the_map_over_the_picture():
     picture = torch.from_numpy(np.array(photo(32, 32))).permute(2, 0, 1)
     row = Row("t", picture, {"m": torch.ones(4, 4)})
     none, half, full = (part(compose([row], strength=s), 1).astype(float) for s in (0.0, 0.5, 1.0))
-    assert np.array_equal(none, part(compose([row]), 0))
+    gray = np.asarray(Image.fromarray(part(compose([row]), 0)).convert("L"))
+    assert (none == gray[:, :, None]).all(), "the picture, in gray"
     assert np.abs(half - (none + full) / 2).max() <= 1.5
     assert (full == full[0, 0]).all(), "a uniform map is one color"
 
@@ -319,8 +327,8 @@ def test_every_control_changes_the_picture_in_place(panel):
 
     for name, value in (
         ("position", 7),
-        ("levels", ("conv10",)),
-        ("levels", ("conv7", "conv13")),
+        ("conv7", False),
+        ("conv13", False),
         ("strength", 0.9),
         ("colors", "cividis"),
         ("scale", MAXIMUM),
@@ -330,7 +338,7 @@ def test_every_control_changes_the_picture_in_place(panel):
         ("which", UNCERTAIN),
         ("which", WRONG),
     ):
-        getattr(panel, name).value = value
+        (panel.levels[name] if name in panel.levels else getattr(panel, name)).value = value
         assert changed(), (name, value)
     for _ in range(3):
         panel.draw.click()
@@ -388,7 +396,7 @@ def test_rows_hold_what_the_model_sees(panel, data):
         assert all(torch.allclose(row.maps[level], seen.maps[level][0], atol=1e-3) for level in row.maps)
         assert row.truth == data.classes[data.test.labels[4]]
         assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    panel.levels.value = ("conv13",)
+    panel.levels["conv7"].value = panel.levels["conv10"].value = False
     assert list(panel._rows()[0].maps) == ["conv13"]
 
 
@@ -450,6 +458,74 @@ def test_a_bad_upload_is_told_and_the_panel_goes_on(content, words, panel):
     panel.position.value = 1
     assert panel.message.value == ""
     assert panel.png() != before
+
+
+def test_there_is_a_way_back_from_a_photo(panel):
+    assert panel.back.disabled
+    panel.position.value = 3
+    before = panel.png()
+    upload(panel, encoded(photo()))
+    assert panel.png() != before
+    assert not panel.back.disabled
+    panel.back.click()
+    assert panel.png() == before
+    assert panel.back.disabled
+
+
+def test_the_panel_says_what_it_computes_while_it_does(panel, monkeypatch):
+    pytest.importorskip("captum")
+    module, plain, busy = sys.modules["ltpa.viz.explorer"], ltpa.explain, []
+    monkeypatch.setattr(composer, "busy", lambda image, text: busy.append(text) or image.rotate(180))
+    during = []
+    monkeypatch.setattr(module, "explain", lambda *a: during.append(panel.png()) or plain(*a))
+    panel._pace = 1e-12
+    panel.compare.value = "occlusion"
+    assert busy == [], "fast ones are not announced"
+    panel.compare.value = NOTHING
+    panel.position.value, before = 1, panel.png()
+    panel._pace = 1e-4
+    panel.compare.value = "occlusion"
+    assert [text[:25] for text in busy] == ["computing occlusion, abou"]
+    assert during[-1] not in (before, panel.png())
+    faded = composer.busy(Image.new("RGB", (400, 300), "black"), "computing")
+    assert faded.size == (400, 300)
+    monkeypatch.setattr(module, "explain", lambda *_: 1 / 0)
+    panel.position.value = 2
+    assert "division" in panel.message.value
+    assert panel.png() == composer.to_png(panel._shown), "not the faded picture"
+
+
+def test_names_of_weights_and_folders_of_photos(tmp_path):
+    for name in ("b.png", "a.png"):
+        photo().save(tmp_path / name)
+    panel = Explorer("cifar10-small", tmp_path)
+    assert panel._rows()[0].title.startswith("a.png: attention ")
+    assert "airplane, automobile" in panel.widget.children[-1].value
+    assert "under 50 %" in panel.widget.children[-1].value
+    figure = ltpa.show(tmp_path, "cifar10-small")
+    titles = [axes.get_title() for axes in figure.axes if ".png" in axes.get_title()]
+    assert [title.partition("\n")[0] for title in titles] == ["a.png", "b.png"]
+    for call in (ltpa.show, lambda pictures, name: Explorer(name, pictures)):
+        with pytest.raises(FileNotFoundError, match=r"'cifar10-smal' is neither.*did you mean 'cifar10-small'"):
+            call(tmp_path, "cifar10-smal")
+
+
+def test_an_answer_under_half_is_marked_as_unsure():
+    picture = torch.zeros(3, 20, 20, dtype=torch.uint8)
+    rows = [Row("t", picture, {}, {"a": best, "b": 1 - best}) for best in (0.8, 0.5)]
+    rows.append(Row("t", picture, {}, {"a": 0.49, "b": 0.3, "c": 0.21}))
+    red = [(np.abs(np.array(compose([row])).astype(int) - (176, 0, 32)).sum(2) == 0).any() for row in rows]
+    assert red == [False, False, True]
+
+
+@pytest.mark.parametrize("size", [(1500, 60), (60, 1500)])
+def test_a_very_long_picture_gets_a_figure_one_can_look_at(size):
+    figure = ltpa.show(photo(*size), model("vgg-att2-concat-pc"), side=32)
+    assert f"squeezed from\n{size[0]}x{size[1]}" in figure.axes[0].get_title()
+    height = figure.get_figheight()
+    assert 1 < height < 6
+    shown = figure.axes[0].images[0].get_array().shape
+    assert max(shown[:2]) == pytest.approx(4 * min(shown[:2]), rel=0.03)
 
 
 def test_uploads_of_both_versions_are_read():
@@ -582,7 +658,7 @@ def test_two_thousand_updates_do_not_grow(data, tmp_path):
         for number in range(times):
             panel.position.value = number % 30
             panel.strength.value = (number % 20) / 20
-            panel.levels.value = ("conv7",) if number % 2 else ("conv10", "conv13")
+            panel.levels["conv7"].value = bool(number % 2)
             if number % 10 == 0:
                 upload(panel, content, f"{number}.jpg")
         gc.collect()
