@@ -3,6 +3,7 @@
 import ast
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -174,31 +175,30 @@ def images_of_run(
     """Return the test images of a run with these settings and classes.
 
     "auto" is where they were in training; they are downloaded if they are not there. A folder that is named has to hold
-    them, or folders test/<class>/* and train/<class>/* of the same classes.
+    them, or a folder of images with the same classes.
     """
-    if data_dir == "auto":
-        data = data_for(config, download, test_only=True)
-    else:
-        folder = Path(data_dir).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"data_dir={data_dir!r} is not a folder")
-        is_folder = config.dataset == "folder" or (folder / "test").is_dir()
-        if config.dataset == "shapes" and not is_folder:
-            raise ValueError(
-                f"data_dir={data_dir!r} has no folders test/<class>; leave it at 'auto' for pictures drawn by code"
-            )
-        there = replace(config, data_dir=data_dir, dataset="folder" if is_folder else config.dataset)
-        try:
-            data = data_for(there, download=False, test_only=True)
-        except FileNotFoundError as error:
-            if is_folder:
-                raise
-            raise FileNotFoundError(
-                f"data_dir={data_dir!r} holds neither {config.dataset} nor folders test/<class>; leave it at 'auto' to "
-                "download the test images"
-            ) from error
+    data = data_for(config, download, test_only=True) if data_dir == "auto" else _images_in(data_dir, config)
     check_classes(data, classes)
     return data
+
+
+def _images_in(data_dir: str, config: TrainConfig) -> Dataset:
+    """Return the data set of these settings in a folder, else that folder's own images."""
+    if not Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"data_dir={data_dir!r} is not a folder")
+    there = replace(config, data_dir=data_dir)
+    if config.dataset not in ("folder", "shapes"):
+        with suppress(FileNotFoundError):
+            return data_for(there, download=False, test_only=True)
+    try:
+        return data_for(replace(there, dataset="folder"), test_only=True)
+    except ValueError as error:
+        if config.dataset == "folder":
+            raise
+        raise ValueError(
+            f"data_dir={data_dir!r} holds no images for this network, which was trained on {config.dataset}; leave it "
+            f"at 'auto' for the test images of that. As a folder of images: {error}"
+        ) from error
 
 
 def check_classes(data: Dataset, classes: Sequence[str]) -> None:
