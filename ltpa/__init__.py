@@ -1,5 +1,9 @@
 """Attention CNNs you can look into: "Learn To Pay Attention" (Jetley et al., ICLR 2018) as a course and toolkit."""
 
+from .cores import set_up_threads
+
+set_up_threads()  # before torch is loaded
+
 from . import data, metrics, viz
 from ._version import __version__
 from .attribution import explain

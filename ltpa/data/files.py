@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cores import available_cores
 from .images import Levels, crop_square, decode, is_deep, to_rgb, value_range
 from .split import Channels, Index, Split, count_levels, crc32, level_statistics
 
@@ -139,8 +140,7 @@ class FileSplit(Split):
 
 def loader_workers() -> int:
     """Return the number of worker processes: one for each core that this process may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    return max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 def _decoded(files: list[Path], size: int, levels: Levels | None) -> np.ndarray:

@@ -25,6 +25,8 @@ from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files,
 
 SAVE_MINUTES = 5.0  # between saves within an epoch
 CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
+SLOW = 3  # times as long as the first steps, and
+LOST_SECONDS = 10.0  # more than these would have taken: far slower
 TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
 
 
@@ -96,6 +98,40 @@ class HealthCheck(Callback):
             if problem not in self._noted:
                 self._noted.add(problem)
                 logger.warning(f"after epoch {len(trainer.run.history)}: {problem}")
+
+
+class Slowdown(Callback):
+    """Warn once that an epoch's steps take far longer than those after the first check, as beside other programs."""
+
+    def __init__(self) -> None:
+        self._promised = 0.0  # seconds a step
+        self._warmed_up = self._noted = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._since, self._first = time.monotonic(), trainer.state.step
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Start the clock again, after the test."""
+        self.on_start(trainer)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Compare the steps of the epoch with the promise, whenever `HealthCheck` has waited for the GPU."""
+        count = trainer.state.step - self._first
+        if trainer.state.step % CHECKED_STEPS or not count or self._noted:
+            return
+        seconds = time.monotonic() - self._since
+        if not self._warmed_up:
+            self._warmed_up = True
+            self.on_start(trainer)
+        elif not self._promised:
+            self._promised = seconds / count
+        elif seconds > SLOW * count * self._promised and seconds - count * self._promised > LOST_SECONDS:
+            self._noted = True
+            logger.warning(
+                f"a step takes {seconds / count:.2g} s on average, {seconds / count / self._promised:.1f} times "
+                "as long as at the start: does another program use the same processor?"
+            )
 
 
 class Snapshots(Callback):
@@ -246,7 +282,7 @@ def all_callbacks(
     clock = [TimeLimit(schedule)] if isinstance(schedule, Clock) else []
     maps = [Snapshots(data, snapshots)] if first and snapshots else []
     bar = [ProgressBar()] if first and progress else []
-    return [*clock, HealthCheck(), *maps, saving, *bar, *trainer.callbacks, Ending(saving)]
+    return [*clock, HealthCheck(), Slowdown(), *maps, saving, *bar, *trainer.callbacks, Ending(saving)]
 
 
 def attempt(trainer: Trainer, save: Callable[..., Any], *arguments: Any) -> OSError | None:

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import ltpa  # noqa: F401 - before a command loads torch, as in a program of a user
+
 COMMANDS = {  # name: (module, what it does)
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),

@@ -35,6 +35,7 @@ from ltpa.data.dataset import Split
 from ltpa.data.shapes import CLASSES, draw_shapes
 from ltpa.inference import choose_device, choose_precision
 from ltpa.models.cost import gmac
+from tests.tools.beside import beside
 from tests.tools.loops import AHEAD, Measures, our_batches, our_loop, plain_loop
 from tests.tools.model_table import REFERENCE
 from tests.tools.roofline import bare_convolutions, convolutions, matrix_product
@@ -42,6 +43,7 @@ from tests.tools.roofline import bare_convolutions, convolutions, matrix_product
 PLAIN, OURS, DATA, BARE = "plain", "ours", "data and augmentation alone", "bare convolutions"
 CONTROL = f"ours, {REFERENCE}"
 COMPILED = "ours, with torch.compile"
+BESIDE = {1: "ours beside one other program", 2: "ours beside two other programs"}
 _DRAWN, _REPEATED = 2**24, 2**26  # bytes: of the pictures that are drawn, and of the set that they are repeated to
 
 
@@ -58,6 +60,7 @@ class Settings(SettingsBase):
     seconds: Annotated[float, Field(gt=0, le=3600)] = Field(2.0, description="of a turn of each variant")
     steps: Count | None = Field(None, description="of a turn, instead of seconds")
     repeats: Count = Field(3, description="turns of each variant")
+    beside: bool = Field(False, description="time ours beside other programs too, each with two threads")
     compile: bool = Field(False, description="try torch.compile too, which takes a minute on a CPU")
 
 
@@ -167,6 +170,8 @@ def _variants(settings: Settings, device: torch.device, dtype: torch.dtype) -> l
     plain = plain_loop(config, split, len(CLASSES))
     found = [Variant(PLAIN, plain, config.batch_size, operations, config.model, full, "NCHW", AHEAD)]
     found += [variant(name, config, measures) for name, measures in asked.items()]
+    if settings.beside:
+        found += [replace(found[1], name=name, start=beside(count, found[1].start)) for count, name in BESIDE.items()]
     if settings.model != REFERENCE:
         found.append(variant(CONTROL, replace(config, model=REFERENCE), ours))
     found.append(Variant(DATA, _data_alone(resident, config.batch_size, ours, device), config.batch_size))
@@ -326,6 +331,8 @@ def summary(rows: pd.DataFrame) -> list[str]:
     ]
     if CONTROL in speed:
         lines.append(f"a step takes {speed[CONTROL] / speed[OURS] - 1:+.1%} longer than that of {REFERENCE}")
+    for name in (name for name in BESIDE.values() if name in speed):
+        lines.append(f"{name}, a step takes {speed[OURS] / speed[name]:.2f} times as long")
     ours = row_of_variant.tflops[OURS]
     for name, tflops in row_of_variant.tflops[speed.isna()].dropna().items():
         lines.append(f"ours computes {ours:g} TFLOP/s, {ours / tflops:.1%} of a {name} ({tflops:g})")

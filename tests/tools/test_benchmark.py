@@ -20,7 +20,8 @@ from ltpa.training.optim import make_optimizer
 from ltpa.training.trainer import train_step
 from tests.tools import benchmark, loops
 from tests.tools.__main__ import main
-from tests.tools.benchmark import BARE, COMPILED, CONTROL, DATA, OURS, PLAIN, Settings, Variant
+from tests.tools.benchmark import BARE, BESIDE, COMPILED, CONTROL, DATA, OURS, PLAIN, Settings, Variant
+from tests.tools.beside import other_program
 from tests.tools.loops import MEAN, STD, Measures, our_batches, our_loop, plain_loop, plain_parts, plain_step
 from tests.tools.processes import Started
 from tests.tools.roofline import bare_convolutions, convolutions, matrix_product
@@ -35,11 +36,21 @@ def ran(tmp_path_factory):
     """The command once, on few pictures and small matrices: what it printed, and the rows of its file."""
     path = tmp_path_factory.mktemp("benchmark") / "new" / "speed.csv"
     options = ["--width", WIDTH, "--batch-size", BATCH, "--steps", 1, "--repeats", 2, "--device", "cpu", "--csv", path]
+    options.append("--beside")
+    started = []
+
+    @contextlib.contextmanager
+    def program():
+        started.append("one")
+        yield
+
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "matrix_product", lambda side, *where: matrix_product(side // 8, *where))
+        patch.setattr("tests.tools.beside.other_program", program)
         patch.setattr(benchmark, "_DRAWN", 2**17)
         patch.setattr(benchmark, "_REPEATED", 2**18)
         assert main(["benchmark", *map(str, options)]) == 0
+    assert len(started) == 2 * (1 + 2)
     with path.open(newline="", encoding="utf-8") as file:
         return printed.getvalue(), list(csv.DictReader(file))
 
@@ -51,7 +62,14 @@ def test_all_variants_are_timed(ran):
     assert names[:2] == [PLAIN, OURS]
     assert ("ours without bf16" in names) == fast
     left_out = ("channels_last", "resident images", "batched augmentation")
-    assert {*(f"ours without {name}" for name in left_out), "ours with the dead branch", CONTROL, DATA, BARE} < {*names}
+    assert {
+        *(f"ours without {name}" for name in left_out),
+        "ours with the dead branch",
+        CONTROL,
+        DATA,
+        BARE,
+        *BESIDE.values(),
+    } < {*names}
     assert [row["precision"] for row in rows if "matrices" in row["variant"]] == (["bf16"] if fast else []) + ["fp32"]
     assert COMPILED not in names
     assert not any(row["failure"] or row["peak_gpu_gib"] for row in rows)
@@ -97,6 +115,8 @@ def test_sentences_say_what_the_rows_say(ran):
     assert f"ours does {speed[OURS] / speed[PLAIN]:.2f} times the images of the plain loop" in printed
     assert f"ours reaches {speed[OURS] / speed[BARE]:.1%} of its bare convolutions" in printed
     assert f"a step takes {speed[CONTROL] / speed[OURS] - 1:+.1%} longer than that of vgg-late" in printed
+    for name in BESIDE.values():
+        assert f"{name}, a step takes {speed[OURS] / speed[name]:.2f} times as long" in printed
     share = float(found[DATA]["ms_per_step"]) / float(found[OURS]["ms_per_step"])
     assert f"{share:.2%}" in printed
     for name, row in found.items():
@@ -222,6 +242,12 @@ def test_a_measure_that_is_left_out_is_left_out(telling, monkeypatch, left_out, 
     for tensor in (batch, network.trunk.conv2[0].weight):
         assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
         assert tensor.is_contiguous() != channels_last
+
+
+def test_another_program_trains_as_long_as_the_steps():
+    with other_program() as program:
+        assert program.poll() is None
+    assert program.returncode is not None
 
 
 class Calls(TorchDispatchMode):

@@ -2,12 +2,14 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ltpa import Split, create_model, evaluate, fit
 from ltpa.inference import attend, evaluate_images
+from ltpa.training import callbacks
 from ltpa.training import trainer as train
 from ltpa.training.health import COLLAPSED, UNIFORM, problems
 from tests.tools.crash import tiny_config, tiny_data
@@ -111,3 +113,25 @@ def test_one_test_image_is_no_evidence(tmp_path):
     one = Split(data.test.images[:1], data.test.labels[:1])
     examined = evaluate_images(create_model("vgg", 10, width=1 / 32).eval(), one, "fp32")
     assert problems(one.labels, examined.predictions, examined.strongest) == []
+
+
+@pytest.mark.parametrize(
+    ("later", "warnings"),
+    [(0.1, 0), (0.29, 0), (2.0, 1)],
+    ids=["as promised", "not three times as long", "twenty times as long"],
+)
+def test_a_training_that_becomes_far_slower_says_so_once(later, warnings, monkeypatch, caplog):
+    """A first second that is not counted, then steps of 0.1 s, and the later ones; a test takes an hour."""
+    clock, state = SimpleNamespace(now=0.0), SimpleNamespace(step=0)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    trainer, slowdown = SimpleNamespace(state=state), callbacks.Slowdown()
+    slowdown.on_start(trainer)
+    with caplog.at_level("WARNING", logger="ltpa"):
+        for step in range(1, 201):
+            state.step, clock.now = step, clock.now + (1.0 if step == 1 else 0.1 if step <= 60 else later)
+            slowdown.on_step(trainer)
+            if step % 50 == 0:
+                clock.now += 3600
+                slowdown.on_epoch(trainer)
+    assert len(caplog.records) == warnings
+    assert all(re.search(r"a step takes .* s on average, .* times as long", r.message) for r in caplog.records)
