@@ -13,6 +13,7 @@ from .inference import attend, evaluate
 from .models.networks import create_model, list_models
 from .models.reference import load_reference
 from .pretrained import list_pretrained, load_pretrained
+from .sweep import load_sweep
 from .training.run import Run, load_run, snapshot_indices
 from .training.trainer import data_for, fit
 from .viz.explorer import explore
@@ -40,6 +41,7 @@ __all__ = [
     "load_pretrained",
     "load_reference",
     "load_run",
+    "load_sweep",
     "metrics",
     "show",
     "snapshot_indices",

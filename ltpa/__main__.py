@@ -2,14 +2,17 @@
 
     python -m ltpa train -f notebooks/params/quick/01_train.yaml --model vgg-att3-concat-dp --epochs 10
 
-A killed or interrupted run goes on when the same command is given again. Several processes train one model together
-under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
+    python -m ltpa sweep notebooks/01_train.ipynb --grid model=vgg-late,vgg-gap --grid seed=0..4 --out runs/sweep
+
+A killed or interrupted run or sweep goes on when the same command is given again. Several processes train one model
+together under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,8 +43,59 @@ def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
         print(run)
 
 
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sweep`."""
+    add = parser.add_argument
+    add("notebook", nargs="?", help="the notebook; leave it out with --no-notebook")
+    add("--no-notebook", action="store_true", help="call fit alone; the parameters are the fields of TrainConfig")
+    add("-f", "--file", action="append", default=[], metavar="FILE.yaml", help="parameters that all variants share")
+    add("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one more of these")
+    add("--grid", action="append", default=[], metavar="NAME=A,B", help="values of a parameter; 0..4 are 0 to 4")
+    add("--variants", metavar="FILE", help="a CSV or YAML file of variants; the grid is repeated for each")
+    add("--out", required=True, metavar="DIR", help="folder of the sweep")
+    add("--notebooks", metavar="PLACE", help="folder or address (s3://...) for the executed notebooks (default: DIR)")
+    add("--workers", type=int, metavar="N", help="variants at once (default: what cores and memory allow; on a GPU 1)")
+    add("--scheduler", metavar="tcp://HOST:PORT", help="a Dask cluster that exists, instead of this machine")
+    add("--kernel", metavar="NAME", help="the Jupyter kernel (default: the notebook's own)")
+    add("--dry-run", action="store_true", help="print the variants and what they will cost, and end")
+
+
+def sweep(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
+    """Check all parameters of all variants at once, then execute what is not done."""
+    from .course import settings_of
+    from .sweep import cost, plan, run
+
+    if unknown:
+        raise ValueError(f"unexpected {' '.join(unknown)}; parameters are given with --grid, -p or -f")
+    if options["no_notebook"] == bool(options["notebook"]):
+        raise ValueError("name one notebook, or give --no-notebook")
+    if options["workers"] is not None and options["workers"] < 1:
+        raise ValueError(f"--workers must be at least 1, not {options['workers']}")
+    if options["no_notebook"]:
+        target = plan.fit_alone()
+    else:
+        target = plan.read_notebook(options["notebook"])
+        target = replace(target, settings=settings_of(target.code))
+    common = {name: value for file in options["file"] for name, value in _read(file).items()}
+    common |= {name: plan.parse_value(text) for name, text in options["parameter"]}
+    variants = plan.read_variants(options["variants"]) if options["variants"] else []
+    made = plan.make_plan(Path(options["out"]).expanduser(), target, common, plan.parse_grid(options["grid"]), variants)
+    if options["dry_run"]:
+        print(cost.described(made, options["workers"]))
+        return
+    kept = ("workers", "scheduler", "kernel", "notebooks")
+    table = run.run_sweep(made, run.Options(**{name: options[name] for name in kept}))
+    if failed := int((table["state"] == "failed").sum()):
+        raise ValueError(f"{failed} of {len(table)} variants failed; the same command tries them again")
+
+
 COMMANDS = {  # name: (help, function that adds the options, function that gets known options and unknown words)
-    "train": ("train a model, or go on with a run; the options are the fields of TrainConfig", add_train_options, train)
+    "train": (
+        "train a model, or go on with a run; options are the fields of TrainConfig",
+        add_train_options,
+        train,
+    ),
+    "sweep": ("execute a notebook, or train, in many variants; done ones are skipped", add_sweep_options, sweep),
 }
 
 

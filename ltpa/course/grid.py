@@ -3,9 +3,9 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pandas as pd
 from pydantic import Field
@@ -18,8 +18,9 @@ from ..inference import evaluate_images
 from ..metrics.statistics import Interval, t_interval
 from ..models.cost import gmac, parameters
 from ..models.networks import parse_variant
+from ..sweep import load_sweep
 from ..training.choices import chosen
-from ..training.run import Run, fingerprint, load_run
+from ..training.run import Run, fingerprint, load_run, read_config
 from ..training.trainer import TrainingDiverged, data_for, fit
 from .setup import QuickRuns
 
@@ -39,6 +40,9 @@ class AblationConfig(QuickRuns):
     budget: Annotated[float, Field(ge=0)] | None = Field(
         None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
     )
+    sweep: FilePath | None = Field(
+        None, description="folder of a sweep: its runs are compared, and it gives models, seeds and settings"
+    )
     dataset: DatasetName = QUICK["dataset"]
     data_dir: FilePath = "data"
     data_name: FilePath = Field("auto", description="what tables call the data; 'auto' is the data set or the folder")
@@ -51,9 +55,24 @@ class AblationConfig(QuickRuns):
             return [f"baseline={baseline!r}: {closest(baseline, models)}"]
         return []
 
+    @classmethod
+    def from_text(cls, values: Mapping[str, Any]) -> Self:
+        """Make settings of values that may be text; those of the sweep's runs come first."""
+        folder = super().from_text({"sweep": values.get("sweep")}).sweep
+        if folder is not None:
+            runs = sweep_configs(folder)
+            shared = next(iter(runs.values()))
+            common = {name: getattr(shared, name) for name in cls.defaults().keys() & shared.identity().keys()}
+            models, seeds = (list(dict.fromkeys(place)) for place in zip(*runs, strict=True))
+            values = {**values, **common, "data_dir": shared.data_dir, "models": models, "seeds": seeds}
+        return super().from_text(values)
+
     def grid(self) -> "list[Cell]":
         """Return every run of the grid, seed by seed, so that a grid that is half full compares all variants."""
-        return [Cell(variant, seed, self.train_config(variant, seed)) for seed in self.seeds for variant in self.models]
+        places = [(variant, seed) for seed in self.seeds for variant in self.models]
+        runs = {} if self.sweep is None else sweep_configs(self.sweep)
+        configs = {place: replace(config, device=self.device) for place, config in runs.items()}
+        return [Cell(*place, configs.get(place) or self.train_config(*place)) for place in places]
 
     def train_config(self, variant: str, seed: int) -> TrainConfig:
         """Return the settings of one run."""
@@ -162,11 +181,31 @@ class Grid:
             )
 
 
+def sweep_configs(folder: str) -> dict[tuple[str, int], TrainConfig]:
+    """Return the settings of a sweep's runs by variant and seed; refuse a sweep that varies anything else."""
+    table = load_sweep(folder)
+    done = table[(table["state"] == "done") & table["path"].notna()]
+    if done.empty:
+        raise ValueError(f"the sweep {folder} has no finished run; give its command again")
+    configs = [read_config(Path(path)) for path in done["path"]]
+    identities = [config.identity() for config in configs]
+    other = identities[0].keys() - {"model", "normalizer", "seed"}
+    differing = sorted(name for name in other if any(i[name] != identities[0][name] for i in identities))
+    if differing:
+        raise ValueError(
+            f"the runs of the sweep {folder} differ in {', '.join(differing)}; models can be compared only if model, "
+            "normalizer and seed are all that differs"
+        )
+    names = [f"{c.model} {c.normalizer}".removesuffix(" softmax") for c in configs]
+    return {(name, config.seed): config for name, config in zip(names, configs, strict=True)}
+
+
 def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
     """Train the runs of the grid that are not there yet, as far as the budget goes; print failures and go on."""
     started, longest = time.monotonic(), 0.0
-    if config.budget == 0:
-        print("budget=0: nothing is trained")
+    if config.budget == 0 or config.sweep is not None:
+        reason = "budget=0" if config.sweep is None else f"the runs are those of {config.sweep}"
+        print(f"{reason}: nothing is trained")
         return
     cells = config.grid()
     data = data_for(cells[0].config) if data is None else data

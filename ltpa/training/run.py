@@ -131,6 +131,13 @@ def newest_run(folder: str | Path = "runs", device: str = "auto") -> tuple[Run |
     return None, passed_over
 
 
+def read_config(path: Path) -> TrainConfig:
+    """Return the settings of a run, without its weights."""
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"there is no run in {path}")
+    return _config_of(path, _read_settings(path))
+
+
 def model_of(
     config: TrainConfig, classes: tuple[str, ...], weights: dict[str, Tensor], source: Path, device: str
 ) -> ImageClassifier:

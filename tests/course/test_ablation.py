@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,7 @@ from ltpa.course import grid as grids
 from ltpa.course.ablation import AblationConfig, Grid, Result
 from ltpa.metrics.statistics import COLUMNS, CONTRADICTED, SUPPORTED, TOO_FEW_SEEDS, UNDECIDED, effects_frame
 from ltpa.models.cost import gmac
+from ltpa.sweep.plan import fit_alone, make_plan
 from ltpa.viz import to_png
 from ltpa.viz.words import model_in_words
 from tests.tools.tiny_grid import GRID
@@ -114,6 +116,32 @@ def test_what_is_missing_unfinished_or_broken_is_named_and_left_out(trained, mon
     assert capsys.readouterr().out.count("left out: ") == 2
     found = [result.cell for result in ablation.collect(whole.config).results]
     assert found == [whole.config.grid()[i] for i in (1, 4, 5)]
+
+
+def test_the_grid_of_a_sweep(trained, tmp_path, monkeypatch, capsys):
+    """Its runs, models, seeds and settings take the place of the notebook's; a sweep over other settings is refused."""
+    folder, whole = trained
+    monkeypatch.chdir(tmp_path)
+    common = {"dataset": "shapes", **{n: v for n, v in TINY.items() if n not in ("models", "seeds")}}
+    variants = [{"model": "vgg-late"}, {"model": "vgg-att3-concat-dp", "normalizer": "sigmoid"}]
+    for record in make_plan(Path("sweep"), fit_alone(), common, {"seed": [0, 3]}, variants).records:
+        own = record.parameters
+        config = whole.config.train_config(f"{own['model']} {own.get('normalizer', 'softmax')}", own["seed"])
+        shutil.copytree(folder / config.path, tmp_path / "sweep" / record.name / "run")
+        replace(record, state="done", run="run").save(Path("sweep"))
+    config = AblationConfig.from_text({"sweep": "sweep", "epochs": 99, "baseline": "vgg-late", "device": "cpu"})
+    assert (config.epochs, config.width, set(config.seeds)) == (1, 1 / 32, {0, 3})
+    assert set(config.models) == {"vgg-late", "vgg-att3-concat-dp sigmoid"}
+    ablation.train_missing(config)
+    assert "nothing is trained" in capsys.readouterr().out
+    grid = ablation.collect(config)
+    assert grid.complaints() == "all 4 runs are there"
+    accuracies = {(r.cell.variant, r.cell.seed): r.accuracy for r in whole.results}
+    assert {(r.cell.variant, r.cell.seed): r.accuracy for r in grid.results}.items() <= accuracies.items()
+    settings = json.loads((grid.results[0].run.path / "config.json").read_text())
+    (grid.results[0].run.path / "config.json").write_text(json.dumps({**settings, "epochs": 2}))
+    with pytest.raises(ValueError, match="differ in epochs"):
+        AblationConfig.from_text({"sweep": "sweep"})
 
 
 def test_a_run_that_is_not_finished_is_named(trained, monkeypatch):

@@ -1,0 +1,302 @@
+"""Run a sweep: hand its variants to Dask workers, keep what comes of them, try a failure once more, stop cleanly."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from ..inference import choose_device
+from ..progress import logger, messages
+from ..training.run import locked
+from .plan import MISSING, Plan
+from .record import Record
+from .table import load_sweep, save_table
+
+EACH_BYTES = 1.5e9  # memory of a worker with its kernel, beside its data
+ATTEMPTS = 2
+STOP_SECONDS = 9.0  # for running variants to save and end
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep is executed.
+
+    Attributes:
+        workers: how many variants at once; None is as many as cores and memory allow, and one on a GPU.
+        scheduler: address of a Dask cluster that exists; None starts workers on this machine.
+        kernel: name of the Jupyter kernel; None is the notebook's own.
+        notebooks: folder or address for the executed notebooks; None is the variant's folder.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    kernel: str | None = None
+    notebooks: str | None = None
+
+
+def run_sweep(plan: Plan, options: Options | None = None, say: Callable[[str], object] = print) -> pd.DataFrame:
+    """Execute the variants of a plan that are not done, write `sweep.csv`, and return its table.
+
+    A variant that fails is tried once more, then kept as failed while the others go on. Ctrl-C, SIGTERM and SIGHUP stop
+    the sweep: running trainings save, and the same call goes on. Another sweep in the folder is waited for.
+    """
+    options = options or Options()
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise ImportError(MISSING.format("dask.distributed")) from error
+    with messages(True, []), locked(plan.folder), _signals_as_interrupts():
+        for record in plan.open:
+            replace(record, state="waiting").save(plan.folder)
+        _warn_of_other_notebooks(plan)
+        if plan.open:
+            with _client(plan, options, say) as client:
+                _Sweep(plan, options, client, say).run()
+        say(f"the table is {save_table(plan.folder)}")
+        return load_sweep(plan.folder)
+
+
+def _warn_of_other_notebooks(plan: Plan) -> None:
+    old = [r for r in plan.records if r.state == "done" and r.source != plan.target.source]
+    if old:
+        logger.warning(
+            f"{len(old)} done variants, {old[0].name} among them, were executed with another version of the notebook "
+            "(or without one); to execute one again, delete its variant.json"
+        )
+
+
+@contextmanager
+def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Iterator[Any]:
+    """Connect to a cluster that exists, or start one on this machine."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    with ExitStack() as stack:
+        if options.scheduler is not None:
+            try:
+                client = stack.enter_context(Client(options.scheduler, timeout=20, set_as_default=False))
+            except (OSError, ValueError) as error:
+                raise OSError(f"no Dask scheduler answers at {options.scheduler}: {error}") from error
+        else:
+            count, threads = machine_share(len(plan.open), options.workers, _device(plan))
+            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            # GOMP_SPINCOUNT: idle threads of one worker must not take the cores of the others.
+            environment = {**dict.fromkeys(names, threads), "GOMP_SPINCOUNT": 10_000}
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                memory_limit=None,
+                dashboard_address="localhost:0",
+                silence_logs=logging.CRITICAL,
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
+            client.register_plugin(_own_group())
+            say(f"{count} workers with {threads} threads each")
+        say(f"dashboard: {client.dashboard_link}")
+        yield client
+
+
+def machine_share(variants: int, workers: int | None, device: str) -> tuple[int, int]:
+    """Return how many workers this machine gets, and the threads of each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        fit = max(1, int(psutil.virtual_memory().available / EACH_BYTES))
+        workers = 1 if device != "cpu" else min(cores, fit)
+    workers = max(1, min(workers, variants))
+    return workers, max(1, cores // workers)
+
+
+def _device(plan: Plan) -> str:
+    wanted = {record.parameters.get("device", plan.target.defaults.get("device", "auto")) for record in plan.open}
+    return "cpu" if wanted == {"cpu"} else choose_device("auto").type
+
+
+def _own_group() -> Any:
+    """Return a plugin that takes the workers out of the terminal's group: its Ctrl-C is for the command alone."""
+    from distributed import WorkerPlugin
+
+    class OwnGroup(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            with suppress(AttributeError, OSError):
+                os.setpgid(0, 0)
+
+    return OwnGroup()
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@dataclass
+class _Sweep:
+    """The variants on their way: futures with their records and attempts."""
+
+    plan: Plan
+    options: Options
+    client: Any
+    say: Callable[[str], object]
+    pending: dict[Any, tuple[Record, int]] = field(default_factory=dict)
+    failed: list[Record] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Submit all variants and wait for them."""
+        with _LiveLine() as line:
+            try:
+                for record in self.plan.open:
+                    self._submit(record, 1)
+                while self.pending:
+                    for future in [future for future in self.pending if future.done()]:
+                        self._take(future, line)
+                    line.show(self._progress())
+                    time.sleep(0.25)
+            except KeyboardInterrupt:
+                line.print("stopping: running trainings save their step")
+                self._stop()
+                raise
+        for record in self.failed:
+            self.say(f"failed: {record.failure()}")
+
+    def _submit(self, record: Record, attempt: int) -> None:
+        from .execute import execute
+
+        key = f"{record.name}-{attempt}-{uuid.uuid4().hex[:8]}"
+        future = self.client.submit(execute, self._task(record), key=key, pure=False)
+        self.pending[future] = (record, attempt)
+
+    def _task(self, record: Record) -> Any:
+        from .execute import Task
+
+        folder, target = self.plan.folder.absolute() / record.name, self.plan.target
+        parameters: Mapping[str, Any] = record.parameters
+        if "run_dir" in target.defaults:
+            parameters = {**parameters, "run_dir": str(folder / "run")}
+        if target.notebook is None:
+            return Task(record, parameters)
+        output = f"{(self.options.notebooks or str(folder.parent)).rstrip('/')}/{record.name}/{Path(target.path).name}"
+        if "://" not in output:
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        return Task(record, parameters, target.notebook, target.path, output, self.options.kernel)
+
+    def _take(self, future: Any, line: "_LiveLine") -> None:
+        """Keep what came of a variant; submit it again after the first failure."""
+        from distributed import CancelledError
+
+        record, attempt = self.pending.pop(future)
+        try:
+            result = future.result()
+        except CancelledError as error:
+            raise ConnectionError(
+                "the scheduler is gone; what is done is kept, and the same command goes on from there"
+            ) from error
+        except Exception as error:
+            result = replace(record, state="failed", error=_worker_error(error))
+        if result.state == "failed" and attempt < ATTEMPTS:
+            line.print(f"failed, tried once more: {result.failure()}")
+            self._submit(record, attempt + 1)
+            return
+        own = self.plan.folder.absolute() / record.name
+        places = {name: _relative(getattr(result, name), own) for name in ("run", "notebook")}
+        replace(result, source=self.plan.target.source, **places).save(self.plan.folder)
+        if result.state == "failed":
+            self.failed.append(result)
+        if result.seconds:
+            self.seconds.append(result.seconds)
+
+    def _progress(self) -> str:
+        slots = sum(self.client.nthreads().values()) or 1 if self.pending else 1
+        running = min(slots, len(self.pending))
+        done = len(self.plan.records) - len(self.pending) - len(self.failed)
+        text = f"{done} of {len(self.plan.records)} done, {running} running, {len(self.failed)} failed"
+        if self.seconds and self.pending:
+            left = (len(self.pending) - running / 2) * sum(self.seconds) / len(self.seconds) / max(1, running)
+            text += f", about {_duration(left)} left"
+        return text
+
+    def _stop(self) -> None:
+        """Cancel all variants, and wait until those that run have ended."""
+        from .execute import running
+
+        self.client.cancel(list(self.pending))
+        until = time.monotonic() + STOP_SECONDS
+        with suppress(Exception):  # workers that are gone run nothing
+            while time.monotonic() < until and any(self.client.run(running).values()):
+                time.sleep(0.3)
+
+
+def _relative(path: str | None, folder: Path) -> str | None:
+    """Return a path below the folder relative to it, so that the folder can be moved."""
+    return str(Path(path).relative_to(folder)) if path and Path(path).is_relative_to(folder) else path
+
+
+def _worker_error(error: BaseException) -> str:
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return "its workers died, again and again; is there too little memory? Fewer --workers leave more for each"
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _LiveLine:
+    """A line that changes in place on a terminal; elsewhere it is printed when it says something new."""
+
+    def __init__(self) -> None:
+        self._terminal, self._last, self._state = sys.stdout.isatty(), "", ""
+
+    def __enter__(self) -> "_LiveLine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal and self._last:
+            print()
+
+    def show(self, text: str) -> None:
+        """Show the state."""
+        state = text if self._terminal else text.partition(", about")[0]
+        if state == self._state:
+            return
+        self._state, self._last = state, text
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="", flush=True)
+        else:
+            print(text, flush=True)
+
+    def print(self, text: str) -> None:
+        """Print a line above the state."""
+        print(("\r" if self._terminal else "") + text.ljust(len(self._last)), flush=True)
+        self._last = ""

@@ -1,0 +1,196 @@
+"""Sweeps on a real cluster of two workers: failures among good variants, a killed worker, stops, and what is kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import ltpa
+from ltpa.sweep import guard
+from ltpa.sweep.plan import fit_alone, make_plan, read_notebook
+from ltpa.sweep.record import read_records
+from ltpa.sweep.run import Options, machine_share, run_sweep
+from tests.tools.crash import TINY, differences
+
+distributed = pytest.importorskip("distributed")
+
+CELLS = (
+    ("x = 1\nseconds = 0", ["parameters"]),
+    ("from pathlib import Path\nimport time\nfrom IPython.display import JSON", []),
+    ("assert x != 13, 'no luck'\ntry:\n    time.sleep(seconds)\nfinally:\n    Path(f'ended-{x}').touch()", []),
+    ("display(JSON({'square': x * x, 'x': 'a recorded value does not hide a parameter'}))", []),
+)
+SETTINGS = {**TINY, "train_limit": 60, "test_limit": 30, "epochs": 6, "snapshots": 2}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster that exists, as one of another machine would; the workers' folder is a temporary one."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("work"))
+    try:
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=50
+        ) as cluster:
+            yield cluster
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def client(cluster):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The path of a notebook that needs no ltpa."""
+    path = tmp_path_factory.mktemp("notebook") / "small.ipynb"
+    cells = [new_code_cell(source, metadata={"tags": tags}) for source, tags in CELLS]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+    return str(path)
+
+
+def lines_of(run, *arguments):
+    lines = []
+    run(*arguments, lines.append)
+    return lines
+
+
+def test_a_failing_variant_among_good_ones_and_a_larger_grid(cluster, notebook, tmp_path, capsys):
+    options = Options(scheduler=cluster.scheduler_address)
+    target = read_notebook(notebook)
+    lines = lines_of(run_sweep, make_plan(tmp_path, target, {}, {"x": [2, 13]}), options)
+    assert "failed: x=13: cell 4: AssertionError: no luck" in lines[-2]
+    assert capsys.readouterr().out.count("failed, tried once more: x=13") == 1
+    table = ltpa.load_sweep(tmp_path)
+    assert list(table["x"]) == [2, 13]
+    assert list(table["state"]) == ["done", "failed"]
+    assert table["square"][0] == 4
+    assert table["error"][1] == "cell 4: AssertionError: no luck"
+    executed = nbformat.read(table["notebook"][0], as_version=4)
+    assert executed.metadata.papermill.parameters == {"x": 2}
+    assert executed.metadata.papermill.input_path == notebook
+    assert (tmp_path / "sweep.csv").read_text().startswith("x,state,square,seconds,path,notebook,error\n2,done,4.0,")
+    # A larger grid executes what is new and what has failed.
+    before = (tmp_path / "x=2" / "variant.json").read_bytes()
+    run_sweep(make_plan(tmp_path, target, {}, {"x": [2, 3]}), options)
+    assert (tmp_path / "x=2" / "variant.json").read_bytes() == before
+    assert [record.state for record in read_records(tmp_path)] == ["done", "done", "failed"]
+
+
+def test_a_killed_worker_changes_nothing(client, tmp_path, monkeypatch):
+    """Training in the workers; one is killed in mid-run. Tables and weights are those of `fit`, bit by bit."""
+    grid = {"seed": [0, 1], "model": ["vgg-att3-concat-pc"]}
+    common = {n: v for n, v in SETTINGS.items() if n != "model"}
+    made = make_plan(tmp_path / "sweep", fit_alone(), common, grid)
+    runs = {record.name: tmp_path / "sweep" / record.name / "run" for record in made.records}
+    killed = []
+
+    def kill():
+        pids = client.run(os.getpid)
+        while not killed:
+            if any((run / "history.csv").exists() for run in runs.values()):
+                killed.append(next(iter(pids.values())))
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    table = run_sweep(made, Options(scheduler=client.scheduler.address))
+    thread.join(10)
+    assert killed
+    assert list(table["state"]) == ["done"] * 2
+    for record in made.records:
+        alone = tmp_path / "alone" / record.name
+        run = ltpa.fit(ltpa.TrainConfig(**{**SETTINGS, **record.parameters, "run_dir": str(alone)}), progress=False)
+        assert not differences(alone, runs[record.name])
+        (row,) = table[table["path"] == str(runs[record.name])].to_dict("records")
+        assert {name: row[name] for name in ("seed", "model")} == {name: record.parameters[name] for name in grid}
+        assert row["test_accuracy"] == run.history[-1]["test_accuracy"]
+        assert row["learning_rate"] == SETTINGS["learning_rate"], "the parameter, not the last step's"
+
+
+def test_an_interrupt_stops_kernels_and_waits_for_them(client, notebook, tmp_path):
+    work = Path(client.submit(os.getcwd).result())
+    made = make_plan(tmp_path, read_notebook(notebook), {"seconds": 300}, {"x": [21, 22, 23]})
+    started = time.monotonic()
+
+    def interrupt():
+        kernels = 0
+        while kernels < 2 and time.monotonic() - started < 60:
+            kernels = len([p for p in psutil.process_iter() if _is_kernel_of(p, client)])
+            time.sleep(0.2)
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(made, Options(scheduler=client.scheduler.address))
+    assert time.monotonic() - started < 60
+    assert not [p for p in psutil.process_iter() if _is_kernel_of(p, client)]
+    assert len([path for path in (work / "ended-21", work / "ended-22", work / "ended-23") if path.exists()]) >= 1
+    assert {record.state for record in read_records(tmp_path)} == {"waiting"}
+
+
+def _is_kernel_of(process, client):
+    try:
+        return guard.VARIABLE in process.environ() and "ipykernel_launcher" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_the_guard_ends_what_its_parent_has_started(monkeypatch):
+    """Also what has left the group, and what ignores interrupts; others stay."""
+    waits = "import time; print(1, flush=True); time.sleep(60)"
+    ignores = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " + waits
+    options = {"start_new_session": True, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    processes = {
+        mark: subprocess.Popen([sys.executable, "-c", code], env={**os.environ, guard.VARIABLE: mark}, **options)
+        for mark, code in (("obeys", waits), ("ignores", ignores), ("other", waits))
+    }
+    try:
+        for process in processes.values():
+            process.stdout.read(1)
+        watcher = subprocess.Popen([sys.executable, "-P", guard.__file__, "obeys"], stdin=subprocess.PIPE)
+        assert processes["obeys"].poll() is None
+        watcher.stdin.close()
+        assert processes["obeys"].wait(10) != 0
+        assert watcher.wait(10) == 0
+        monkeypatch.setattr(guard, "GRACE", 0.3)
+        guard.end("ignores")
+        assert processes["ignores"].wait(10) == -signal.SIGKILL
+        assert processes["other"].poll() is None
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+
+
+def test_machine_share(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 9e9}))
+    assert machine_share(100, None, "cpu") == (6, 2)
+    assert machine_share(3, None, "cpu") == (3, 5)
+    assert machine_share(100, None, "cuda") == (1, 16)
+    assert machine_share(100, 4, "cuda") == (4, 4)
+
+
+def test_no_scheduler_and_no_dask(tmp_path, monkeypatch):
+    made = make_plan(tmp_path, fit_alone(), {}, {"seed": [0]})
+    with pytest.raises(OSError, match="no Dask scheduler answers at"):
+        run_sweep(made, Options(scheduler="tcp"))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r"pip install 'ltpa\[sweep\]'"):
+        run_sweep(made)
