@@ -142,17 +142,20 @@ def readable(picture: Tensor, side: int | None = None) -> Tensor:
 
 
 def names_of_files(source: Any) -> list[str]:
-    """Return the names of the files of a folder, or nothing for any other source; as many as `read_pictures` reads."""
-    if isinstance(source, list | tuple) and len(source) == 1:
-        source = source[0]
-    if not isinstance(source, str | os.PathLike) or not (folder := Path(source).expanduser()).is_dir():
-        return []
-    return [path.name for path in pictures_in(folder)[:MAX_FOLDER]]
+    """Return the names of the files that `read_pictures` reads, or nothing where not all pictures are in files."""
+    names = []
+    for part in source if isinstance(source, list | tuple) else [source]:
+        if not isinstance(part, str | os.PathLike):
+            return []
+        path = Path(part).expanduser()
+        names += [file.name for file in pictures_in(path)[:MAX_FOLDER]] if path.is_dir() else [path.name]
+    return names
 
 
 def _with_names(answers: list[str], images: Any) -> list[str]:
+    """Return the answers with the names of the files, where there are several."""
     names = names_of_files(images)
-    return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)] if names else answers
+    return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)] if len(names) > 1 else answers
 
 
 def _with_shape(title: str, picture: Tensor) -> str:

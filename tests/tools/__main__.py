@@ -12,6 +12,7 @@ COMMANDS = {  # name: (module, what it does)
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
+    "pictures": ("pictures", "the pictures in README and docs that the shipped weights make"),
     "results": ("results", "the tables in docs/results, from the effects that the notebooks wrote"),
 }
 

@@ -174,10 +174,8 @@ def use_the_explorer(driver, folder, name):
     handle = driver.find_elements(By.CSS_SELECTOR, ".widget-slider .noUi-handle, .widget-slider .ui-slider-handle")[0]
     handle.send_keys(Keys.ARROW_RIGHT)
     changes("the slider moved")
-    levels = selects("conv13")
-    levels.deselect_all()
-    levels.select_by_visible_text("conv13")
-    changes("another level")
+    driver.find_elements(By.CSS_SELECTOR, ".widget-checkbox input[type=checkbox]")[0].click()
+    changes("one level less")
     selects("cividis").select_by_visible_text("cividis")
     changes("other colors")
     selects("each to its maximum").select_by_visible_text("each to its maximum")
@@ -197,6 +195,8 @@ def use_the_explorer(driver, folder, name):
     until(lambda: "text.jpg: not an image" in error(), "a text is refused")
     assert shown() == before
     keep("refused")
+    next(b for b in driver.find_elements(By.TAG_NAME, "button") if b.text == "back to the images").click()
+    changes("back to the images")
     assert len(driver.find_elements(By.CSS_SELECTOR, "img.widget-image")) == 1, "one picture, whatever was done"
     assert [still.is_displayed() for still in driver.find_elements(By.CSS_SELECTOR, ".ltpa-still")] == [False]
 
