@@ -79,10 +79,10 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, colors: str, 
     pen.text((_GAP, top + 2), row.title, _INK, _font(_HEADING, bold=True))
     top += 2 * _LINE
     pixels = row.picture.permute(1, 2, 0).numpy()
-    size, corner = _fitted(pixels.shape[1], pixels.shape[0])
+    size, margin = _fitted(pixels.shape[1], pixels.shape[0])
     smooth = Image.Resampling.LANCZOS if max(size) < max(pixels.shape[:2]) else Image.Resampling.NEAREST
     picture = Image.fromarray(pixels).resize(size, smooth)
-    sheet.paste(picture, (_GAP + corner[0], top + corner[1]))
+    sheet.paste(picture, (_GAP + margin, top))
     for number, (name, weights) in enumerate(row.maps.items(), start=1):
         left = _GAP + number * (_PANEL + _GAP)
         weights = weights.detach().cpu().float()
@@ -95,17 +95,17 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, panels: int, colors: str, 
             continue
         places = places_by_share(weights) if scale == UNIFORM else places_by_maximum(weights)
         colored = Image.fromarray(overlay(np.asarray(picture), places, colors, strength))
-        sheet.paste(colored, (left + corner[0], top + corner[1]))
-        pen.text((left, top + _PANEL + 2), f"entropy {spread:.2f}", _INK, _font(_TEXT))
+        sheet.paste(colored, (left + margin, top))
+        pen.text((left, top + size[1] + 2), f"entropy {spread:.2f}", _INK, _font(_TEXT))
     if row.probabilities:
         _draw_bars(pen, row, _GAP + panels * (_PANEL + _GAP), top)
 
 
-def _fitted(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the size of a picture in its panel, and its upper left corner."""
+def _fitted(width: int, height: int) -> tuple[tuple[int, int], int]:
+    """Return the size of a picture in its panel, and its distance from the left."""
     factor = _PANEL / max(width, height)
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    return size, ((_PANEL - size[0]) // 2, (_PANEL - size[1]) // 2)
+    return size, (_PANEL - size[0]) // 2
 
 
 @functools.cache

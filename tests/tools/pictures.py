@@ -17,8 +17,8 @@ EXPLORED = "deer"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tests.tools pictures`."""
     parser.add_argument("data_dir", type=Path, help="a folder with CIFAR-10's test images in test/<class>/")
-    parser.add_argument("--number", type=int, default=4, help="which picture of each class, by name, from 0 (default: 4)")
-    parser.add_argument("--folder", type=Path, default=Path("docs/images"), help="where to write (default: docs/images)")
+    parser.add_argument("--number", type=int, default=4, help="which picture of each class, from 0 (default: 4)")
+    parser.add_argument("--folder", type=Path, default=Path("docs/images"), help="to write to (default: docs/images)")
 
 
 def main(arguments: argparse.Namespace) -> None:
