@@ -10,7 +10,7 @@ import torch
 
 import ltpa
 from ltpa import pretrained
-from ltpa.data.samples import STAND_INS, UNKNOWN, stand_ins
+from ltpa.data.samples import photographs
 from ltpa.training.checkpoint import load_tensors
 from ltpa.viz import captions
 from tests.tools import pack
@@ -146,7 +146,7 @@ def test_a_device_that_is_not_there():
 
 
 def test_show_uses_them_where_no_run_is_given():
-    picture = stand_ins(()).test.images[0]
+    picture = photographs()[0].images[0]
     figure = ltpa.show(picture)
     assert [axes.get_title().split()[0] for axes in figure.axes[1:4]] == ["conv7", "conv10", "conv13"]
 
@@ -264,33 +264,24 @@ def test_float16_that_costs_accuracy_is_refused(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "w").exists()
 
 
-# --- pictures that stand in for test images
+# --- pictures of which some show none of the classes
 
 
-def test_stand_ins_say_what_can_be_known():
-    classes = ("airplane", "cat", "horse")
-    found = stand_ins(classes, 48)
-    assert found.test.images.shape == (len(STAND_INS), 3, 48, 48)
-    assert found.test.images.dtype == torch.uint8
-    assert found.test.labels.tolist() == [1, 1, 2, *[UNKNOWN] * 6]
-    assert len(found.names) == len(found.test)
-    assert len(found.train) == 0
+def test_captions_of_pictures_without_a_known_class():
     logits = torch.tensor([[0.0, 9, 0], [9, 0, 0], [9.0, 0, 0]])
-    texts = captions(logits, classes, torch.tensor([1, 1, UNKNOWN]))
+    texts = captions(logits, ("airplane", "cat", "horse"), torch.tensor([1, 1, -1]))
     assert texts == ["cat 100 %", "airplane 100 % | truth: cat", "airplane 100 % | truth: none of these"]
 
 
 def test_explorer_on_pictures_with_partly_unknown_labels():
     model = ltpa.load_pretrained(device="cpu")
-    panel = ltpa.explore(model, stand_ins(model.classes))
-    rows = panel._rows()
-    assert rows[0].title.startswith("a cat: ")
-    assert rows[0].truth == "cat"
-    panel.position.value = 3
+    panel = ltpa.explore(model, ltpa.Split(photographs(32)[0].images, torch.tensor([3, -1, -1, 7])))
+    assert panel._rows()[0].truth == "cat"
+    panel.position.value = 1
     assert panel._rows()[0].truth is None
     panel.which.value = "misclassified"
     assert all(panel._labels[number] >= 0 for number in panel.chosen) or "no image" in panel.message.value
     panel.which.value = "class: horse"
-    assert panel.chosen == [2]
+    assert panel.chosen == [3]
     panel.which.value = "least certain first"
-    assert sorted(panel.chosen) == list(range(len(STAND_INS)))
+    assert sorted(panel.chosen) == [0, 1, 2, 3]

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..attribution import METHODS, explain
 from ..data.dataset import Dataset, Split
-from ..data.samples import Photographs
 from ..data.sources import Picture, at_resolution, read_pictures
 from ..inference import attend, attend_batches
 from ..models.networks import AttentionOutput
@@ -116,7 +115,7 @@ class Explorer:
     def _take_images(self, images: Any) -> Sequence[str] | None:
         """Store images, labels and names; return the class names if the images have some."""
         self._labels: Tensor | None = None
-        self._names = images.names if isinstance(images, Photographs) else tuple(names_of_files(images))
+        self._names = tuple(names_of_files(images))
         classes = images.classes if isinstance(images, Dataset) else None
         source: Any = images.test if isinstance(images, Dataset) else images
         if isinstance(source, Split):
