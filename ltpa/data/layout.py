@@ -34,6 +34,8 @@ def read_layout(root: Path) -> Layout:
             f"data_dir {str(root)!r} is not a folder{but}(looked in {Path.cwd()}); "
             "it should hold train/<class>/* and test/<class>/*, or <class>/*"
         )
+    if root.resolve() in (Path.home(), Path(root.resolve().anchor)):
+        raise ValueError(f"data_dir {str(root)!r} holds far more than pictures of a data set; choose a folder in it")
     folder = Folder(root)
     if problem := problem_of(folder):
         raise ValueError(problem)
@@ -57,7 +59,8 @@ def read_layout(root: Path) -> Layout:
         for role, part in parts.items()
         if role != "train" and role not in others
     ]
-    if beside := [part.name for part in folder.folders if part not in parts.values()]:
+    beside = [f"{part.name} ({pictures_in_words(part)})" for part in folder.folders if part not in parts.values()]
+    if beside:
         names = " and ".join(f"{part.name}/" for part in parts.values())
         notes.append(f"beside {names}, these folders of {root} are not read: {', '.join(beside)}")
     read = [train, *others.values()]

@@ -22,7 +22,9 @@ _LOOSE_CONTAINERS = _CONTAINERS | {"photo", "photos", "picture", "pictures", "da
 _FILLERS = _LOOSE_CONTAINERS | {"seg", "set", "split", "folder"}
 _FOLD = re.compile(r"(fold|part|split|batch|shard|chunk|subset|partition|cv)s?[ _-]?\d+$", re.IGNORECASE)
 _MASKS = re.compile(r"mask|label|segment|annot|trimap|matte|ground.?truth|(^|_)(seg|gt)s?(_|$)", re.IGNORECASE)
-_MASK_ENDING = re.compile(r"[ _-]*(mask|label|seg\w*|gt|annot\w*|trimap|matte|[lm])s?$", re.IGNORECASE)
+_MASK_ENDING = re.compile(
+    r"[ _-]+(mask|label|seg|segmentation|gt|annotation|trimap|matte)s?([ _-]?\d+)?$", re.IGNORECASE
+)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".xz")
 _COMPARED = 20  # folders that are compared pair by pair
 _LEVELS = 4  # that a folder may be too high
@@ -91,7 +93,7 @@ def _problem_of_classes(folder: Folder) -> str | None:
         return _flat(folder) if folder.images else _empty(folder)
     if len(parts) == 1:
         return _single(folder, parts[0])
-    rules = (_are_splits, _is_copy, _splits_inside, _same_children, _are_containers, _are_masks)
+    rules = (_are_splits, _is_copy, _splits_inside, _same_children, _are_containers, _are_masks, _masks_among)
     return next((problem for rule in rules if (problem := rule(folder, parts))), None)
 
 
@@ -261,6 +263,22 @@ def _are_masks(folder: Folder, parts: Sequence[Folder]) -> str | None:
             return (
                 f"{part.path} seems to hold masks of the pictures in {pictures}, not pictures of a class: move it out "
                 f"of {folder.path}"
+            )
+    return None
+
+
+def _masks_among(folder: Folder, parts: Sequence[Folder]) -> str | None:
+    """Explain masks in the folder of a class: 1.png and 1_mask.png."""
+    for part in parts:
+        paths = list(part.all_images())
+        stems = {path.stem for path in paths}
+        masks = [
+            path for path in paths if (match := _MASK_ENDING.search(path.stem)) and path.stem[: match.start()] in stems
+        ]
+        if len(masks) > 0.1 * len(paths):
+            return (
+                f"{part.path} holds {len(masks)} masks or labels among its pictures, such as {masks[0].name}: move "
+                f"them out of {folder.path}"
             )
     return None
 

@@ -154,6 +154,7 @@ MASKS = {f"{kind}/{n:04d}.png": noise(n) for kind in ("cat", "dog") for n in ran
 UNNAMED_MASKS = {f"cells/{n:04d}.png": noise(n) for n in range(3)} | flat("truth", 3, content=half())
 COPY = SMALL | below("pets")
 INSIDE = {f"{name}/{part}/{n}.png": None for name in ("cat", "dog") for part in ("train", "test") for n in range(2)}
+AMONG = {f"{kind}/{kind} ({n}){end}.png": None for kind in ("ill", "well") for n in range(3) for end in ("", "_mask")}
 EACH_MASKS = {
     f"{name}/{part}/{n}.png": None for name in ("cat", "dog") for part in ("images", "masks") for n in range(2)
 }
@@ -188,6 +189,7 @@ EACH_MASKS = {
         "CUB": (CUB, "data_dir={root}/images"),
         "masks": (MASKS, "{root}/masks"),
         "unnamed masks": (UNNAMED_MASKS, "{root}/truth"),
+        "masks among pictures": (AMONG, "{root}/ill"),
         "masks in each": (EACH_MASKS, "move masks"),
         "two of a kind": (below("train") | below("Training") | below("test"), "several training folders"),
         "an archive": ({"data.zip": b"PK"}, "unpack"),
