@@ -10,16 +10,19 @@ together under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .config import Settings, SettingsBase, TrainConfig
+from .config import Settings, SettingsBase, TrainConfig, yaml_values
 from .distributed import launched
 from .training.report import report
 from .training.trainer import fit
+
+_MISSING = "\0"  # the value of an option without one; no text of a command line can hold it
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (text, add_options, _) in COMMANDS.items():
         add_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(_with_values(sys.argv[1:] if arguments is None else arguments))
     try:
         COMMANDS[options.command][2](vars(options), unknown)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
@@ -149,7 +152,10 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Seq
     for file in options["file"]:
         values |= _read(file)
     values |= {name: options[name] for name in kind.defaults() if name in options}
-    lines, before = [], ""
+    missing = [name for name, value in values.items() if value == _MISSING]
+    lines = [f"{_spellings(name)[0]} needs a value: {_spellings(name)[0]} VALUE" for name in missing]
+    values = {name: value for name, value in values.items() if name not in missing}
+    before = ""
     for word in unknown:
         if word.startswith("--"):
             values[word[2:].partition("=")[0].replace("-", "_")] = ""
@@ -165,6 +171,24 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Seq
     return settings
 
 
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Join settings to values that look like options, such as -1e-3, and mark those without a value.
+
+    So these are errors among the others, and not the end of the reading.
+    """
+    fields = TrainConfig.defaults().items()
+    valued = {text for name, default in fields if not isinstance(default, bool) for text in _spellings(name)}
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in valued:
+            following = rest.pop(0) if rest and not re.match("-f$|--|-[a-z]", rest[0]) else _MISSING
+            word = f"{word}={following}"
+        joined.append(word)
+    return joined
+
+
 def _spellings(name: str) -> list[str]:
     """Return an option written with hyphens and with underscores."""
     return list(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")))
@@ -176,7 +200,7 @@ def _read(file: str) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError("files of parameters need PyYAML: pip install pyyaml") from error
     try:
-        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        values = yaml_values(Path(file).expanduser().read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
     values = {} if values is None else values

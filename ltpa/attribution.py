@@ -3,17 +3,21 @@
 The gradient and occlusion methods are captum's (`pip install 'ltpa[notebooks]'`).
 """
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_images
 from .errors import closest
-from .inference import attend_batches, to_float
+from .inference import Model, attend_batches, to_float
 from .maps import resize
-from .models.classifier import check_images, chosen_classes, evaluation_mode
+from .models.classifier import ImageClassifier, chosen_classes, evaluation_mode
+from .models.foreign import ForeignNetwork, Normalization, as_classifier, uncompiled
 from .models.networks import VGGGAP
 
 METHODS = ("saliency", "gradcam", "integrated_gradients", "occlusion", "cam", "attention")
@@ -22,11 +26,13 @@ _STEPS = 50  # of the integral
 
 
 def explain(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     method: str,
     target: Tensor | int | None = None,
     layer: str | None = None,
+    *,
+    normalize: Normalization | None = None,
 ) -> Tensor:
     """Return non-negative maps (N, H, W), float32 on the CPU, of what supports a class.
 
@@ -34,7 +40,7 @@ def explain(
     coarser maps are scaled up bilinearly. All methods but "cam" and "attention" take any module from images to logits.
 
     Args:
-        model: any model of `ltpa.create_model`, or your own module.
+        model: a run, any model of `ltpa.create_model`, or your own module.
         images: uint8, or float in [0, 1], (N, 3, H, W).
         method:
             "saliency": |gradient| at every pixel, maximum over the channels (Simonyan et al. 2014);
@@ -48,33 +54,44 @@ def explain(
             "attention": the model's own map of a level, which does not depend on the target.
         target: one class or (N,); None means the predicted ones.
         layer: for "gradcam" a layer such as "conv13" or "stage3", or the full name of a module; for "attention" the
-            level. None means the last one. Other methods have none.
+            level. None means the last one; your own module has no last one. Other methods have none.
+        normalize: (mean, std) per channel, for your own module if it reads normalized images.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: {closest(method, METHODS)}")
     if layer is not None and method not in ("gradcam", "attention"):
         raise ValueError(f"{method} explains the whole model, not layer {layer!r}; leave layer out, or take gradcam")
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}")
-    check_images(to_float(images[:1]))
+    check_images(images)
+    network = as_classifier(model, normalize)
     if method == "attention":
-        return _attention(model, images, layer)
+        return _attention(network, images, layer)
     size = (images.shape[2], images.shape[3])
     step = max(1, _PIXELS // (size[0] * size[1]))
-    targets = _targets(target, len(images))
-    results = [torch.zeros(0, *size)]
-    parameter = next(model.parameters())
-    # Gradients are needed even within a caller's inference_mode.
-    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+    results = [torch.zeros(0, *size, dtype=torch.float32)]
+    with _exact_gradients(network):
+        targets = _targets(target, len(images))
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            batch = to_float(images[part].to(parameter.device)).to(parameter.dtype, copy=True)
+            batch = to_float(images[part].detach().to(network.mean.device)).to(network.mean.dtype, copy=True)
             with torch.no_grad():
-                logits = model(batch)
+                logits = network(batch)
             classes = logits.argmax(1) if targets is None else chosen_classes(targets[part], logits)
-            maps = _METHODS[method](model, batch.requires_grad_(), classes, layer)
+            maps = _METHODS[method](network, batch.requires_grad_(), classes, layer)
             results.append(resize(maps.detach().float().cpu(), size))
     return torch.cat(results)
+
+
+@contextmanager
+def _exact_gradients(network: ImageClassifier) -> Iterator[None]:
+    """Compute gradients in evaluation mode and in the weights' precision, whatever the caller's contexts are."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(network.mean.device.type, enabled=False),
+        uncompiled(network),
+        evaluation_mode(network),
+    ):
+        yield
 
 
 def _targets(target: Tensor | int | None, count: int) -> Tensor | None:
@@ -86,12 +103,12 @@ def _targets(target: Tensor | int | None, count: int) -> Tensor | None:
         raise ValueError(f"target must be a class, or one for each of {count} images, not {target!r}") from error
     if classes.shape not in ((), (count,)):
         raise ValueError(f"target must be a class, or one for each of {count} images, not of shape {classes.shape}")
-    return classes.expand(count)
+    return classes.expand(count).clone()  # a tensor of inference mode could not be used for gradients
 
 
-def _attention(model: Any, images: Tensor, level: str | None) -> Tensor:
+def _attention(model: ImageClassifier, images: Tensor, level: str | None) -> Tensor:
     size = (images.shape[2], images.shape[3])
-    results = [torch.zeros(0, *size)]
+    results = [torch.zeros(0, *size, dtype=torch.float32)]
     for _, output in attend_batches(model, images, "fp32"):
         if not output.maps:
             raise ValueError("this model has no attention maps; methods for every model: saliency, gradcam, occlusion")
@@ -110,11 +127,11 @@ def _captum() -> Any:
     return captum.attr
 
 
-def _saliency(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+def _saliency(model: ImageClassifier, images: Tensor, target: Tensor, _: str | None) -> Tensor:
     return _captum().Saliency(model).attribute(images, target=target).amax(1)
 
 
-def _gradcam(model: nn.Module, images: Tensor, target: Tensor, layer: str | None) -> Tensor:
+def _gradcam(model: ImageClassifier, images: Tensor, target: Tensor, layer: str | None) -> Tensor:
     method = _captum().LayerGradCam(model, _module(model, layer))
     maps = method.attribute(images, target=target, relu_attributions=True)
     if maps.ndim != 4:
@@ -122,12 +139,12 @@ def _gradcam(model: nn.Module, images: Tensor, target: Tensor, layer: str | None
     return maps.squeeze(1)
 
 
-def _integrated_gradients(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+def _integrated_gradients(model: ImageClassifier, images: Tensor, target: Tensor, _: str | None) -> Tensor:
     method, start = _captum().IntegratedGradients(model), _mean_color(model, images)
     return method.attribute(images, start, target, n_steps=_STEPS, internal_batch_size=len(images)).sum(1).abs()
 
 
-def _occlusion(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+def _occlusion(model: ImageClassifier, images: Tensor, target: Tensor, _: str | None) -> Tensor:
     side = min(images.shape[-2:])
     window, stride = math.ceil(side / 4), math.ceil(side / 8)
     method, color = _captum().Occlusion(model), _mean_color(model, images)
@@ -136,14 +153,14 @@ def _occlusion(model: nn.Module, images: Tensor, target: Tensor, _: str | None) 
     return falls[:, 0].relu()  # a window hides all channels together
 
 
-def _cam(model: nn.Module, images: Tensor, target: Tensor, _: str | None) -> Tensor:
+def _cam(model: ImageClassifier, images: Tensor, target: Tensor, _: str | None) -> Tensor:
     if not isinstance(model, VGGGAP):
         raise ValueError("only vgg-gap has a class activation map of its own; gradcam makes one for every model")
     with torch.no_grad():
         return model.attend(images, target=target).maps["cam"]
 
 
-_METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, str | None], Tensor]] = {
+_METHODS: dict[str, Callable[[ImageClassifier, Tensor, Tensor, str | None], Tensor]] = {
     "saliency": _saliency,
     "gradcam": _gradcam,
     "integrated_gradients": _integrated_gradients,
@@ -152,17 +169,28 @@ _METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, str | None], Tensor]] =
 }
 
 
-def _module(model: nn.Module, name: str | None) -> nn.Module:
+def _module(model: ImageClassifier, name: str | None) -> nn.Module:
     """Return a layer of the trunk by its short name, or any module by its full name."""
+    network = model.network if isinstance(model, ForeignNetwork) else model
     trunk = dict(getattr(model, "trunk", nn.Module()).named_children())
     if name is None and trunk:
         return list(trunk.values())[-1]
-    known = {full: module for full, module in model.named_modules() if full} | trunk
-    if name not in known:
-        raise ValueError(f"unknown layer {name!r}: {closest(name, trunk or known)}")
-    return known[name]
+    known = {full: module for full, module in network.named_modules() if full} | trunk
+    if name in known:
+        return known[name]
+    parts = list(trunk) or [child for child, _ in network.named_children()]
+    if name is None:
+        raise ValueError(
+            f"gradcam of this network needs layer=, the name of a module whose output are feature maps; the last ones "
+            f"are usual; its parts: {', '.join(parts) or 'none'}, and their parts as in model.named_modules()"
+        )
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {match[0]!r}? " if match else ""
+    raise ValueError(
+        f"unknown layer {name!r}: {hint}known: {', '.join(parts)}, and every name of model.named_modules()"
+    )
 
 
-def _mean_color(model: nn.Module, images: Tensor) -> Tensor:
-    """Return images of the training data's mean color, which is zero after the normalization."""
-    return torch.as_tensor(getattr(model, "mean", 0.5), device=images.device).expand_as(images).to(images.dtype)
+def _mean_color(model: ImageClassifier, images: Tensor) -> Tensor:
+    """Return images of the training data's mean color, which is zero after the normalization; gray if none is known."""
+    return model.mean.expand_as(images).to(images.dtype)

@@ -130,7 +130,10 @@ def settings(cls: type[Settings]) -> type[Settings]:
     checked: Any = pydantic_dataclass(frozen=True, config=options)(cls)
     checked_init = checked.__init__
 
-    def __init__(self: Any, **values: Any) -> None:
+    def __init__(self: Any, *unnamed: Any, **values: Any) -> None:
+        if unnamed:
+            how = "**settings" if isinstance(unnamed[0], Mapping) else f"{next(iter(checked.defaults()))}=..."
+            raise TypeError(f"settings are given by name, {cls.__name__}({how}), not {unnamed[0]!r:.60}")
         try:
             wrong, lines = set[str](), list[str]()
             checked_init(self, **values)
@@ -210,6 +213,30 @@ def _from_text(value: Any, hint: Any) -> Any:
         except ValueError:
             continue
     return value
+
+
+def yaml_values(text: str) -> Any:
+    """Return what a text in YAML holds; what is no plain decimal number, switch or null stays text, as it is written.
+
+    (YAML 1.1 would read 1:30 as 90, 010 as 8 and 1e-3 as a text.) A name that is given twice is an error.
+    """
+    import yaml  # here, because only files need it
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"{twice[0]!r} is given twice")
+            return super().construct_mapping(node, deep)
+
+    number = r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    for kind, pattern in (("int", "[-+]?(0|[1-9][0-9]*)"), ("float", number), ("null", "~|null|Null|NULL|")):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^({pattern})$"), None)
+    switches = re.compile(f"^({'|'.join(_BOOLEANS)})$", re.IGNORECASE)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", switches, None)
+    return yaml.load(text, Loader=Loader)
 
 
 def _is_union(hint: Any) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 def closest(name: object, allowed: Iterable[str]) -> str:
     """The end of an error message: the closest allowed name, if one is close, then all of them."""
     allowed = list(allowed)
-    match = difflib.get_close_matches(str(name).lower(), allowed, n=1, cutoff=0.5)
+    text = str(name).lower()
+    longer = [one for one in allowed if one.lower().startswith((f"{text}-", f"{text}_"))] if text else []
+    match = longer[:1] or difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
     return (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(allowed)}"
 
 

@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import check_images
 from .data.dataset import Split
 from .distributed import ALONE, Processes, launched
 from .errors import closest, counted
 from .maps import entropy
-from .models.classifier import AttentionOutput, ImageClassifier, check_images, evaluation_mode, pairs
+from .models.classifier import AttentionOutput, evaluation_mode, pairs
+from .models.foreign import Normalization, as_classifier
 
+Model = Any  # a run, a model of ltpa, or any torch.nn.Module from images to logits, see `as_classifier`
 BATCH_PIXELS = 500 * 32 * 32  # in a batch, unless a batch size is given
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,57 +108,66 @@ def images_at_once(images: Tensor | Split, batch_size: int | None = None) -> int
 
 @torch.inference_mode()
 def attend_batches(
-    model: ImageClassifier,
+    model: Model,
     images: Tensor | Split,
     precision: str = "auto",
     batch_size: int | None = None,
     *,
     query: Tensor | None = None,
+    normalize: Normalization | None = None,
 ) -> Iterator[tuple[slice, AttentionOutput]]:
     """Run a model in evaluation mode on its device; yield a slice of the images and its output for them, by batches.
 
     Args:
-        model: any model of `ltpa.create_model`.
+        model: a run, any model of `ltpa.create_model`, or your own module from images to logits, which has no maps.
         images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "bf16" or "fp16"; weights in half precision compute in theirs.
         batch_size: None means 500 images of 32x32 pixels, fewer larger ones.
-        query: None, or images like `images`, see `AttentionNetwork.attend`; the slices are of the queries if there are
+        query: None, or images like `images`, see `ImageClassifier.attend`; the slices are of the queries if there are
             more of them.
+        normalize: (mean, std) per channel, for your own module if it reads normalized images.
     """
+    network = as_classifier(model, normalize)
     for name, value in {"images": images, **({} if query is None else {"query": query})}.items():
         if not isinstance(value, Tensor | Split):
             raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(value).__name__}")
-        first = value if value.shape == () else value[:1]
-        check_images(to_float(first.images if isinstance(first, Split) else first), name)
+        check_split(value, name) if isinstance(value, Split) else check_images(value, name)
     batch_size = images_at_once(images, batch_size)
-    device = model.mean.device
+    device, weights = network.mean.device, network.mean.dtype
     dtype = choose_precision(precision, device)
+    dtype = torch.float32 if weights in (torch.float16, torch.bfloat16) else dtype  # no autocast
     count = len(images) if query is None else pairs(len(images), len(query))
     parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
     def batches(values: Tensor | Split) -> Iterator[Tensor]:
         split = values if isinstance(values, Split) else Split(values, torch.empty(0))
         for batch in split.batches(parts if len(values) > 1 else [slice(None)] * len(parts)):
-            yield to_float(batch.to(device)).to(model.mean.dtype, memory_format=torch.channels_last)
+            yield to_float(batch.to(device)).to(weights, memory_format=torch.channels_last)
 
     queries: Iterator[Tensor | None] = repeat(None, len(parts)) if query is None else batches(query)
-    with evaluation_mode(model):
-        for part, batch, one_query in zip(parts, batches(images), queries, strict=True):
-            with autocast(device, dtype):
-                output = model.attend(batch, **({} if one_query is None else {"query": one_query}))
-            yield part, output
+    for part, batch, one_query in zip(parts, batches(images), queries, strict=True):
+        # Restored after every batch: the caller has the model in its own mode, also where it stops early.
+        with evaluation_mode(network), autocast(device, dtype):
+            output = network.compute(batch, **({} if one_query is None else {"query": one_query}))
+        yield part, output
+
+
+def check_split(split: Split, name: str = "images") -> None:
+    """Check the images of a split, see `check_images`; those in files are uint8, of which one is looked at."""
+    check_images(split[:1].images if split.in_files else split.images, name)
 
 
 def attend(
-    model: ImageClassifier,
+    model: Model,
     images: Tensor | Split,
     precision: str = "auto",
     batch_size: int | None = None,
     *,
     query: Tensor | None = None,
+    normalize: Normalization | None = None,
 ) -> AttentionOutput:
     """Return `model.attend` for any number of images, float32 on the CPU; arguments as in `attend_batches`."""
-    batches = attend_batches(model, images, precision, batch_size, query=query)
+    batches = attend_batches(model, images, precision, batch_size, query=query, normalize=normalize)
     outputs = [_combined([output], lambda tensors: tensors[0].float().cpu()) for _, output in batches]
     if not outputs:
         raise ValueError("there are no images to look at")
@@ -197,29 +210,40 @@ class Evaluation:
 
 
 def evaluate(
-    model: ImageClassifier, split: Split, precision: str = "auto", batch_size: int | None = None
+    model: Model,
+    split: Split,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    *,
+    normalize: Normalization | None = None,
 ) -> dict[str, float]:
     """Return {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}: in [0, 1], in nats, and 1 = uniform.
 
-    The entropy is the mean over the maps that have any weight. `evaluate_images` returns the values of each image.
+    The entropy is the mean over the maps that have any weight. `evaluate_images` returns the values of each image;
+    the other arguments are those of `attend_batches`.
     """
-    return evaluate_images(model, split, precision, batch_size).scores
+    return evaluate_images(model, split, precision, batch_size, normalize=normalize).scores
 
 
 def evaluate_images(
-    model: ImageClassifier,
+    model: Model,
     split: Split,
     precision: str = "auto",
     batch_size: int | None = None,
     processes: Processes = ALONE,
+    *,
+    normalize: Normalization | None = None,
 ) -> Evaluation:
     """Evaluate a model image by image; several processes share the images, and each gets all results."""
+    if not isinstance(split, Split):
+        hint = "a data set has two: data.test" if hasattr(split, "test") else "ltpa.Split(images, labels) makes one"
+        raise TypeError(f"split must be images with labels, not {type(split).__name__}; {hint}")
     if not len(split):
         raise ValueError("there are no images to evaluate on")
     if split.labels.shape != (len(split),):
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
     part = split.part(processes.bounds(len(split)))
-    own = list(_evaluated_batches(model, part, precision, batch_size)) if len(part) else []
+    own = list(_evaluated_batches(model, part, precision, batch_size, normalize)) if len(part) else []
     batches = [batch for theirs in processes.gather(own) for batch in theirs]
     return Evaluation(
         torch.cat([batch.predictions for batch in batches]),
@@ -234,9 +258,9 @@ def evaluate_images(
 
 
 def _evaluated_batches(
-    model: ImageClassifier, split: Split, precision: str, batch_size: int | None
+    model: Model, split: Split, precision: str, batch_size: int | None, normalize: Normalization | None
 ) -> Iterator[Evaluation]:
-    for part, output in attend_batches(model, split, precision, batch_size):
+    for part, output in attend_batches(model, split, precision, batch_size, normalize=normalize):
         labels, logits = split.labels[part], output.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")

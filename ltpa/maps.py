@@ -1,7 +1,8 @@
 """Properties of maps alone: their spread, scale and size, and the order of their positions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,23 @@ def check_maps(maps: Tensor, name: str = "maps") -> Tensor:
     if (maps < 0).any():
         raise ValueError(f"{name} must be weights from 0 up, but the lowest is {maps.min():.3g}; are they scores?")
     return maps
+
+
+def named_maps(maps: object) -> dict[str, Any]:
+    """Return maps by name, each a tensor (N, h, w) or a list of tensors (h, w); refuse anything else."""
+    if not isinstance(maps, Mapping):
+        hint = "; of one tensor: maps={'map': weights}" if isinstance(maps, Tensor | list | tuple) else ""
+        raise TypeError(f"maps must be a dictionary, name -> weights (N, h, w), not {type(maps).__name__}{hint}")
+    if not maps:
+        raise ValueError("maps is empty: give at least one name -> weights (N, h, w), or leave maps out")
+    by_name: dict[str, Any] = {}
+    for name, values in maps.items():
+        try:
+            listed = isinstance(values, list | tuple)
+            by_name[str(name)] = [torch.as_tensor(one) for one in values] if listed else torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"maps of {name} must be a tensor or an array of weights (N, h, w): {error}") from error
+    return by_name
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -206,7 +206,7 @@ def test_a_module_of_ones_own_is_explained():
         found = explain(model, images, method, layer="0.1" if method == "gradcam" else None)
         assert found.shape == (2, 32, 32)
         assert found.std() > 0
-    with pytest.raises(ValueError, match="unknown layer None"):
+    with pytest.raises(ValueError, match="needs layer="):
         explain(model, images, "gradcam")
 
 

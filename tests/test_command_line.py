@@ -225,9 +225,39 @@ def test_help_explains_every_field(capsys):
 
 
 def test_wrong_use_exits_with_2(trained, capsys):
-    for typed in (["train", "--epochs"], ["trian"], []):
+    for typed in (["train", "-f"], ["trian"], []):
         with pytest.raises(SystemExit) as stop:
             main(typed)
         assert stop.value.code == 2
         assert "usage: python -m ltpa" in capsys.readouterr().err
     assert trained == []
+
+
+def test_all_problems_are_told_at_once(trained, capsys, tmp_path):
+    assert (
+        main(["train", "--weight-decay", "-1e-3", "--epochs", "--widht=2", "--seed", "-1", "stray", "--minutes"]) == 1
+    )
+    text = capsys.readouterr().err
+    for words in (
+        "weight_decay must be",
+        "not -0.001",
+        "--epochs needs a value",
+        "did you mean 'width'",
+        "not -1",
+        "stray",
+    ):
+        assert words in text
+    assert "--minutes needs a value" in text
+    assert trained == []
+
+
+def test_files_are_read_as_they_are_written(trained, capsys, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 010\nlearning_rate: 1e-2\ndropout: yes\nminutes: ~\ntrain_limit: null\n")
+    assert main(["train", "-f", str(file)]) == 0
+    (config,) = trained
+    assert (config.epochs, config.learning_rate, config.dropout, config.minutes) == (10, 0.01, True, None)
+    for text, words in (("minutes: 1:30", "not '1:30'"), ("epochs: 1\nepochs: 2", "'epochs' is given twice")):
+        file.write_text(text)
+        assert main(["train", "-f", str(file)]) == 1
+        assert words in capsys.readouterr().err

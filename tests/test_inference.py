@@ -280,8 +280,8 @@ def test_no_batch_is_larger_than_asked_for(monkeypatch):
     """So memory is bounded, whichever of the two is many."""
     model = build()
     shapes = []
-    inner = model.attend
-    monkeypatch.setattr(model, "attend", lambda x, query: shapes.append((len(x), len(query))) or inner(x, query=query))
+    inner = model.compute
+    monkeypatch.setattr(model, "compute", lambda x, query: shapes.append((len(x), len(query))) or inner(x, query=query))
     for images, queries in NUMBERS[:3]:
         attend(model, pictures(9)[:images], "fp32", 3, query=pictures(8)[:queries])
     assert shapes == [(3, 3), (3, 3), (1, 1), (3, 1), (3, 1), (1, 1), (1, 3), (1, 3), (1, 1)]
@@ -360,7 +360,7 @@ def test_evaluate_knows_right_from_wrong():
 class Masks(ImageClassifier):
     """Its maps are the first channel, so that some can be without any weight."""
 
-    def attend(self, images):
+    def compute(self, images, *, query=None):
         maps = OrderedDict(level=images[:, 0])
         return AttentionOutput(images.new_zeros(len(images), CLASSES), maps, maps, None)
 

@@ -88,6 +88,13 @@ def compare_scores(
     together = together or len(shared)
     comparisons = []
     for name, seeds in shared.items():
+        for seed in seeds:
+            shapes = tuple(scores[name][seed].shape), tuple(scores[baseline][seed].shape)
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{name} and {baseline} were measured on different images with seed {seed}: scores {shapes[0]} "
+                    f"and {shapes[1]}"
+                )
         each = [scores[name][seed] - scores[baseline][seed] for seed in seeds]
         means = [values.mean().item() for values in each]
         over_seeds = t_interval(means, together, bounds=(-1, 1))

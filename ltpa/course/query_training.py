@@ -33,7 +33,7 @@ class WithQuery(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the logits that the maps of the queries give."""
         scenes, queries = pairs.unbind(1)
-        return self.model.attend(scenes, query=queries).logits
+        return self.model.compute(scenes, query=queries).logits
 
 
 def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:

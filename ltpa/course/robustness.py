@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from pydantic import Field
 from torch import Tensor
 
+from ..checks import check_images
 from ..config import EachOnce, Variant, settings
 from ..data.dataset import Dataset
 from ..data.split import Split, stratified
@@ -110,6 +111,7 @@ def perturb(
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack={attack!r}: {closest(attack, ATTACKS)}")
+    check_images(images)
     radius, device = epsilon / 255, model.mean.device
     step, count = (radius, 1) if attack == "FGSM" else (2.5 * radius / steps, steps)
     changed = []

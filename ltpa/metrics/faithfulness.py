@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ..errors import closest, counted
-from ..inference import attend, attend_batches, images_at_once, to_float
+from ..inference import Model, attend, attend_batches, images_at_once, to_float
 from ..maps import check_maps, resize
 from ..models.attention import Attention
-from ..models.networks import ImageClassifier, chosen_classes
+from ..models.classifier import chosen_classes
+from ..models.foreign import Normalization, as_classifier, uncompiled
 from .overlap import blur
 
 FILLS = ("blur", "mean")
@@ -37,7 +38,7 @@ class Curves:
 
 
 def deletion_insertion(
-    model: ImageClassifier,
+    model: Model,
     images: Tensor,
     maps: Tensor,
     target: Tensor | int | None = None,
@@ -47,6 +48,7 @@ def deletion_insertion(
     seed: int = 0,
     precision: str = "auto",
     batch_size: int | None = None,
+    normalize: Normalization | None = None,
 ) -> Curves:
     """Return deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) with K = `steps` + 1 points.
 
@@ -54,17 +56,20 @@ def deletion_insertion(
     curves of `ltpa.metrics.controls`, over many images (arXiv 1912.01451).
 
     Args:
+        model: a run, any model of `ltpa.create_model`, or your own module from images to logits.
         images: (N, 3, H, W), uint8 or float in [0, 1].
         maps: non-negative weights (N, h, w), resized to the images. Pixels of equal weight come in random order.
         target: the class whose probability is measured, one or (N,); by default the predicted ones.
         fill: what replaces a pixel: "blur" (a Gaussian with sigma 1/8 of the shorter side) or "mean" (the mean color).
+        normalize: (mean, std) per channel, for your own module if it reads normalized images.
     """
     maps = check_maps(maps)
     if fill not in FILLS:
         raise ValueError(f"unknown fill {fill!r}: {closest(fill, FILLS)}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    logits = attend(model, images, precision, batch_size).logits
+    network = as_classifier(model, normalize)
+    logits = attend(network, images, precision, batch_size).logits
     if len(images) != len(maps):
         raise ValueError(
             f"there must be one map for each image, not {counted(len(maps), 'map')} for {counted(len(images), 'image')}"
@@ -84,7 +89,7 @@ def deletion_insertion(
             strongest = (rank < count).unsqueeze(1)
             for curve, inside, outside in ((deletion, filled, batch), (insertion, batch, filled)):
                 changed = torch.where(strongest, inside, outside)
-                (((_, output),)) = attend_batches(model, changed, precision, batch_size)
+                (((_, output),)) = attend_batches(network, changed, precision, batch_size)
                 probabilities = output.logits.float().softmax(1).cpu()
                 curve[part, k] = probabilities.gather(1, target[part, None]).squeeze(1)
     return Curves(counts / pixels, deletion, insertion)
@@ -100,22 +105,24 @@ def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, ranks).view(maps.shape)
 
 
-def permuted_attention(model: ImageClassifier, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def permuted_attention(model: Model, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """Return how much the answer changes if the weights of one level are permuted, by level.
 
     The values (N,) are total variation distances between the class probabilities before and after: 0 = the same
     answer, 1 = a completely different one. The test of Jain and Wallace 2019 (arXiv 1902.10186, section 4.2.1).
     """
-    levels = getattr(model, "attention", None)
-    if levels is None:
+    network = as_classifier(model)
+    levels = {name: level for name, level in getattr(network, "attention", {}).items() if isinstance(level, Attention)}
+    if not levels:
         raise ValueError("this model has no attention levels whose weights could be permuted")
-    before = attend(model, images, "fp32").logits.softmax(1)
+    before = attend(network, images, "fp32").logits.softmax(1)
     distances = {}
     for name, level in levels.items():
         permute = partial(_permuted, generator=torch.Generator().manual_seed(seed))
         hook = level.register_forward_hook(permute)
         try:
-            after = attend(model, images, "fp32").logits.softmax(1)
+            with uncompiled(network):
+                after = attend(network, images, "fp32").logits.softmax(1)
         finally:
             hook.remove()
         distances[name] = (before - after).abs().sum(1) / 2
@@ -132,5 +139,5 @@ def _permuted(
     if level.normalizer == "sigmoid":
         descriptor = descriptor / weights.shape[1]
     if level.W is not None:
-        descriptor = level.W(descriptor)
+        descriptor = level.W(descriptor.to(level.W.weight.dtype))
     return descriptor, weights.view_as(output[1]), output[2]

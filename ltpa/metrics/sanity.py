@@ -2,22 +2,24 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_images
 from ..errors import closest
-from ..inference import attend, attend_batches
+from ..inference import Model, attend
 from ..maps import correlation, rank_agreement
 from ..models.attention import Attention
 from ..models.backbones import ResNet164, VGGTrunk
-from ..models.networks import ImageClassifier
+from ..models.foreign import as_classifier, uncompiled, unwrapped
 
-MapsByName = Callable[[ImageClassifier, Tensor], Mapping[str, Tensor]]
+MapsByName = Callable[[Any, Tensor], Mapping[str, Tensor]]
 
 
 def randomization(
-    model: ImageClassifier,
+    model: Model,
     images: Tensor,
     maps_of: MapsByName | None = None,
     *,
@@ -29,6 +31,7 @@ def randomization(
     A map that does not change says nothing about what the model learned in these layers (arXiv 1810.03292).
 
     Args:
+        model: a run, any model of `ltpa.create_model`, or your own module, which needs `maps_of`.
         images: (N, 3, H, W), uint8 or float in [0, 1].
         maps_of: (model, images) -> {name: maps (N, h, w)}; by default the attention maps. For other methods, fix the
             target, because the random model predicts other classes:
@@ -40,8 +43,12 @@ def randomization(
         The correlation is Pearson's, as an absolute value, since an inverted map keeps its structure. NaN if a map is
         constant.
     """
+    check_images(images)
+    model = unwrapped(model)
     maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
     layers = layers_top_down(model, images)
+    if not layers:
+        raise ValueError("this network has no layers with weights that could become random")
     stops = layers if stops is None else stops
     for stop in stops:
         if stop not in layers:
@@ -51,7 +58,8 @@ def randomization(
         raise ValueError("this model has no attention maps; give maps_of, such as one that calls ltpa.explain")
     changed = copy.deepcopy(model)
     similarities = {}
-    devices = [model.mean.device] if model.mean.is_cuda else []
+    device = as_classifier(model).mean.device
+    devices = [device] if device.type == "cuda" else []
     for number, layer in enumerate(layers):
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(seed * 1_000 + number)
@@ -69,18 +77,20 @@ def randomization(
     return similarities
 
 
-def layers_top_down(model: ImageClassifier, images: Tensor) -> list[str]:
+def layers_top_down(model: Model, images: Tensor) -> list[str]:
     """Return the names of the layers with weights, from the logits down to the image.
 
     A layer is a convolution with its norm (`trunk.conv13`), a stage of a ResNet, the global branch, the attention of a
     level, the head, or, in other models, a direct child. One image is run through the network to find the order.
     """
-    blocks = {name: block for name, block in _blocks(model) if any(True for _ in block.parameters())}
+    check_images(images)
+    model = unwrapped(model)
+    blocks = {name: block for name, block in _blocks(model) or [("", model)] if any(True for _ in block.parameters())}
     called: list[str] = []
     hooks = [b.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, b in blocks.items()]
     try:
-        for _ in attend_batches(model, images[:1], "fp32"):
-            pass
+        with uncompiled(model):
+            attend(model, images[:1], "fp32")
     finally:
         for hook in hooks:
             hook.remove()

@@ -29,7 +29,8 @@ LARGE = 2**22  # features from which on it is faster: 16 MiB as float32
 class Attention(nn.Module):
     """Read one level of local features through an attention map.
 
-    Scores and weights are computed in at least float32, except that W_l of `add` is applied in the features' precision.
+    Scores and weights are computed in at least float32, except that W_l of `add` is applied in the features' precision
+    (and linear maps in that of their weights, if a model was cast to half precision).
 
     Args:
         local_channels: C_l, the width of the local features.
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         if self.normalizer == "sigmoid":
             descriptor = descriptor / weights.shape[1]
         if self.W is not None:
-            descriptor = self.W(descriptor)
+            descriptor = self.W(descriptor.to(self.W.weight.dtype))
         return descriptor, weights, scores
 
     def _by_parts(self, features: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,19 +118,19 @@ class Attention(nn.Module):
 
     def _dot_product(self, positions: Tensor, g: Tensor) -> Tensor:
         """<W l_i, g> as <l_i, W^T g>."""
-        v = g if self.W is None else g @ self.W.weight  # (N, C_l)
+        v = g if self.W is None else g @ self.W.weight.to(g.dtype)  # (N, C_l)
         return (v.unsqueeze(1) @ positions.transpose(1, 2)).squeeze(1)
 
     def _parametrized(self, positions: Tensor, g: Tensor | None) -> Tensor:
         """<u, W l_i + g> as <W^T u, l_i> + <u, g>."""
         v = self.u if self.W is None else self.u @ self.W.weight  # (C_l,)
-        scores = positions @ v
-        return scores if g is None else scores + (g @ self.u).unsqueeze(1)
+        scores = positions @ v.to(positions.dtype)
+        return scores if g is None else scores + (g @ self.u.to(g.dtype)).unsqueeze(1)
 
     def _additive(self, features: Tensor, g: Tensor) -> Tensor:
         """<u, tanh(W_l l_i + W_g g)>, with W_l in the features' precision."""
         mapped = nn.functional.linear(features, self.W_l.weight.to(features.dtype)).to(g.dtype)
-        return (mapped + self.W_g(g).unsqueeze(1)).tanh() @ self.u
+        return (mapped + self.W_g(g.to(self.W_g.weight.dtype)).unsqueeze(1)).tanh() @ self.u.to(g.dtype)
 
 
 def _is_large_copy(features: Tensor) -> bool:

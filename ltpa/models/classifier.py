@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import SMALLEST, check_shape, check_values
 from .backbones import BN_EPS
-
-SMALLEST = 32  # pixels that a side of an image must have
 
 
 @dataclass
@@ -67,20 +66,40 @@ class ImageClassifier(nn.Module):
 
     def normalize(self, images: Tensor, name: str = "images") -> Tensor:
         """Check the images (N, 3, H, W), subtract the mean and divide by the standard deviation."""
-        check_images(images, name, smallest=1 if self.training else SMALLEST)  # training begins with small images
+        check_shape(images, name, smallest=1 if self.training else SMALLEST)  # training begins with small images
         return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1], H and W at least 32 -> logits (N, num_classes)."""
-        return self.attend(images).logits
+        return self.compute(images).logits
 
     def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images (N, 3, H, W) in [0, 1] and return the attention maps with the logits.
 
-        The global feature of a `query` replaces that of the images, see `AttentionNetwork.attend`; models without a map
-        that it could steer refuse it.
+        Values that are not in [0, 1] are refused here; `forward`, which training calls, does not look at them.
+
+        With a query, the paper's query-driven attention: the local features of `images` are scored with the global
+        feature of `query`, and the logits classify what its map selects from `images`. The model was trained with `g`
+        of the same image only; notebook 05 measures whether it finds what a query shows. With `pc` a query never
+        changes the order of the positions: with sigmoid it makes the whole map stronger or weaker, with softmax it
+        changes nothing, which a warning says once. Models without a map that it could steer refuse it.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            query: images (M, 3, H', W') in [0, 1], of any size from 32x32 up. Either M = N, or M = 1 for one query for
+                all images, or N = 1, which gives an output of M rows.
         """
+        self._check(images, query)
+        return self.compute(images, query=query)
+
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+        """Compute what `attend` returns; every network has its own, which looks at shapes but not at values."""
         raise NotImplementedError
+
+    def _check(self, images: Tensor, query: Tensor | None) -> None:
+        for name, value in {"images": images, **({} if query is None else {"query": query})}.items():
+            check_shape(value, name)
+            check_values(value, name)
 
     def _refuse_query(self, query: Tensor | None, hint: str = "") -> None:
         if query is not None:
@@ -110,7 +129,7 @@ class ImageClassifier(nn.Module):
 
 
 class Head(nn.Module):
-    """Descriptors to logits, in at least float32.
+    """Descriptors to logits, in the precision of the weights, also under autocast.
 
     Args:
         channels: width of each descriptor.
@@ -143,8 +162,7 @@ class Head(nn.Module):
     def forward(self, descriptors: list[Tensor]) -> Tensor:
         """[(N, C_1), (N, C_2), ...] -> logits (N, num_classes)."""
         with torch.autocast(descriptors[0].device.type, enabled=False):
-            exact = torch.promote_types(descriptors[0].dtype, torch.float32)
-            normed = [norm(d.to(exact)) for norm, d in zip(self.norms, descriptors, strict=True)]
+            normed = [norm(d.to(self.weight.dtype)) for norm, d in zip(self.norms, descriptors, strict=True)]
             if self.combine == "concat":
                 normed = [torch.cat(normed, dim=1)]
             logits = [classifier(d) for classifier, d in zip(self.classifiers, normed, strict=True)]
@@ -159,20 +177,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train(modes[model])  # first, for modules with a `train` of their own, such as merged adapters
         for module, training in modes.items():
             module.training = training
-
-
-def check_images(images: Tensor, name: str = "images", smallest: int = SMALLEST) -> None:
-    """Raise unless `images` is a float tensor (N, 3, H, W) of at least 32x32 pixels; the message calls it `name`."""
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{name} must be a float tensor with values in [0, 1], not {kind}; for uint8: {name} / 255")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}")
-    if min(images.shape[-2:]) < smallest:
-        height, width = images.shape[-2:]
-        raise ValueError(f"{name} must be at least 32x32 pixels, not {height}x{width}; scale them up")
 
 
 def chosen_classes(target: Tensor | int, logits: Tensor) -> Tensor:

@@ -69,21 +69,8 @@ class AttentionNetwork(ImageClassifier):
         # Built last, so that with one seed the other weights are the same with and without it.
         self.global_branch = make_global_branch() if self.uses_global_feature or faithful else None
 
-    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
-        """Classify images and return the attention maps, optionally for the global feature of other images.
-
-        With a query, the paper's query-driven attention: the local features of `images` are scored with the global
-        feature of `query`, and the logits classify what its map selects from `images`. The model was trained with `g`
-        of the same image only; notebook 05 measures whether it finds what a query shows.
-
-        With `pc` a query never changes the order of the positions: with sigmoid it makes the whole map stronger or
-        weaker, with softmax it changes nothing, which a warning says once.
-
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-            query: images (M, 3, H', W') in [0, 1], of any size from 32x32 up. Either M = N, or M = 1 for one query for
-                all images, or N = 1, which gives an output of M rows.
-        """
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+        """Score the local features of the images with the global feature of the images or of the query."""
         local = scoring = self.trunk(self.normalize(images))
         count = len(images)
         if query is not None:
@@ -114,7 +101,7 @@ def _warn_that_no_query_matters() -> None:
     warnings.warn(
         "the query changes nothing: with softmax and pc no map depends on the global feature, because softmax cancels "
         "the term <u, g> that pc adds to every score; models that take a query are those with dp or add",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -129,7 +116,7 @@ class VGG(ImageClassifier):
         self.fc = nn.Linear(channels, channels)
         self.head = Head([channels], num_classes, dropout)
 
-    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images; there are no maps."""
         self._refuse_query(query)
         last = self.trunk(self.normalize(images))["conv13"]
@@ -149,7 +136,7 @@ class VGGLate(ImageClassifier):
         self.global_branch = GlobalBranch(width, dropout, kernel=kernel, bn_eps=bn_eps)
         self.head = Head([scaled(512, width)], num_classes, dropout=False, norm=False)
 
-    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images; there are no maps."""
         self._refuse_query(query)
         g = self.global_branch(self.trunk(self.normalize(images))["conv13"])
@@ -172,13 +159,20 @@ class VGGGAP(ImageClassifier):
         `.scores["cam"]` is the map sum_k w_k f_k (N, h, w), whose mean plus the bias is the logit; `.maps["cam"]` is
         its positive part.
         """
+        self._check(images, query)
+        return self.compute(images, target, query=query)
+
+    def compute(
+        self, images: Tensor, target: Tensor | int | None = None, *, query: Tensor | None = None
+    ) -> AttentionOutput:
+        """Classify images and return the class activation maps of `target`, see `attend`."""
         self._refuse_query(query, " (choose a class instead: target=...)")
         features = self.trunk(self.normalize(images))["conv13"]
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         logits = self.head([features.mean((2, 3))])
         classes = logits.argmax(dim=1) if target is None else chosen_classes(target, logits)
         with torch.autocast(features.device.type, enabled=False):
-            weights = self.head.weight[classes.expand(len(logits))]  # (N, C)
+            weights = self.head.weight[classes.expand(len(logits))].to(features.dtype)  # (N, C)
             cam = torch.einsum("nc,nchw->nhw", weights, features)
         return AttentionOutput(logits, OrderedDict(cam=cam.relu()), OrderedDict(cam=cam))
 
@@ -202,7 +196,7 @@ class VGGPAN(ImageClassifier):
         self.head = Head([channels], num_classes, dropout)
         self.global_branch = GlobalBranch(width, dropout) if attention.uses_global_feature or faithful else None
 
-    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images and return the gates and the map; `.global_feature` is that of conv10's gates."""
         self._refuse_query(query, " (both its levels use pc)")
         maps, scores = OrderedDict(), OrderedDict()
@@ -228,7 +222,7 @@ class PlainResNet164(ImageClassifier):
         self.norm = nn.BatchNorm2d(channels)
         self.head = Head([channels], num_classes, dropout=False, norm=False)
 
-    def attend(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
+    def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images; there are no maps."""
         self._refuse_query(query)
         g = self.norm(self.trunk(self.normalize(images))["stage3"]).relu().mean((2, 3))

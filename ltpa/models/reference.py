@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from ..errors import closest
 from .attention import NORMALIZERS
 from .backbones import VGG_LEVELS, GlobalBranch, VGGTrunk
 from .classifier import ImageClassifier
+from .foreign import mean_and_std
 from .networks import AttentionNetwork, VGGLate
 
 _EPS = 1e-5
@@ -28,6 +30,7 @@ _LAYERS = {  # block: our layers; its convolutions and norms are numbered 0, 1, 
     5: ("conv11", "conv12", "conv13"),
     6: ("conv14", "conv15"),
 }
+_NESTED = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints keep the weights
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -49,10 +52,7 @@ def load_reference(
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {normalizer!r}: {closest(normalizer, NORMALIZERS)}")
-    try:
-        mean, std = normalize
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"normalize must be (mean, std), three numbers each, not {normalize!r}") from error
+    mean, std = mean_and_std(normalize)
     source = state_dict_or_path
     state = _renamed(_tensors(source) if isinstance(source, Mapping) else _read(Path(source)))
     has_attention = any(key.startswith(("attn", "projector")) for key in state)
@@ -132,17 +132,28 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return _tensors(state.get("state_dict", state))
+        return _tensors(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch and pickle raise errors of many kinds on other files
         raise ValueError(
             f"{path} cannot be read as weights: it is damaged or holds more than tensors (none of its code was run)"
         ) from error
 
 
-def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file is in safetensors format, whatever its name: the length of a header, then the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, which may be an entry of a checkpoint beside its epoch and optimizer."""
+    for name in _NESTED:
+        if isinstance(state.get(name), Mapping):
+            state = state[name]
+            break
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{key!r} of the state dict is {type(value).__name__}: names and tensors are needed")

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,6 +39,20 @@ class AfterEpoch(Callback):
     def on_epoch(self, trainer: Trainer) -> None:
         """Call the function."""
         self._function(trainer.run)
+
+
+def as_callbacks(callbacks: Sequence[Callback | Callable[[Run], None]]) -> list[Callback]:
+    """Return what the user gave to `fit` as callbacks; refuse what could not be called."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list of callbacks or functions, not {callbacks!r:.60}")
+    own: list[Callback] = []
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks must be objects, not classes: {callback.__name__}() in place of the class")
+        if not isinstance(callback, Callback) and not callable(callback):
+            raise TypeError(f"callbacks must be callbacks or functions of a run, not {callback!r:.60}")
+        own.append(callback if isinstance(callback, Callback) else AfterEpoch(callback))
+    return own
 
 
 class TimeLimit(Callback):

@@ -1,5 +1,6 @@
 """What a training needs: checked data, processes that agree, seeded generators."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,8 +8,7 @@ import torch
 from ..config import TrainConfig
 from ..data.dataset import Dataset, load_data
 from ..distributed import Processes
-from ..inference import to_float
-from ..models.classifier import check_images
+from ..inference import check_split
 from .loader import steps_per_epoch
 from .run import fingerprint
 
@@ -33,6 +33,15 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
     )
 
 
+def check_arguments(config: Any, data: Any) -> None:
+    """Refuse what is no settings or no data set."""
+    if not isinstance(config, TrainConfig):
+        hint = "; of a dictionary: TrainConfig(**settings)" if isinstance(config, Mapping) else ""
+        raise TypeError(f"config must be a TrainConfig, such as TrainConfig(epochs=10), not {config!r:.60}{hint}")
+    if data is not None and not isinstance(data, Dataset):
+        raise TypeError(f"data must be a Dataset, as ltpa.load_data returns it, not {type(data).__name__}")
+
+
 def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:
     """Refuse images, labels and batch sizes that cannot be trained on."""
     if data.train.labels.ndim != 1:
@@ -49,7 +58,7 @@ def check_data(data: Dataset, batch_size: int, processes: Processes) -> None:
             raise ValueError(f"{outside} {name} labels lie outside 0 ... {len(data.classes) - 1}, the known classes")
         if split.dtype not in (torch.uint8, torch.float32):
             raise TypeError(f"{name} images must be uint8 (or float32 in [0, 1]), not {split.dtype}")
-        check_images(to_float(split[:1].images))
+        check_split(split, f"{name} images")
     count = processes.count
     if batch_size % count or batch_size < 2 * count:
         nearest = max(2, round(batch_size / count)) * count

@@ -99,7 +99,8 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
         )
     settings = _read_settings(path)
     weights, facts = load_tensors(path / "weights.safetensors")
-    config, history = _config_of(path, settings), read_history(path)
+    config = _config_of(path, settings)
+    history = read_history(path, timed=config.minutes is not None)
     classes = tuple(settings["classes"])
     model = model_of(config, classes, weights, path / "weights.safetensors", device)
     if facts.get("epochs", len(history)) != len(history):  # killed between the two writes, say
@@ -201,14 +202,17 @@ def rescue_weights(run: Run, error: OSError) -> None:
     raise OSError(error.errno, f"{error.strerror}; {where}") from error
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of `history.csv`; a ValueError names a damaged file."""
+def read_history(path: Path, timed: bool = False) -> list[dict[str, float]]:
+    """Return the rows of `history.csv`; a ValueError names a damaged file, `timed` that of a run with `minutes`."""
+    columns = _COLUMNS | ({"schedule"} if timed else set())
     try:
         text = (path / "history.csv").read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text)))
         history = [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
-        if not text.endswith("\n") or not history or not history[0].keys() >= _COLUMNS:
+        if not text.endswith("\n") or not history:
             raise ValueError("it is not whole")
+        if missing := columns - history[0].keys():
+            raise ValueError(f"it is not whole: it has no column {', '.join(sorted(missing))}")
         if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
             raise ValueError("epochs are missing")
     except (TypeError, KeyError, ValueError, csv.Error) as error:
@@ -224,7 +228,7 @@ def restore(run: Run, state: State) -> None:
         if run.complete:
             save_epoch(run)  # it may have ended when this could not be written
     elif weights.is_file() and (run.path / "history.csv").is_file():
-        run.history[:] = read_history(run.path)
+        run.history[:] = read_history(run.path, timed=run.config.minutes is not None)
         if run.complete:
             fill(run.model, load_tensors(weights)[0], weights)
             hint = "" if run.config.precision == "auto" else " (precision makes no other run; another run_dir does)"
@@ -236,6 +240,8 @@ def restore(run: Run, state: State) -> None:
         else:
             run.history.clear()
             logger.warning(f"{run.path} has no checkpoint to go on from: it is trained from the start")
+    elif (run.path / "history.csv").is_file():
+        logger.warning(f"{weights} is missing, though the run has a history: it is trained from the start")
     if run.complete:
         remove_checkpoints(checkpoints)
 

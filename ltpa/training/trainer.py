@@ -24,11 +24,11 @@ from ..distributed import Processes, joined
 from ..inference import autocast, choose_device, choose_precision, evaluate_images, to_float
 from ..progress import logger, messages
 from .base import Callback, Trainer
-from .callbacks import AfterEpoch, all_callbacks, interrupts
+from .callbacks import all_callbacks, as_callbacks, interrupts
 from .checkpoint import State
 from .choices import chosen
 from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
-from .inputs import check_alike, check_data, data_for, seed_generators
+from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
 from .optim import WARM_UP, Clock, Steps, grown_side, make_optimizer, schedule
 from .run import Run, claim_folder, locked, new_run, restore
@@ -185,10 +185,11 @@ def fit(
             are called once at the start, so that a curve begins with these.
         progress: show a progress bar and messages; False prints nothing.
     """
+    check_arguments(config, data)
+    own = as_callbacks(callbacks)
     config = chosen(config)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    own = [callback if isinstance(callback, Callback) else AfterEpoch(callback) for callback in callbacks]
     notes: list[str] = []
     with ExitStack() as stack:
         processes = stack.enter_context(joined(device))

@@ -107,7 +107,7 @@ class Explorer:
         self._cache: dict[Any, Any] = {}
         self._pace = math.inf  # seconds of a forward pass for each pixel, the least that was measured
         of_data = self._take_images(images)
-        self._classes = class_names(model, classes or of_data, self._try_out())
+        self._classes = class_names(model, of_data if classes is None else classes, self._try_out())
         self.chosen = list(range(len(self._images)))
         self._build()
         self._update()

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import check_values
 from ..errors import closest
 from ..maps import entropy, relative
 from .overlay import Pixels, color_bar, overlay, places_by_share
@@ -223,9 +224,8 @@ def _check(
     for image in images:
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"images must be uint8, or float in [0, 1], not {image.dtype}")
-        # The tolerance is for pictures that were scaled smoothly.
-        if image.dtype != torch.uint8 and (image.min() < -0.2 or image.max() > 1.2):
-            raise ValueError(f"float images must be in [0, 1], not from {image.min():.3g} to {image.max():.3g}")
+        if image.dtype != torch.uint8:
+            check_values(image[None])
     for name, maps in columns.items():
         if len(maps) != count or any(one.ndim != 2 or one.numel() == 0 for one in maps):
             shapes = tuple(maps.shape) if isinstance(maps, Tensor) else [tuple(one.shape) for one in maps]

@@ -14,7 +14,9 @@ from ..data.images import MIN_SIDE
 from ..data.sources import DEFAULT_SIDE, MAX_ASPECT, MAX_FOLDER, Picture, at_resolution, pictures_in, read_pictures
 from ..errors import closest
 from ..inference import attend
+from ..maps import named_maps
 from ..models.classifier import ImageClassifier
+from ..models.foreign import unwrapped
 from ..pretrained import list_pretrained, load_pretrained
 from ..training.run import Run, load_run
 from .composer import fit_for_display
@@ -66,7 +68,7 @@ def show(
     drawn: dict[str, Any]
     caption = ""
     if maps is not None:
-        drawn = {name: values if isinstance(values, list) else torch.as_tensor(values) for name, values in maps.items()}
+        drawn = named_maps(maps)
     else:
         model = find_model("cifar10-small" if model is None else model)
         network = network_of(model)
@@ -105,7 +107,7 @@ def find_model(model: Any) -> Any:
 
 def network_of(model: Any) -> ImageClassifier:
     """Return the network of a run, or the model itself."""
-    network = model.model if isinstance(model, Run) else model
+    network = unwrapped(model)
     if not isinstance(network, ImageClassifier):
         raise TypeError(
             f"a run or a model of ltpa is needed, not {type(network).__name__}; maps of any other model can be shown "
@@ -116,7 +118,8 @@ def network_of(model: Any) -> ImageClassifier:
 
 def class_names(model: Any, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     """Return the given class names, or those that a run or a model knows, or numbers; there must be `count`."""
-    names = names or getattr(model, "classes", None) or [str(number) for number in range(count)]
+    if names is None:
+        names = getattr(model, "classes", None) or [str(number) for number in range(count)]
     if len(names) != count:
         raise ValueError(f"the model knows {count} classes, but {len(names)} names were given")
     return tuple(names)

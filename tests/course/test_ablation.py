@@ -301,6 +301,12 @@ def test_the_data_are_called_what_the_parameters_say(changes, words):
     assert "data_name" not in config.common()
 
 
+def test_scores_of_different_images_are_not_compared():
+    scores = {"vgg-late": {0: torch.rand(20)}, "vgg": {0: torch.rand(1)}}
+    with pytest.raises(ValueError, match=r"vgg and vgg-late were measured on different images .*\(1,\) and \(20,\)"):
+        effects.compare_scores(scores, "vgg-late", AblationConfig(**TINY), claim="c", measure="accuracy")
+
+
 def test_the_conclusion_says_what_the_numbers_say():
     accuracies = {"vgg-late": 0.7, "vgg": 0.8, "vgg-gap": 0.6, "vgg-pan": 0.701, "resnet164": 0.725}
     spread = {"vgg-late": 0, "resnet164": 1 / 20}

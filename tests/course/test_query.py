@@ -70,7 +70,7 @@ class Obedient(ImageClassifier):
         super().__init__()
         self.sign = sign
 
-    def attend(self, images, *, query=None):
+    def compute(self, images, *, query=None):
         g = (images if query is None else query)[:, 0].mean((1, 2))
         scores = -self.sign * 40 * (images[:, 0] - g[:, None, None]).abs() - 100 * (images[:, 2] > 0.5)
         maps = scores.flatten(1).softmax(1).view_as(scores)
@@ -218,8 +218,8 @@ def test_a_model_that_obeys_and_one_that_looks_elsewhere():
 
 def test_a_leak_shows_in_the_answers():
     class Reader(Obedient):
-        def attend(self, images, *, query=None):
-            seen = super().attend(images, query=query)
+        def compute(self, images, *, query=None):
+            seen = super().compute(images, query=query)
             return replace(seen, logits=-(seen.global_feature * 255 / 60 - torch.arange(4)).abs())
 
     queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
@@ -234,10 +234,10 @@ def test_geometry_of_the_global_feature():
     assert known["cosine"] == pytest.approx(1 / 2, abs=1e-6), "three means on one ray, that of class 0 is zero"
 
     class Fixed(Obedient):
-        def attend(self, images):
+        def compute(self, images, *, query=None):
             angle = images[:, 0, 0, 0] * 255 / 60
             g = torch.stack([angle.cos(), angle.sin(), images[:, 1, 0, 0]], dim=1)
-            return replace(super().attend(images), global_feature=g)
+            return replace(super().compute(images), global_feature=g)
 
     known = query.geometry(Fixed(), bank, "fp32")
     means = {}

@@ -281,6 +281,16 @@ def check_test_split(split):
     assert split.labels.tolist() == LABELS[40:]
 
 
+def test_the_folder_of_the_batches_may_be_named_itself(tmp_path, source):
+    source("missing")
+    (tmp_path / FOLDER).mkdir()
+    for name, content in BATCHES.items():
+        (tmp_path / FOLDER / name).write_bytes(content)
+    for root in (tmp_path, tmp_path / FOLDER):
+        (split,) = cifar.load_cifar("cifar10", root, ["test"], download=False)
+        check_test_split(split)
+
+
 # --- mirrors ----------------------------------------------------------------------------------------------------------
 
 

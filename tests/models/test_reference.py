@@ -378,11 +378,15 @@ def test_files(tmp_path, attention_state):
     torch.save(attention_state, tmp_path / "new.pth")
     torch.save(attention_state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({"state_dict": make_state(prefix="module."), "epoch": 3}, tmp_path / "checkpoint.pth.tar")
+    torch.save({"net": attention_state, "acc": 92.1, "epoch": 3}, tmp_path / "net.pth")
     save_file(attention_state, tmp_path / "weights.safetensors")
+    save_file(attention_state, tmp_path / "misnamed.pth")
     expected = load(attention_state)
     for path in tmp_path.iterdir():
         assert_same_model(load(path), expected)
         assert_same_model(load(str(path)), expected)
+    for name in ("model", "net", "state_dict", "model_state_dict"):
+        assert_same_model(load({name: attention_state, "epoch": 3}), expected)
 
 
 def test_missing_file(tmp_path):

@@ -31,6 +31,18 @@ from tests.training.harness import (
 )
 
 
+def test_a_run_whose_weights_are_missing_is_trained_again_with_a_warning(finished):
+    (finished.path / "weights.safetensors").unlink()
+    run = quiet(finished, tiny_data())
+    assert run.complete
+    assert [note for note in run.notes if "weights.safetensors is missing" in note]
+
+
+def test_a_history_by_the_clock_needs_its_schedule(finished):
+    with pytest.raises(ValueError, match="no column schedule"):
+        runs.read_history(finished.path, timed=True)
+
+
 def test_a_complete_run_is_returned_at_once(finished, monkeypatch):
     before = {name: (finished.path / name).read_bytes() for name in FILES}
     monkeypatch.setattr(trainer, "train_step", lambda *_, **__: pytest.fail("trained"))
