@@ -52,7 +52,7 @@ def read_layout(root: Path) -> Layout:
         notes.append(f"{test.name}/ holds the test images, because there is no other test folder")
     elif test is not None and validation is not None:
         notes.append(
-            f"{validation.name}/ is not used unless validation is set; it then takes the place of {test.name}/"
+            f"{validation.name}/ takes the place of {test.name}/ when validation is set, and is not read otherwise"
         )
     notes += [
         f"{part.path} is not read: it holds {pictures_in_words(part)}, none of them in the folder of a class"
