@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import QUICK, DatasetName, EachOnce, FilePath, Seed, TrainConfig, Variant, settings
 from ..data.dataset import Dataset
-from ..errors import closest
+from ..errors import closest, counted
 from ..inference import evaluate_images
 from ..metrics.statistics import Interval, t_interval
 from ..models.cost import gmac, parameters
@@ -215,7 +215,7 @@ def train_missing(config: AblationConfig, data: Dataset | None = None) -> None:
         spent = time.monotonic() - started
         if config.budget is not None and spent + longest > 60 * config.budget:
             left = len(missing) - number + 1
-            print(f"the budget of {config.budget:g} minutes is used up: {left} runs are not trained")
+            print(f"the budget of {config.budget:g} minutes is used up: {counted(left, 'run')} not trained")
             return
         print(f"run {number} of {len(missing)}: {cell}")
         try:
@@ -256,5 +256,5 @@ def _find_run(cell: Cell, images: Mapping[str, Any]) -> tuple[Run | None, str]:
     if json.loads((path / "config.json").read_text("utf-8")).get("data") != images:
         return None, f"{path} was trained on other images than these; choose another folder for runs, or data_dir"
     if not run.complete:
-        return None, f"{path} has {len(run.history)} of {cell.config.epochs} epochs"
+        return None, f"{path} has {run.progress}"
     return run, ""

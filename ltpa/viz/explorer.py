@@ -23,6 +23,7 @@ from torch import Tensor
 from ..attribution import METHODS, explain
 from ..data.dataset import Dataset, Split
 from ..data.sources import Picture, at_resolution, read_pictures
+from ..errors import counted
 from ..inference import attend, attend_batches
 from ..models.networks import AttentionOutput
 from . import composer, style
@@ -251,7 +252,7 @@ class Explorer:
         moved = self.position.value != 0
         self.position.value = 0
         self.position.max = max(0, len(chosen) - 1)
-        self._say(f"{len(chosen)} images" if chosen else f"there is no image: {way}", wrong=not chosen)
+        self._say(counted(len(chosen), "image") if chosen else f"there is no image: {way}", wrong=not chosen)
         if not moved:
             self._update()
 

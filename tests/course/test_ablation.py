@@ -148,7 +148,7 @@ def test_a_run_that_is_not_finished_is_named(trained, monkeypatch):
     folder, grid = trained
     monkeypatch.chdir(folder)
     monkeypatch.setattr(ltpa.Run, "complete", False)
-    assert all(reason.endswith("has 1 of 1 epochs") for reason in ablation.collect(grid.config).missing.values())
+    assert all(reason.endswith("has 1 of 1 epoch") for reason in ablation.collect(grid.config).missing.values())
 
 
 def test_runs_that_were_trained_on_other_images_are_left_out(trained, monkeypatch, capsys):
@@ -173,7 +173,7 @@ def test_the_budget_ends_the_training_and_says_what_is_left(monkeypatch, tmp_pat
     monkeypatch.setattr(grids, "fit", lambda config, data: done.append(config))
     ablation.train_missing(AblationConfig(**TINY, budget=4))
     assert 1 <= len(done) < 6
-    assert f"{6 - len(done)} runs are not trained" in capsys.readouterr().out
+    assert f"{6 - len(done)} runs not trained" in capsys.readouterr().out
     done.clear()
     ablation.train_missing(AblationConfig(**TINY, budget=0))
     assert done == []
