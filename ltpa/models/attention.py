@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 COMPATIBILITIES = ("dp", "pc", "add")
 NORMALIZERS = ("softmax", "sigmoid")
-CACHED = 2**18  # features of the images at a time in `Attention._by_parts`: 1 MiB as float32
+CACHED = 2**20  # features at a time in `Attention._by_parts`: 4 MiB as float32, which stay in a cache
 LARGE = 2**22  # features from which on it is faster: 16 MiB as float32
 
 
