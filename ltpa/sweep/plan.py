@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import SettingsBase, TrainConfig
+from ..config import SettingsBase, TrainConfig, yaml_values
 from ..errors import closest
 from .record import Record, read_records
 
@@ -115,9 +115,7 @@ def read_variants(file: str) -> list[dict[str, Any]]:
             # An empty cell leaves the parameter out.
             rows: Any = [{name: parse_value(text) for name, text in row.items() if text} for row in table]
         else:
-            import yaml
-
-            rows = yaml.safe_load(path.read_text("utf-8"))
+            rows = yaml_values(path.read_text("utf-8"))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     except Exception as error:
