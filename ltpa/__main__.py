@@ -19,6 +19,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .config import Settings, SettingsBase, TrainConfig, yaml_values
 from .distributed import launched
+from .export import export_onnx
+from .models.classifier import SMALLEST
+from .pretrained import DEFAULT, load_pretrained
 from .training.report import report
 from .training.trainer import fit
 
@@ -92,6 +95,58 @@ def sweep(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
         raise ValueError(f"{failed} of {len(table)} variants failed; the same command tries them again")
 
 
+MODEL_HELP = "weights of ltpa.list_pretrained(), the folder of a run or of save_pretrained, or owner/name on the hub"
+
+
+def add_show_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `show`."""
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders of photos, or http(s) addresses")
+    parser.add_argument("--model", default=DEFAULT, help=f"{MODEL_HELP} (default: %(default)s)")
+    parser.add_argument("--save", default="maps.png", metavar="FILE", help="the picture (default: %(default)s)")
+    parser.add_argument("--side", type=int, help="pixels of the shorter side that the model reads")
+
+
+def show(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
+    """Save a picture of photos with their attention maps."""
+    refuse(unknown)
+    check_parent(options["save"])
+    from .viz.show import show as show_figure
+
+    figure = show_figure(options["photos"], load_pretrained(options["model"]), side=options["side"])
+    figure.savefig(options["save"])
+    print(f"saved {options['save']}")
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("file", metavar="FILE.onnx", help="where to write")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side (default: that of the training)")
+    parser.add_argument("--query", action="store_true", help="a second input, whose global feature asks")
+
+
+def export(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
+    """Write a network as an ONNX file."""
+    refuse(unknown)
+    check_parent(options["file"])
+    model = load_pretrained(options["model"], device="cpu")
+    size = options["image_size"] or model.facts.get("image_size", SMALLEST)
+    outputs = export_onnx(model, options["file"], image_size=size, query=options["query"])
+    print(f"saved {options['file']}: images of {size}x{size} pixels -> {', '.join(outputs)}")
+
+
+def refuse(unknown: Sequence[str]) -> None:
+    """Raise a ValueError that names words which are no options."""
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}; --help lists the known ones")
+
+
+def check_parent(file: str) -> None:
+    """Refuse a file in a folder that does not exist, before anything is computed."""
+    if not Path(file).expanduser().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(Path(file).parent)!r} for {Path(file).name!r}")
+
+
 COMMANDS = {  # name: (help, function that adds the options, function that gets known options and unknown words)
     "train": (
         "train a model, or go on with a run; options are the fields of TrainConfig",
@@ -99,6 +154,8 @@ COMMANDS = {  # name: (help, function that adds the options, function that gets 
         train,
     ),
     "sweep": ("execute a notebook, or train, in many variants; done ones are skipped", add_sweep_options, sweep),
+    "show": ("save a picture of photos with their attention maps", add_show_options, show),
+    "export": ("write a network as an ONNX file: logits and attention maps", add_export_options, export),
 }
 
 

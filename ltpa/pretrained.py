@@ -6,16 +6,23 @@
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import TrainConfig
 from .errors import closest
+from .inference import choose_device
 from .models.classifier import ImageClassifier
+from .models.networks import create_model
+from .models.sharing import CONFIG, FILES, WEIGHTS
 from .training.checkpoint import load_tensors
-from .training.run import by_level, model_of
+from .training.run import by_level, facts_of, load_run, model_of
 
 DEFAULT = "cifar10-small"
 DRAWN = "shapes-small"  # trained on pictures drawn by code: these need no network
@@ -29,23 +36,30 @@ def list_pretrained() -> list[str]:
     return sorted(read_index())
 
 
-def load_pretrained(name: str = DEFAULT, device: str = "auto") -> ImageClassifier:
-    """Return a trained network that comes with the package, in evaluation mode and with its `.classes`.
+def load_pretrained(name: str | Path = DEFAULT, device: str = "auto") -> ImageClassifier:
+    """Return a trained network, in evaluation mode and with its `.classes`.
 
-    Kernels and matrices are stored in float16; the model is in float32. For its training data and accuracy see
-    `pretrained_facts`.
+    Its `.facts` hold data, accuracy and so on. Of the weights that come with the package, kernels and matrices are
+    stored in float16, and `pretrained_facts` has more.
 
     Args:
-        name: one of `ltpa.list_pretrained()`.
+        name: one of `ltpa.list_pretrained()`; or the folder of a run or of `model.save_pretrained`; or "owner/name" on
+            the Hugging Face hub.
         device: "auto", "cpu", "cuda" or "cuda:1".
     """
+    name = os.fspath(name)
+    if name not in read_index():
+        return _from_elsewhere(name, device)
     facts, weights, path = _read(name)
     tensors = {
         key: value.float() if value.is_floating_point() else value
         for key, value in weights.items()
         if not key.startswith(f"{SNAPSHOTS}/")
     }
-    return model_of(TrainConfig(**facts["settings"]), tuple(facts["classes"]), tensors, path, device)
+    config = TrainConfig(**facts["settings"])
+    model = model_of(config, tuple(facts["classes"]), tensors, path, device)
+    model.facts = facts_of(config, facts["history"], facts["data"])
+    return model
 
 
 def pretrained_facts(name: str = DEFAULT) -> dict[str, Any]:
@@ -104,3 +118,50 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
         )
     tensors, facts = load_tensors(path)
     return facts, tensors, path
+
+
+def _from_elsewhere(name: str, device: str) -> ImageClassifier:
+    """Return the network of a folder, or of the hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder, device) if (folder / WEIGHTS).is_file() else load_run(folder, device).model
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] != ".":
+        return _from_hub(name, device)
+    raise ValueError(
+        f"unknown weights {name!r}: {closest(name, read_index())}; or a folder that exists, or owner/name on the hub"
+    )
+
+
+def _from_folder(folder: Path, device: str) -> ImageClassifier:
+    """Return the network that `model.save_pretrained` wrote; a ValueError names a damaged file."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        options, classes = dict(config["create_model"]), config["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is not that of a saved network ({error!r})") from error
+    with torch.random.fork_rng(devices=[]):
+        model = create_model(**{**options, "pretrained": False})
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or belongs to another network: {error}") from error
+    model.options = options
+    model.classes = None if classes is None else tuple(classes)
+    model.facts = dict(config.get("facts") or {})
+    return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
+
+
+def _from_hub(repository: str, device: str) -> ImageClassifier:
+    """Return a network from the hub, or from its cache; an OSError says what to do where neither has it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=list(FILES))
+    except Exception as error:  # the hub's client has many errors, and they change
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise OSError(
+            f"{repository!r} is neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); "
+            "check the name, connect to the internet once (it then stays in the cache, whose folder HF_HOME sets), "
+            "and log in for a private one: hf auth login"
+        ) from error
+    return _from_folder(Path(folder), device)

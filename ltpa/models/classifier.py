@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checks import SMALLEST, check_shape, check_values
 from .backbones import BN_EPS
+from .sharing import push_model, save_model
 
 
 @dataclass
@@ -44,10 +46,13 @@ class ImageClassifier(nn.Module):
     std: Tensor
     uses_global_feature = True  # False exactly where no map can depend on `g`
     name: str = ""  # in `create_model`
+    options: dict[str, Any]  # of `create_model`, which rebuild the network
+    facts: dict[str, Any]  # data, accuracy and so on, for the model card; set by `ltpa.fit` and what loads networks
     classes: tuple[str, ...] | None = None  # set by `ltpa.fit`, `ltpa.load_run` and `ltpa.load_pretrained`
 
     def __init__(self) -> None:
         super().__init__()
+        self.options, self.facts = {}, {}
         self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
 
@@ -95,6 +100,17 @@ class ImageClassifier(nn.Module):
     def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Compute what `attend` returns; every network has its own, which looks at shapes but not at values."""
         raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights, configuration and a model card into a folder, for `ltpa.load_pretrained(folder)`."""
+        return save_model(self, folder)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, as "owner/name"; return its address.
+
+        Log in first (`hf auth login`), or pass a token.
+        """
+        return push_model(self, repository, private, token)
 
     def _check(self, images: Tensor, query: Tensor | None) -> None:
         for name, value in {"images": images, **({} if query is None else {"query": query})}.items():

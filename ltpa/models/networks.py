@@ -72,10 +72,10 @@ class AttentionNetwork(ImageClassifier):
     def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Score the local features of the images with the global feature of the images or of the query."""
         local = scoring = self.trunk(self.normalize(images))
-        count = len(images)
+        count = images.shape[0]  # not len, which an export would fix
         if query is not None:
             normalized_query = self.normalize(query, "query")
-            count = pairs(len(images), len(query))
+            count = pairs(images.shape[0], query.shape[0])
             local = OrderedDict((name, x.expand(count, *x.shape[1:])) for name, x in local.items())
             if self.uses_global_feature:
                 scoring = self.trunk(normalized_query)
@@ -172,7 +172,7 @@ class VGGGAP(ImageClassifier):
         logits = self.head([features.mean((2, 3))])
         classes = logits.argmax(dim=1) if target is None else chosen_classes(target, logits)
         with torch.autocast(features.device.type, enabled=False):
-            weights = self.head.weight[classes.expand(len(logits))].to(features.dtype)  # (N, C)
+            weights = self.head.weight[classes.expand(logits.shape[0])].to(features.dtype)  # (N, C)
             cam = torch.einsum("nc,nchw->nhw", weights, features)
         return AttentionOutput(logits, OrderedDict(cam=cam.relu()), OrderedDict(cam=cam))
 
@@ -350,6 +350,8 @@ def create_model(
             parts = make_trunk(width, dropout), partial(make_global_branch, width, dropout), levels
         model = AttentionNetwork(num_classes, *parts, combine=combine, compatibility=compatibility, **options)
     model.name = name
+    model.options = {"name": name, "num_classes": num_classes, "width": width, "normalizer": normalizer, **flags}
+    model.options["layers"] = None if layers is None else list(layers)
     model.set_normalization(mean or (0.5,) * 3, std or (0.25,) * 3)
     return model
 

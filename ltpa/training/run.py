@@ -108,7 +108,16 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
             f"{path}: the weights are those of epoch {facts['epochs']}, but history.csv ends at {len(history)}; "
             "call fit again with its settings"
         )
+    model.facts = facts_of(config, history, settings.get("data") or {})
     return Run(config, classes, model, path, history)
+
+
+def facts_of(config: TrainConfig, history: list[dict[str, float]], data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model card says about a training; `data` as from `fingerprint`."""
+    facts = {"dataset": config.dataset, "image_size": config.image_size, "epochs": len(history), "seed": config.seed}
+    facts |= {"validation": config.validation, "accuracy": history[-1]["test_accuracy"] if history else None}
+    facts |= {"train_images": data.get("train"), "test_images": data.get("test")}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def newest_run(folder: str | Path = "runs", device: str = "auto") -> tuple[Run | None, list[str]]:

@@ -31,7 +31,7 @@ from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_mem
 from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
 from .optim import WARM_UP, Clock, Steps, grown_side, make_optimizer, schedule
-from .run import Run, claim_folder, locked, new_run, restore
+from .run import Run, claim_folder, facts_of, fingerprint, locked, new_run, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
 
@@ -221,6 +221,7 @@ def fit(
             with interrupts() as interrupted:
                 trainer.callbacks = all_callbacks(trainer, data, config.snapshots, progress, interrupted)
                 train(trainer)
+        run.model.facts = facts_of(config, run.history, fingerprint(data))
     return run
 
 
