@@ -232,6 +232,11 @@ def test_show_takes_maps_of_any_network(data):
         ({"model": torch.nn.Linear(2, 2)}, TypeError, "a run or a model of ltpa is needed, not Linear"),
         ({"maps": {"a": torch.rand(3, 4, 4)}}, ValueError, r"maps of a 4x4 .*\(N, h, w\) for N = 1 images"),
         ({"maps": {"a": torch.rand(4, 4)}}, ValueError, r"maps of a.* must have the shape"),
+        ({"maps": {}}, ValueError, "maps is empty"),
+        ({"maps": {"a": [[[1.0, 2.0], [1.0]]]}}, TypeError, "maps of a must be a tensor or an array"),
+        ({"maps": {"a": "heat"}}, TypeError, "maps of a must be a tensor or an array"),
+        ({"model": model(), "classes": []}, ValueError, "knows 10 classes, but 0 names"),
+        ({"model": model(), "unsure": 50}, ValueError, "unsure must be a probability"),
         ({"maps": {"a": -torch.rand(1, 4, 4)}}, ValueError, "are they scores"),
         ({"model": model(), "side": 8}, ValueError, "at least 32"),
     ],
@@ -244,6 +249,7 @@ def test_what_cannot_be_shown_is_said(arguments, error, message):
 def test_show_takes_arrays_as_maps_and_counts_the_names():
     figure = ltpa.show(photo(), maps={"a": np.ones((1, 4, 4), dtype=np.float32)})
     assert figure.axes[1].get_title() == "a 4x4"
+    assert ltpa.show(photo(), maps={"a": [[[1, 2, 1], [3, 4, 1]]]}).axes[1].get_title() == "a 2x3"
     with pytest.raises(ValueError, match="knows 10 classes, but 1 names"):
         ltpa.show(photo(), model(), classes=["a"])
 
