@@ -144,7 +144,7 @@ def bomb(side=40_000):
         (np.zeros((3, 8, 8), dtype=np.uint8), ValueError, r"\(H, W, 3\) or \(H, W, 4\), not \(3, 8, 8\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "must be uint8, or float"),
         (torch.full((3, 8, 8), 255.0), ValueError, "divide by 255"),
-        (torch.full((3, 8, 8), float("nan")), ValueError, "divide by 255"),
+        (torch.full((3, 8, 8), float("nan")), ValueError, "not finite"),
     ],
     ids=lambda value: "" if isinstance(value, type) else None,
 )
