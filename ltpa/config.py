@@ -30,7 +30,16 @@ from .data.augment import Augmentation
 from .data.dataset import DatasetName
 from .data.images import MAX_SIDE, MIN_SIDE
 from .errors import check_path, closest
-from .models.networks import ImageClassifier, check_name, create_model, parse_variant
+from .models.networks import (
+    ImageClassifier,
+    backbone_of,
+    check_name,
+    create_model,
+    image_size_for,
+    is_backbone,
+    list_models,
+    parse_variant,
+)
 
 Normalizer = Literal["softmax", "sigmoid"]
 ImageSize = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
@@ -268,9 +277,13 @@ class TrainConfig(SettingsBase):
     dropout: bool = Field(
         False, description="use the authors' dropout rates, chosen for 300 epochs; they hurt short runs"
     )
+    pretrained: bool = Field(False, description="begin with the weights of the timm backbone that the model names")
+    freeze: bool = Field(False, description="train only what reads the pretrained backbone: fast, for few images")
     dataset: DatasetName = Field("cifar10", description="'folder' is your own images")
     data_dir: FilePath = Field("data", description="folder for downloads, or of your own images")
-    image_size: ImageSize = Field(32, description="side in pixels")
+    image_size: ImageSize | None = Field(
+        None, description="side in pixels; None is 32, or what the backbone was made for (224)"
+    )
     train_limit: Annotated[int, Field(ge=2, le=10**9)] | None = Field(
         None, description="at most this many training images"
     )
@@ -281,12 +294,14 @@ class TrainConfig(SettingsBase):
     skip_broken: bool = Field(
         False, description="leave out pictures of a folder that cannot be read; otherwise they are listed as an error"
     )
-    epochs: Count = Field(10, description="passes over the training images")
+    epochs: Count | None = Field(None, description="passes over the training images; None is what suits their number")
     minutes: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
         None,
         description="train for this long instead of `epochs`, last test included; the schedule follows the clock",
     )
-    batch_size: BatchSize = Field(512, description="images per optimizer step (batch norm compares images)")
+    batch_size: BatchSize | None = Field(
+        None, description="images per optimizer step (batch norm compares images); None is what suits their number"
+    )
     optimizer: Optimizer | None = Field(None, description="muon, sgd or adamw; None is what suits the model")
     learning_rate: LearningRate | None = Field(
         None, description="highest rate of the schedule, with muon that of the filters; None is what suits the others"
@@ -320,8 +335,16 @@ class TrainConfig(SettingsBase):
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
-        """Refuse fp16 on a CPU, and a validation part that leaves one side empty."""
+        """Refuse fp16 on a CPU, pretrained weights of no backbone, and a validation part that leaves one side empty."""
         lines = []
+        if (values.get("pretrained") or values.get("freeze")) and "model" in values:
+            if not is_backbone(values["model"]):
+                lines.append(
+                    f"pretrained and freeze are for timm backbones such as {list_models('*lite0*add')[0]}, and "
+                    f"model={values['model']!r} has none"
+                )
+            elif not values.get("pretrained", True):
+                lines.append("freeze=True keeps the backbone's weights, which are random without pretrained=True")
         if (values.get("precision"), values.get("device")) == ("fp16", "cpu"):
             lines.append(
                 "precision='fp16' needs a GPU, but device='cpu' is none; set precision='auto' or device='cuda'"
@@ -337,11 +360,19 @@ class TrainConfig(SettingsBase):
     def create_model(self, num_classes: int, **changes: Any) -> ImageClassifier:
         """Create the model of these settings with random weights; `changes` are options of `ltpa.create_model`."""
         own = {"width": self.width, "normalizer": self.normalizer, "dropout": self.dropout}
-        return create_model(self.model, num_classes, **{**own, **changes})
+        model = create_model(self.model, num_classes, **{**own, "pretrained": self.pretrained, **changes})
+        if self.freeze:
+            backbone_of(model).freeze()
+        return model
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that tell this run from others."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.NOT_IDENTITY}
+
+    @property
+    def side(self) -> int:
+        """The side of the images in pixels: `image_size`, or what suits the model."""
+        return self.image_size or image_size_for(self.model)
 
     @property
     def planned_epochs(self) -> int | None:

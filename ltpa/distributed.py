@@ -81,12 +81,14 @@ class Processes:
     def average_norms(self, model: nn.Module) -> None:
         """Average the running statistics of the batch norms over the processes.
 
-        Their updates are linear, so this equals averaging after every step.
+        Their updates are linear, so this equals averaging after every step. Those of a frozen backbone stay.
         """
         if self.count == 1:
             return
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                if module.weight is not None and not module.weight.requires_grad:
+                    continue
                 for values in (module.running_mean, module.running_var):
                     if values is not None:
                         dist.all_reduce(values)

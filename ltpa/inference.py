@@ -2,7 +2,7 @@
 
 import platform
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -233,8 +233,12 @@ def evaluate_images(
     processes: Processes = ALONE,
     *,
     normalize: Normalization | None = None,
+    outputs: Callable[[slice], Iterable[tuple[slice, AttentionOutput]]] | None = None,
 ) -> Evaluation:
-    """Evaluate a model image by image; several processes share the images, and each gets all results."""
+    """Evaluate a model image by image; several processes share the images, and each gets all results.
+
+    `outputs`, if given, yields the model's answers for a slice of the images in place of `attend_batches`.
+    """
     if not isinstance(split, Split):
         hint = "a data set has two: data.test" if hasattr(split, "test") else "ltpa.Split(images, labels) makes one"
         raise TypeError(f"split must be images with labels, not {type(split).__name__}; {hint}")
@@ -242,8 +246,15 @@ def evaluate_images(
         raise ValueError("there are no images to evaluate on")
     if split.labels.shape != (len(split),):
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
-    part = split.part(processes.bounds(len(split)))
-    own = list(_evaluated_batches(model, part, precision, batch_size, normalize)) if len(part) else []
+    bounds = processes.bounds(len(split))
+    labels = split.labels[bounds]
+    if outputs is None:
+        answers: Iterable[tuple[slice, AttentionOutput]] = attend_batches(
+            model, split.part(bounds), precision, batch_size, normalize=normalize
+        )
+    else:
+        answers = outputs(bounds)
+    own = list(_evaluated_batches(answers, labels)) if len(labels) else []
     batches = [batch for theirs in processes.gather(own) for batch in theirs]
     return Evaluation(
         torch.cat([batch.predictions for batch in batches]),
@@ -257,11 +268,9 @@ def evaluate_images(
     )
 
 
-def _evaluated_batches(
-    model: Model, split: Split, precision: str, batch_size: int | None, normalize: Normalization | None
-) -> Iterator[Evaluation]:
-    for part, output in attend_batches(model, split, precision, batch_size, normalize=normalize):
-        labels, logits = split.labels[part], output.logits.float()
+def _evaluated_batches(outputs: Iterable[tuple[slice, AttentionOutput]], all_labels: Tensor) -> Iterator[Evaluation]:
+    for part, output in outputs:
+        labels, logits = all_labels[part], output.logits.float()
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in 0 ... {logits.shape[1] - 1}, the classes of the model")
         labels = labels.to(logits.device)

@@ -28,7 +28,7 @@ WHOLE = {
     "seed": (0, 2**31 - 1),
     "snapshots": (0, 256),
 }
-LIMITS = ("train_limit", "test_limit")
+LIMITS = ("train_limit", "test_limit", "image_size", "epochs", "batch_size")
 # name: (accepted, refused by value)
 NUMBERS = {
     "minutes": ((0.1, 10, 600), (0, -1, 1e6)),
@@ -44,12 +44,14 @@ CHOICES = {
     "normalizer": ["softmax", "sigmoid"],
     "dataset": ["shapes", "cifar10", "cifar100", "svhn", "folder"],
     "optimizer": ["muon", "sgd", "adamw"],
-    "augment": ["auto", "flip+shift", "shift", "none"],
+    "augment": ["auto", "flip+shift", "shift", "crop+flip", "none"],
     "precision": ["auto", "fp32", "bf16", "fp16"],
     "device": ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
 }
 ANOTHER = {
-    "model": "vgg",
+    "model": "resnet18-att3-concat-pc",
+    "pretrained": True,
+    "freeze": True,
     "width": 0.5,
     "normalizer": "sigmoid",
     "dropout": True,
@@ -249,7 +251,9 @@ def test_run_folder_follows_the_identity():
     assert replace(config, **{k: v for k, v in HARMLESS.items() if k != "run_dir"}).path == config.path
     assert replace(config, run_dir="here").path == Path("here")
     assert set(config.identity()) == set(ANOTHER)
-    paths = {replace(config, **{name: value}).path for name, value in ANOTHER.items()}
+    backbone = {"model": ANOTHER["model"], "pretrained": True}
+    needs = {"pretrained": {"model": ANOTHER["model"]}, "freeze": backbone}
+    paths = {replace(config, **needs.get(name, {}), **{name: value}).path for name, value in ANOTHER.items()}
     assert len(paths | {config.path}) == len(ANOTHER) + 1
     assert TrainConfig(width=1).path == TrainConfig(width=1.0).path == config.path
     changed = TrainConfig(**ANOTHER, **HARMLESS)
@@ -264,6 +268,8 @@ def wrongs_and_rights():
         "dropout": [True, False],
         "skip_broken": [True, False],
         "progressive_resizing": [True, False],
+        "pretrained": [False],
+        "freeze": [False],
         "data_dir": ["data", Path("x")],
         "run_dir": [None, "r"],
     }
@@ -335,7 +341,7 @@ def is_wrong(name, value):
             "weight_decay": not 0 <= value <= 1,
             "label_smoothing": not 0 <= value < 1,
         }[name]
-    if name in ("dropout", "progressive_resizing", "skip_broken"):
+    if name in ("dropout", "progressive_resizing", "skip_broken", "pretrained", "freeze"):
         return type(value) is not bool
     if value is None:
         return name == "data_dir"
@@ -348,6 +354,8 @@ def contradicts(settings):
     """Fields that are right alone, and not together."""
     right = {name: value for name, value in settings.items() if name in NAMES and not is_wrong(name, value)}
     held = round((right.get("train_limit") or 0) * right.get("validation", 0))
+    if right.get("pretrained") or right.get("freeze"):
+        return True  # no model of these is a backbone
     return (right.get("precision") == "fp16" and right.get("device") == "cpu") or bool(
         right.get("train_limit") and right.get("validation") and (held < 1 or right["train_limit"] - held < 2)
     )

@@ -147,7 +147,7 @@ class Grid:
     def costs(self, variant: str) -> dict[str, float]:
         """Return the parameters of a variant's model, and the GMAC (1e9 multiply-accumulates) that one image costs."""
         run = self.results_of(variant)[0].run
-        return {"parameters": parameters(run.model), "GMAC": gmac(run.model, run.config.image_size)}
+        return {"parameters": parameters(run.model), "GMAC": gmac(run.model, run.config.side)}
 
     def frame(self) -> pd.DataFrame:
         """Return a table with one row a run: accuracy, seconds, cost, entropies and all settings."""

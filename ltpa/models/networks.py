@@ -26,7 +26,7 @@ from .backbones import (
     scaled,
 )
 from .classifier import AttentionOutput, Head, ImageClassifier, chosen_classes, pairs
-from .timm_backbones import TESTED, BackboneTrunk, PooledFeature, check_backbone, parse_name
+from .timm_backbones import TESTED, BackboneTrunk, PooledFeature, check_backbone, image_size_of, parse_name
 
 
 class AttentionNetwork(ImageClassifier):
@@ -254,6 +254,20 @@ def list_models(pattern: str = "*") -> list[str]:
 def is_backbone(name: str) -> bool:
     """Return whether a model's name is that of a timm backbone with attention."""
     return name not in PAPER_NAMES and isinstance(name, str) and parse_name(name) is not None
+
+
+def backbone_of(model: nn.Module) -> BackboneTrunk:
+    """Return the timm backbone of a model."""
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, BackboneTrunk):
+        raise ValueError(f"{getattr(model, 'name', type(model).__name__)} has no backbone of timm")
+    return trunk
+
+
+def image_size_for(name: str) -> int:
+    """Return the side in pixels of the images that suit a model."""
+    backbone = parse_name(name) if is_backbone(name) else None
+    return image_size_of(backbone.backbone) if backbone else 32
 
 
 def check_name(name: str) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from ..config import TrainConfig
 from ..models.cost import gmac
 from ..models.networks import create_model
+from ..training.choices import chosen
 from ..training.run import read_history
 from .plan import Plan
 from .record import Record
@@ -63,17 +64,17 @@ def _training(plan: Plan, record: Record, trained: Sequence["_Trained"]) -> floa
     if "run_dir" not in plan.target.defaults or not trained:
         return None
     own = {n: v for n, v in record.identity.items() if n in TrainConfig.defaults()}
-    config = TrainConfig.from_text({**own, "device": "cpu", "precision": "auto"})
+    config = chosen(TrainConfig.from_text({**own, "device": "cpu", "precision": "auto"}))
     if config.minutes is not None:
         return 60 * config.minutes
     whole = [run.images for run in trained if run.dataset == config.dataset and run.limit is None]
     images = config.train_limit or max(whole, default=None)
     if images is None:
         return None
-    size = (config.model, config.width, config.image_size)
+    size = (config.model, config.width, config.side)
     rates = [run.rate for run in trained if run.size == size]
     rates = rates or [run.rate * _gmac(*size) / _gmac(*run.size) for run in trained]
-    return statistics.median(rates) * images * config.epochs
+    return statistics.median(rates) * images * (config.epochs or 0)
 
 
 @dataclass(frozen=True)

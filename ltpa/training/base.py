@@ -1,5 +1,6 @@
 """A training under way, and the moments at which it calls its callbacks."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from ..data.dataset import Split
 from ..distributed import Processes
 from ..inference import Evaluation
+from ..models.classifier import AttentionOutput
 from .checkpoint import State
 from .loader import Loader, steps_per_epoch
 from .optim import Clock, Steps
@@ -25,6 +27,7 @@ class Trainer:
         smoothing: of the labels.
         progressive: whether the first part of the training sees smaller pictures.
         done, rate: part of the schedule and learning rate at the last step.
+        outputs: where the backbone is frozen, yields the network's answers for a part of the test images.
         ended: whether the time is up.
         evaluation, test_seconds: of the last test.
     """
@@ -44,6 +47,7 @@ class Trainer:
     smoothing: float
     seed: int
     progressive: bool
+    outputs: Callable[[slice], Iterable[tuple[slice, AttentionOutput]]] | None = None
     callbacks: "list[Callback]" = field(default_factory=list)
     done: float = 0.0
     rate: float = 0.0

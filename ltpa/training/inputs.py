@@ -22,7 +22,7 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
     return load_data(
         config.dataset,
         config.data_dir,
-        image_size=config.image_size,
+        image_size=config.side,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
         download=download,

@@ -1,7 +1,7 @@
 """The optimizer, the learning rate, and when a run ends: after so many steps, or by the clock."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 MOMENTUM = 0.9  # of SGD
 FILTER_MOMENTUM = 0.6  # of Muon
 NEWTON_SCHULZ_STEPS = 3
+SLOW = 0.1  # the rate of a pretrained backbone, as a part of the rate of what reads it
 SGD_SHARE = 1.7  # with Muon: the rate of what is not a filter, as a multiple of the filters' rate
 WARM_UP = {"muon": 0.02, "sgd": 0.25, "adamw": 0.1}  # part of the schedule in which the learning rate rises
 
@@ -64,12 +65,18 @@ def orthogonalized(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 def make_optimizer(
-    model: nn.Module, *, optimizer: str = "muon", learning_rate: float, weight_decay: float
+    model: nn.Module,
+    *,
+    optimizer: str = "muon",
+    learning_rate: float,
+    weight_decay: float,
+    slow: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Return an optimizer of what is trained in a model; matrices and filters decay, but not biases, norms and `u`.
 
     The rate of each group of parameters is the highest of its schedule. With "muon", `learning_rate` is that of the
-    filters of all convolutions but the first, which do not decay; the rest takes SGD.
+    filters of all convolutions but the first, which do not decay; the rest takes SGD. The `slow` parameters, those of a
+    pretrained backbone, learn at a tenth of the rate.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     banks = [p for p in model.parameters() if p.ndim == 4]  # in the order of the layers
@@ -80,11 +87,22 @@ def make_optimizer(
         {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay, "lr": rate},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
     ]
+    if optimizer == "muon":
+        groups.append({"params": filters, "weight_decay": 0.0, "lr": learning_rate, "filters": True})
+    if slow_ones := {id(p) for p in slow}:
+        groups = [
+            {
+                **group,
+                "params": [p for p in group["params"] if (id(p) in slow_ones) == is_slow],
+                "lr": group["lr"] * part,
+            }
+            for group in groups
+            for is_slow, part in ((False, 1.0), (True, SLOW))
+        ]
     if optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
-    groups.append({"params": filters, "weight_decay": 0.0, "lr": learning_rate, "filters": True})
     return Muon([g for g in groups if g["params"]], lr=rate, momentum=MOMENTUM, nesterov=True)
 
 

@@ -22,6 +22,7 @@ from ..data.split import stratified
 from ..errors import counted
 from ..inference import attend, choose_device
 from ..models.classifier import ImageClassifier
+from ..models.networks import is_backbone
 from ..progress import logger
 from .checkpoint import State, fill, load_tensors, remove_checkpoints, remove_parts, save_tensors, write
 
@@ -153,14 +154,15 @@ def model_of(
 ) -> ImageClassifier:
     """Return a model with these weights, in evaluation mode; a ValueError names the source if they do not fit."""
     with torch.random.fork_rng(devices=[]):
-        model = config.create_model(len(classes))
+        model = config.create_model(len(classes), pretrained=False)  # the weights are those of the file
     fill(model, weights, source)
     return _placed(model, classes, choose_device(device))
 
 
 def new_run(config: TrainConfig, data: Dataset, device: torch.device, notes: list[str]) -> Run:
     """Return a run without epochs, its model with random weights."""
-    model = config.create_model(len(data.classes), mean=data.mean, std=data.std)
+    own = {} if is_backbone(config.model) else {"mean": data.mean, "std": data.std}
+    model = config.create_model(len(data.classes), **own)
     return Run(config, data.classes, _placed(model, data.classes, device), config.path, notes=notes)
 
 

@@ -22,12 +22,14 @@ from ..data.augment import choose_augmentation
 from ..data.dataset import Dataset
 from ..distributed import Processes, joined
 from ..inference import autocast, choose_device, choose_precision, evaluate_images, to_float
+from ..models.networks import backbone_of
 from ..progress import logger, messages
 from .base import Callback, Trainer
 from .callbacks import all_callbacks, as_callbacks, interrupts
 from .checkpoint import State
-from .choices import chosen
+from .choices import chosen, log_choices
 from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
+from .features import frozen_parts
 from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
 from .optim import WARM_UP, Clock, Steps, grown_side, make_optimizer, schedule
@@ -119,7 +121,9 @@ def finish_epoch(trainer: Trainer) -> None:
     """Test the network and append the results to the history."""
     run, state, processes = trainer.run, trainer.state, trainer.processes
     began = time.monotonic()
-    trainer.evaluation = evaluate_images(run.model, trainer.test, trainer.precision, processes=processes)
+    trainer.evaluation = evaluate_images(
+        run.model, trainer.test, trainer.precision, processes=processes, outputs=trainer.outputs
+    )
     loss, correct, count = processes.total(state.sums).tolist()
     trainer.test_seconds, seconds = processes.largest(time.monotonic() - began, state.elapsed())
     row = {"epoch": len(run.history) + 1, "train_loss": loss / count, "train_accuracy": correct / count}
@@ -187,7 +191,6 @@ def fit(
     """
     check_arguments(config, data)
     own = as_callbacks(callbacks)
-    config = chosen(config)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     notes: list[str] = []
@@ -197,6 +200,11 @@ def fit(
         data = processes.in_turn(data_for, config) if data is None else data
         for note in data.notes:
             logger.warning(note)
+        given, config = config, chosen(config, data)
+        log_choices(given, config)
+        assert config.batch_size is not None
+        assert config.optimizer is not None
+        assert config.learning_rate is not None
         processes.together(check_data, data, config.batch_size, processes)
         check_alike(processes, config.identity(), data, dtype)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
@@ -206,9 +214,10 @@ def fit(
         run = new_run(config, data, device, notes)
         optimizer = make_optimizer(
             run.model,
-            optimizer=config.optimizer or "muon",
-            learning_rate=config.learning_rate or 0.0,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
+            slow=backbone_of(run.model).parameters() if config.pretrained else (),
         )
         state = State.start(run.model, optimizer, dtype, run.history)
         processes.in_first(restore, run, state)
@@ -229,14 +238,23 @@ def _trainer(
     config: TrainConfig, data: Dataset, run: Run, state: State, dtype: torch.dtype, processes: Processes
 ) -> Trainer:
     device = state.sums.device
-    steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    assert config.batch_size is not None
+    assert config.optimizer is not None
+    assert config.learning_rate is not None
+    steps = (config.epochs or 0) * steps_per_epoch(len(data.train), config.batch_size)
     spent = sum(row["seconds"] for row in run.history) + state.seconds
+    mode = choose_augmentation(config.augment, config.dataset, config.pretrained)
+    loader, test_loader = Loader(data.train, device, mode, config.seed), None
+    network: nn.Module = run.model
+    if config.freeze:
+        network, loader, test_loader = frozen_parts(run, data, device, mode, dtype)
     return Trainer(
         run=run,
         state=state,
         schedule=Steps(steps) if config.minutes is None else Clock(60 * config.minutes, spent),
-        loader=Loader(data.train, device, choose_augmentation(config.augment, config.dataset), config.seed),
-        network=processes.shared(run.model, device),
+        loader=loader,
+        network=processes.shared(network, device),
+        outputs=None if test_loader is None else test_loader.outputs,
         test=data.test,
         processes=processes,
         precision=config.precision,
