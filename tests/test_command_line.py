@@ -221,7 +221,7 @@ def test_help_explains_every_field(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(TrainConfig))
-    assert "passes over the training images (default: 10)" in text
+    assert "passes over the training images; None is what suits their number (default: None)" in text
 
 
 def test_wrong_use_exits_with_2(trained, capsys):
