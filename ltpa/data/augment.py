@@ -73,7 +73,8 @@ def _cropped(images: Tensor, at: Tensor, bits: Tensor) -> Tensor:
         for position, seed in zip(at.tolist(), bits.tolist(), strict=True):
             torch.default_generator.manual_seed(seed)  # torchvision draws from this one only
             cropped.append(transform(images[position]))
-    return torch.stack(cropped).contiguous(memory_format=torch.channels_last)
+    batch = torch.stack(cropped) if cropped else images[at]
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 def random_bits(index: Tensor, seed: int, epoch: int) -> Tensor:

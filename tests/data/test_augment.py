@@ -165,15 +165,16 @@ def test_seeds_epochs_and_samples_give_unrelated_bits():
 
 
 def test_choice():
-    assert AUGMENTATIONS == ("auto", "flip+shift", "shift", "none")
+    assert AUGMENTATIONS == ("auto", "flip+shift", "shift", "crop+flip", "none")
     for dataset in ("cifar10", "cifar100", "shapes", "folder"):
         assert choose_augmentation("auto", dataset) == "flip+shift"
-    assert choose_augmentation("auto", "svhn") == "shift"
+        assert choose_augmentation("auto", dataset, crops=True) == "crop+flip"
+    assert choose_augmentation("auto", "svhn") == choose_augmentation("auto", "svhn", crops=True) == "shift"
     for name in AUGMENTATIONS[1:]:
         assert choose_augmentation(name, "svhn") == choose_augmentation(name, "cifar10") == name
 
 
 @pytest.mark.parametrize("mode", ["auto", "flip", "", None])
 def test_other_modes_are_refused(mode):
-    with pytest.raises(ValueError, match=r"mode=.*known: flip\+shift, shift, none"):
+    with pytest.raises(ValueError, match=r"mode=.*known: flip\+shift, shift, crop\+flip, none"):
         augmented_batch(some_images(), torch.arange(2), mode, 0, 0)

@@ -131,7 +131,7 @@ def test_a_relative_folder_and_the_one_without_a_name(tmp_path, monkeypatch):
     assert run.path.parent == Path("runs")
     found = load_run(run.path, "cpu")
     assert (found.history, found.config.data_dir) == (run.history, "/my/photos")
-    assert found.config.identity() == config.identity()
+    assert found.config.identity() == {**config.identity(), "image_size": 32}
 
 
 def edit_config(path, **changes):
