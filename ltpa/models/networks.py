@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -350,7 +351,8 @@ def create_model(
     if name in _PLAIN:
         model = _build_plain(name, num_classes, width, normalizer, dropout, faithful)
     else:
-        options = {"normalizer": normalizer, "dropout": dropout, "head_norm": head_norm, "faithful": faithful}
+        options: dict[str, Any] = {"normalizer": normalizer, "dropout": dropout}
+        options |= {"head_norm": head_norm, "faithful": faithful}
         if backbone is not None:
             if width != 1:
                 raise ValueError(f"width={width:g}: {name!r} has the width of its backbone; leave width out")
