@@ -26,7 +26,7 @@ class Trainer:
         peak, warm_up: the highest learning rate, and the part of the schedule in which it rises.
         smoothing: of the labels.
         progressive: whether the first part of the training sees smaller pictures.
-        done, rate: part of the schedule and learning rate at the last step.
+        done, rate, pixels: part of the schedule, learning rate and part of the pictures' pixels at the last step.
         outputs: where the backbone is frozen, yields the network's answers for a part of the test images.
         ended: whether the time is up.
         evaluation, test_seconds: of the last test.
@@ -50,6 +50,7 @@ class Trainer:
     outputs: Callable[[slice], Iterable[tuple[slice, AttentionOutput]]] | None = None
     callbacks: "list[Callback]" = field(default_factory=list)
     done: float = 0.0
+    pixels: float = 1.0
     rate: float = 0.0
     ended: bool = False
     evaluation: Evaluation | None = None

@@ -20,7 +20,7 @@ from .base import Callback, Trainer
 from .checkpoint import load_tensors, remove_checkpoints
 from .failures import check_finite
 from .health import problems
-from .optim import Clock, Steps
+from .optim import Clock, Steps, computing
 from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices
 
 SAVE_MINUTES = 5.0  # between saves within an epoch
@@ -118,12 +118,12 @@ class Slowdown(Callback):
     """Warn once that an epoch's steps take far longer than those after the first check, as beside other programs."""
 
     def __init__(self) -> None:
-        self._promised = 0.0  # seconds a step
+        self._promised = 0.0  # seconds a step on whole pictures
         self._warmed_up = self._noted = False
 
     def on_start(self, trainer: Trainer) -> None:
         """Start the clock."""
-        self._since, self._first = time.monotonic(), trainer.state.step
+        self._since, self._steps = time.monotonic(), 0.0
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Start the clock again, after the test."""
@@ -131,8 +131,9 @@ class Slowdown(Callback):
 
     def on_step(self, trainer: Trainer) -> None:
         """Compare the steps of the epoch with the promise, whenever `HealthCheck` has waited for the GPU."""
-        count = trainer.state.step - self._first
-        if trainer.state.step % CHECKED_STEPS or not count or self._noted:
+        self._steps += trainer.pixels
+        count = self._steps
+        if trainer.state.step % CHECKED_STEPS or self._noted:
             return
         seconds = time.monotonic() - self._since
         if not self._warmed_up:
@@ -142,9 +143,10 @@ class Slowdown(Callback):
             self._promised = seconds / count
         elif seconds > SLOW * count * self._promised and seconds - count * self._promised > LOST_SECONDS:
             self._noted = True
+            now = seconds / count
             logger.warning(
-                f"a step takes {seconds / count:.2g} s on average, {seconds / count / self._promised:.1f} times "
-                "as long as at the start: does another program use the same processor?"
+                f"a step takes {now * trainer.pixels:.2g} s on average, {now / self._promised:.1f} times as long as at "
+                "the start would make one expect: does another program use the same processor?"
             )
 
 
@@ -276,10 +278,15 @@ class ProgressBar(Callback):
 
     def _position(self, trainer: Trainer) -> int:
         schedule = trainer.schedule
-        return trainer.state.step if isinstance(schedule, Steps) else min(round(schedule.elapsed()), self._whole)
+        if isinstance(schedule, Clock):
+            return min(round(schedule.elapsed()), self._whole)
+        done = min(1.0, trainer.state.step / self._whole)
+        return round(self._whole * (computing(done) if trainer.progressive else done))
 
     def _estimate(self, trainer: Trainer) -> None:
-        left = (self._whole - trainer.state.step) * (time.monotonic() - self._timed_since) / TIMED_STEPS
+        done = trainer.state.step / self._whole
+        steps = (1 - computing(done)) / computing(1 / self._whole) if trainer.progressive else self._whole * (1 - done)
+        left = steps * (time.monotonic() - self._timed_since) / TIMED_STEPS
         left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
         epochs = self._whole // trainer.steps_per_epoch
         logger.info(f"{counted(epochs, 'epoch')} on {_machine(trainer)}: about {_duration(left)} to go")

@@ -115,10 +115,24 @@ def schedule(done: float, warm_up: float) -> float:
 GROWTH = ((0.3, 0.5), (0.6, 0.75))
 
 
-def grown_side(done: float, side: int) -> int:
-    """Return the side of the pictures at `done` in [0, 1] of the schedule: half, three quarters, then all of it."""
-    part = next((part for until, part in GROWTH if done < until), 1.0)
+def growth(done: float) -> float:
+    """Return the part of the pictures' side at `done` in [0, 1] of the schedule: half, three quarters, then all."""
+    return next((part for until, part in GROWTH if done < until), 1.0)
+
+
+def grown_side(side: int, part: float) -> int:
+    """Return a part of a side, as a multiple of 4 from 16 up."""
     return side if part == 1 else max(16, round(side * part / 4) * 4)
+
+
+def computing(done: float) -> float:
+    """Return the part of all computing that is behind at `done` of the schedule: a step takes time by its pixels."""
+    spent, before = [0.0, 0.0], 0.0  # until `done`, and in all
+    for until, part in (*GROWTH, (1.0, 1.0)):
+        for number, end in enumerate((done, 1.0)):
+            spent[number] += part**2 * max(0.0, min(end, until) - before)
+        before = until
+    return spent[0] / spent[1]
 
 
 class Steps:

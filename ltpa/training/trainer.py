@@ -32,7 +32,7 @@ from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_mem
 from .features import frozen_parts
 from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch
-from .optim import WARM_UP, Clock, Steps, grown_side, make_optimizer, schedule
+from .optim import WARM_UP, Clock, Steps, grown_side, growth, make_optimizer, schedule
 from .run import Run, claim_folder, facts_of, fingerprint, locked, new_run, restore
 
 __all__ = ["OutOfMemory", "Trainer", "TrainingDiverged", "data_for", "fit", "train_epoch", "train_step"]
@@ -74,10 +74,10 @@ def train_step(
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
-def shrunk(images: Tensor, done: float) -> Tensor:
-    """Return uint8 or float images (N, 3, H, W) at the size with which they are trained at `done` of the schedule."""
+def shrunk(images: Tensor, part: float) -> Tensor:
+    """Return uint8 or float images (N, 3, H, W) at a part of their sides."""
     height, width = images.shape[-2:]
-    size = [grown_side(done, height), grown_side(done, width)]
+    size = [grown_side(height, part), grown_side(width, part)]
     if size == [height, width]:
         return images
     small = F.interpolate(to_float(images), size=size, mode="bilinear", antialias=True)
@@ -96,7 +96,8 @@ def train_epoch(trainer: Trainer) -> None:
         for index, (images, labels) in zip(whole, batches, strict=True):
             (trainer.done,) = processes.largest(trainer.schedule.done(state.step))
             factor = schedule(trainer.done, trainer.warm_up)
-            images = shrunk(images, trainer.done) if trainer.progressive else images
+            part = growth(trainer.done) if trainer.progressive else 1.0
+            images, trainer.pixels = shrunk(images, part), part**2
             trainer.rate = factor * trainer.peak
             seed_generators(trainer.seed * 1_000_003 + state.step + processes.rank * 500_009, images.device)
             loss, correct = train_step(

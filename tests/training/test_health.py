@@ -116,19 +116,20 @@ def test_one_test_image_is_no_evidence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("later", "warnings"),
-    [(0.1, 0), (0.29, 0), (2.0, 1)],
-    ids=["as promised", "not three times as long", "twenty times as long"],
+    ("later", "pixels", "warnings"),
+    [(0.1, 1, 0), (0.29, 1, 0), (2.0, 1, 1), (2.0, 20, 0)],
+    ids=["as promised", "not three times as long", "twenty times as long", "the pictures have grown"],
 )
-def test_a_training_that_becomes_far_slower_says_so_once(later, warnings, monkeypatch, caplog):
+def test_a_training_that_becomes_far_slower_says_so_once(later, pixels, warnings, monkeypatch, caplog):
     """A first second that is not counted, then steps of 0.1 s, and the later ones; a test takes an hour."""
     clock, state = SimpleNamespace(now=0.0), SimpleNamespace(step=0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    trainer, slowdown = SimpleNamespace(state=state), callbacks.Slowdown()
+    trainer, slowdown = SimpleNamespace(state=state, pixels=1), callbacks.Slowdown()
     slowdown.on_start(trainer)
     with caplog.at_level("WARNING", logger="ltpa"):
         for step in range(1, 201):
             state.step, clock.now = step, clock.now + (1.0 if step == 1 else 0.1 if step <= 60 else later)
+            trainer.pixels = 1 if step <= 60 else pixels
             slowdown.on_step(trainer)
             if step % 50 == 0:
                 clock.now += 3600

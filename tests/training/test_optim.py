@@ -9,7 +9,7 @@ from torch import nn
 
 from ltpa import create_model
 from ltpa.training.loader import epoch_batches, steps_per_epoch
-from ltpa.training.optim import Clock, Steps, grown_side, make_optimizer, orthogonalized, schedule
+from ltpa.training.optim import Clock, Steps, computing, grown_side, growth, make_optimizer, orthogonalized, schedule
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 400])
@@ -155,7 +155,7 @@ def test_muon_agrees_with_its_formula_and_sgd_takes_the_other_parameters():
 
 @pytest.mark.parametrize("side", [32, 33, 40, 64, 224])
 def test_pictures_grow_to_their_full_side(side):
-    sides = [grown_side(done, side) for done in np.linspace(0, 1, 101)]
+    sides = [grown_side(side, growth(done)) for done in np.linspace(0, 1, 101)]
     assert sides == sorted(sides)
     assert sides[29] == pytest.approx(side / 2, abs=2)
     assert sides[59] == pytest.approx(side * 3 / 4, abs=2)
@@ -170,3 +170,10 @@ def test_every_family_trains_on_half_the_side(name):
     model(torch.rand(2, 3, 16, 16)).sum().backward()
     with pytest.raises(ValueError, match="32x32"):
         model.eval()(torch.rand(2, 3, 16, 16))
+
+
+def test_computing_is_the_mean_of_the_pixels_so_far():
+    fine = np.cumsum([growth(done) ** 2 for done in np.arange(0, 1, 1e-4)])
+    for done in (0, 0.1, 0.3, 0.45, 0.6, 0.9, 1):
+        expected = fine[round(done * 1e4) - 1] / fine[-1] if done else 0.0
+        assert computing(done) == pytest.approx(expected, abs=2e-4)

@@ -91,7 +91,7 @@ def test_every_step_is_what_plain_formulas_give(tmp_path, monkeypatch):
         for name, parameter in model.named_parameters():
             expected = 0.9 * velocity[name] + gradients[name]
             scale = max(expected.abs().max().item(), 1e-2)  # some are zero but for rounding: batch norm follows
-            close = {"atol": 2e-4, "rtol": 0, "msg": lambda words, name=name: f"{name} in step {number}: {words}"}
+            close = {"atol": 1e-3, "rtol": 0, "msg": lambda words, name=name: f"{name} in step {number}: {words}"}
             torch.testing.assert_close(after[name] / scale, expected / scale, **close)
             gradient = after[name] - 0.9 * velocity[name]
             expected = before[name].double() - rate * (gradient + 0.9 * after[name])
@@ -308,7 +308,8 @@ def test_every_epochs_results_are_those_of_the_weights_that_are_saved_then(tmp_p
 
 def test_validation_takes_the_place_of_the_test(tmp_path):
     config = tiny_config(tmp_path / "run", validation=0.2, train_limit=60, test_limit=30, epochs=1)
-    run, held, everything = quiet(config), data_for(config), tiny_data()
+    run, held = quiet(config), data_for(config)
+    everything = load_data("shapes", train_limit=60, test_limit=30)
 
     def pictures(split):
         return {image.numpy().tobytes() for image in split.images}
@@ -319,9 +320,11 @@ def test_validation_takes_the_place_of_the_test(tmp_path):
     assert evaluate(run.model, held.test, "fp32")["loss"] == run.history[-1]["test_loss"]
 
 
-def test_without_data_the_settings_say_which(undisturbed, tmp_path):
-    run = quiet(tiny_config(tmp_path / "run", train_limit=60, test_limit=30))
-    assert_same_weights(run.model, undisturbed())
+def test_without_data_the_settings_say_which(tmp_path):
+    config = tiny_config(tmp_path / "run", train_limit=60, test_limit=30, epochs=1)
+    run = quiet(config)
+    quiet(replace(config, run_dir=str(tmp_path / "given")), load_data("shapes", train_limit=60, test_limit=30))
+    assert_same_weights(run.model, tmp_path / "given")
 
 
 # --- what happens around it
