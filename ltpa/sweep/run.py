@@ -90,7 +90,7 @@ def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Itera
             except (OSError, ValueError) as error:
                 raise OSError(f"no Dask scheduler answers at {options.scheduler}: {error}") from error
         else:
-            count, threads = machine_share(len(plan.open), options.workers, _device(plan))
+            count, threads = machine_share(len(plan.records), len(plan.open), options.workers, _device(plan))
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
             # GOMP_SPINCOUNT: idle threads of one worker must not take the cores of the others.
             environment = {**dict.fromkeys(names, threads), "GOMP_SPINCOUNT": 10_000}
@@ -109,14 +109,19 @@ def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Itera
         yield client
 
 
-def machine_share(variants: int, workers: int | None, device: str) -> tuple[int, int]:
-    """Return how many workers this machine gets, and the threads of each."""
+def machine_share(variants: int, left: int, workers: int | None, device: str) -> tuple[int, int]:
+    """Return how many workers this machine gets for the variants that are left, and the threads of each.
+
+    The threads do not depend on what is left: sums of another number of threads are rounded in another way, and a run
+    that goes on would not have the weights, bit by bit, of an undisturbed one.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is None:
-        fit = max(1, int(psutil.virtual_memory().available / EACH_BYTES))
-        workers = 1 if device != "cpu" else min(cores, fit)
-    workers = max(1, min(workers, variants))
-    return workers, max(1, cores // workers)
+    memory, most = psutil.virtual_memory(), workers
+    if most is None:
+        most = 1 if device != "cpu" else min(cores, int(memory.total / EACH_BYTES))
+    most = max(1, min(most, variants))
+    free = most if workers is not None else max(1, int(memory.available / EACH_BYTES))
+    return min(most, left, free), max(1, cores // most)
 
 
 def _device(plan: Plan) -> str:

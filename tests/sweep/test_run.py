@@ -180,11 +180,12 @@ def test_the_guard_ends_what_its_parent_has_started(monkeypatch):
 
 def test_machine_share(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 9e9}))
-    assert machine_share(100, None, "cpu") == (6, 2)
-    assert machine_share(3, None, "cpu") == (3, 5)
-    assert machine_share(100, None, "cuda") == (1, 16)
-    assert machine_share(100, 4, "cuda") == (4, 4)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 9e9, "available": 5e9}))
+    assert machine_share(100, 100, None, "cpu") == (3, 2)
+    assert machine_share(100, 1, None, "cpu") == (1, 2), "the threads do not depend on what is left"
+    assert machine_share(3, 3, None, "cpu") == (3, 5)
+    assert machine_share(100, 100, None, "cuda") == (1, 16)
+    assert machine_share(100, 100, 4, "cuda") == (4, 4)
 
 
 def test_no_scheduler_and_no_dask(tmp_path, monkeypatch):
