@@ -80,7 +80,7 @@ def _listing(folder: Folder, classes: Sequence[str]) -> Listing:
 
 
 def _notes_on_classes(folder: Folder) -> list[str]:
-    """Return notes on class folders without pictures, and on class folders with several sub-folders."""
+    """Return notes on class folders without pictures, and on class folders with several subfolders."""
     notes = []
     if empty := [f"{part.name} ({part.kinds() or 'empty'})" for part in folder.folders if not part.has_images]:
         notes.append(f"no classes, because they hold no pictures: {', '.join(empty)}")
@@ -88,7 +88,7 @@ def _notes_on_classes(folder: Folder) -> list[str]:
         below = ", ".join(part.name for part in nested[0].pictured[:5])
         notes.append(
             f"classes are the folders directly in {folder.path}; {nested[0].name} also counts the pictures in its "
-            f"sub-folders ({below}), and so do {len(nested) - 1} other classes"
+            f"subfolders ({below}), and so do {len(nested) - 1} other classes"
         )
     return notes
 

@@ -132,7 +132,7 @@ def _parts(picture: Any) -> Iterator[Any]:
         return
     files = pictures_in(path)
     if not files:
-        raise ValueError(f"the folder {str(path)!r} holds no pictures; name one of its sub-folders, or a picture")
+        raise ValueError(f"the folder {str(path)!r} holds no pictures; name one of its subfolders, or a picture")
     if len(files) > MAX_FOLDER:
         warnings.warn(f"{path} holds {len(files)} pictures: the first {MAX_FOLDER} are read", stacklevel=3)
     yield from files[:MAX_FOLDER]

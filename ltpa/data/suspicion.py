@@ -87,7 +87,7 @@ def problem_of(folder: Folder) -> str | None:
 
 
 def _problem_of_classes(folder: Folder) -> str | None:
-    """Return why the sub-folders with pictures are not the classes, or None."""
+    """Return why the subfolders with pictures are not the classes, or None."""
     parts = folder.pictured
     if not parts:
         return _flat(folder) if folder.images else _empty(folder)
@@ -211,7 +211,7 @@ def _splits_inside(folder: Folder, parts: Sequence[Folder]) -> str | None:
 
 
 def _same_children(folder: Folder, parts: Sequence[Folder]) -> str | None:
-    """Explain sub-folders that all have the same children: the children are the classes, or some are masks."""
+    """Explain subfolders that all have the same children: the children are the classes, or some are masks."""
     nested = [part for part in parts if part.pictured]
     common = set.intersection(*({child.name for child in part.pictured} for part in nested)) if nested else set()
     if len(nested) < 2 or len(common) < 2:

@@ -11,7 +11,7 @@ from .images import IMAGE_SUFFIXES, is_image
 
 
 class Folder:
-    """A folder: its pictures, its sub-folders, and how many other things of each kind it holds.
+    """A folder: its pictures, its subfolders, and how many other things of each kind it holds.
 
     A picture is known by its content; only files with the usual endings are believed without a look. Hidden files,
     hidden folders and links that lead nowhere or back are counted as other things.
@@ -24,7 +24,7 @@ class Folder:
 
     @cached_property
     def entries(self) -> list["Path | Folder"]:
-        """Pictures and sub-folders, in the order of their names."""
+        """Pictures and subfolders, in the order of their names."""
         try:
             with os.scandir(self.path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
@@ -49,7 +49,7 @@ class Folder:
 
     @cached_property
     def folders(self) -> list["Folder"]:
-        """The sub-folders."""
+        """The subfolders."""
         return [entry for entry in self.entries if isinstance(entry, Folder)]
 
     @cached_property
@@ -59,7 +59,7 @@ class Folder:
 
     @cached_property
     def pictured(self) -> list["Folder"]:
-        """The sub-folders with pictures in them or below."""
+        """The subfolders with pictures in them or below."""
         return [folder for folder in self.folders if folder.has_images]
 
     def all_images(self) -> Iterator[Path]:
