@@ -4,7 +4,7 @@
 
     python -m ltpa sweep notebooks/01_train.ipynb --grid model=vgg-late,vgg-gap --grid seed=0..4 --out runs/sweep
 
-A killed or interrupted run or sweep goes on when the same command is given again. Several processes train one model
+A killed or interrupted run or sweep continues when you run the same command again. Several processes train one model
 together under torchrun: `torchrun --nproc-per-node 2 -m ltpa train ...`.
 """
 
@@ -43,7 +43,7 @@ def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
         run = fit(config)
     except (KeyboardInterrupt, SystemExit):
         if first:
-            print(f"to go on, give the same command again; what is saved is in {config.path}", file=sys.stderr)
+            print(f"to continue, run the same command again; what is saved is in {config.path}", file=sys.stderr)
         raise
     if first:
         print(run)
@@ -63,7 +63,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="variants at once (default: what cores and memory allow; on a GPU 1)")
     add("--scheduler", metavar="tcp://HOST:PORT", help="a Dask cluster that exists, instead of this machine")
     add("--kernel", metavar="NAME", help="the Jupyter kernel (default: the notebook's own)")
-    add("--dry-run", action="store_true", help="print the variants and what they will cost, and end")
+    add("--dry-run", action="store_true", help="print the variants and their expected cost, and exit")
 
 
 def sweep(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
@@ -122,7 +122,9 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("file", metavar="FILE.onnx", help="where to write")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side (default: that of the training)")
-    parser.add_argument("--query", action="store_true", help="a second input, whose global feature asks")
+    parser.add_argument(
+        "--query", action="store_true", help="add a second input, whose global feature scores the images"
+    )
 
 
 def export(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
@@ -136,7 +138,7 @@ def export(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
 
 
 def refuse(unknown: Sequence[str]) -> None:
-    """Raise a ValueError that names words which are no options."""
+    """Refuse words that are not options."""
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}; --help lists the known ones")
 
@@ -149,7 +151,7 @@ def check_parent(file: str) -> None:
 
 COMMANDS = {  # name: (help, function that adds the options, function that gets known options and unknown words)
     "train": (
-        "train a model, or go on with a run; options are the fields of TrainConfig",
+        "train a model, or continue a run; options are the fields of TrainConfig",
         add_train_options,
         train,
     ),
@@ -231,7 +233,7 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Seq
 def _with_values(words: Sequence[str]) -> list[str]:
     """Join settings to values that look like options, such as -1e-3, and mark those without a value.
 
-    So these are errors among the others, and not the end of the reading.
+    So these are reported together with all other errors.
     """
     fields = TrainConfig.defaults().items()
     valued = {text for name, default in fields if not isinstance(default, bool) for text in _spellings(name)}

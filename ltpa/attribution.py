@@ -181,8 +181,8 @@ def _module(model: ImageClassifier, name: str | None) -> nn.Module:
     parts = list(trunk) or [child for child, _ in network.named_children()]
     if name is None:
         raise ValueError(
-            f"gradcam of this network needs layer=, the name of a module whose output are feature maps; the last ones "
-            f"are usual; its parts: {', '.join(parts) or 'none'}, and their parts as in model.named_modules()"
+            f"gradcam of this network needs layer=, the name of a module that returns feature maps, usually one of the "
+            f"last; its parts: {', '.join(parts) or 'none'}, and their parts as in model.named_modules()"
         )
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {match[0]!r}? " if match else ""

@@ -1,4 +1,4 @@
-"""Checks of images at the door: every public function that takes images calls `check_images` once for all of them."""
+"""Checks of images: every public function that takes images calls `check_images` first."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
 
 def check_shape(images: Tensor, name: str = "images", smallest: int = SMALLEST) -> None:
-    """Raise unless `images` is a float tensor (N, 3, H, W) with H and W at least 32; values are not looked at."""
+    """Raise unless `images` is a float tensor (N, 3, H, W) with H and W at least 32; values are not checked."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(images).__name__}")
     if not images.is_floating_point():
@@ -32,7 +32,7 @@ def check_shape(images: Tensor, name: str = "images", smallest: int = SMALLEST) 
 
 def _check_sides(images: Tensor, name: str, smallest: int = SMALLEST) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
-        hint = f"; one image alone: {name}[None]" if images.ndim == 3 and images.shape[0] == 3 else ""
+        hint = f"; for a single image: {name}[None]" if images.ndim == 3 and images.shape[0] == 3 else ""
         raise ValueError(f"{name} must have the shape (N, 3, H, W), not {tuple(images.shape)}{hint}")
     if min(images.shape[-2:]) < smallest:
         height, width = images.shape[-2:]
@@ -70,8 +70,8 @@ def range_in_words(low: float, high: float) -> str:
     values = f"they go from {low:.3g} to {high:.3g}"
     if low < LOWEST and max(-low, high) <= 12:
         return (
-            f"{values} and look normalized: give pictures in [0, 1]; a model of ltpa normalizes inside, and for other "
-            "networks there is normalize=(mean, std)"
+            f"{values} and look normalized: give pictures in [0, 1]; models of ltpa normalize inside; for other "
+            "networks use normalize=(mean, std)"
         )
     if low >= LOWEST and high > 2:
         for most in (255, 65535):
@@ -79,4 +79,4 @@ def range_in_words(low: float, high: float) -> str:
                 return f"{values} and look like 0 to {most}: divide by {most}"
     if low >= LOWEST and high <= 2:
         return f"{values}: scale or clamp them (images.clamp(0, 1))"
-    return f"{values}, which is no range of pictures"
+    return f"{values}, which is not a range of pictures"

@@ -277,7 +277,7 @@ class TrainConfig(SettingsBase):
     dropout: bool = Field(
         False, description="use the authors' dropout rates, chosen for 300 epochs; they hurt short runs"
     )
-    pretrained: bool = Field(False, description="begin with the weights of the timm backbone that the model names")
+    pretrained: bool = Field(False, description="start from the pretrained weights of the model's timm backbone")
     freeze: bool = Field(False, description="train only what reads the pretrained backbone: fast, for few images")
     dataset: DatasetName = Field("cifar10", description="'folder' is your own images")
     data_dir: FilePath = Field("data", description="folder for downloads, or of your own images")
@@ -294,17 +294,17 @@ class TrainConfig(SettingsBase):
     skip_broken: bool = Field(
         False, description="leave out pictures of a folder that cannot be read; otherwise they are listed as an error"
     )
-    epochs: Count | None = Field(None, description="passes over the training images; None is what suits their number")
+    epochs: Count | None = Field(None, description="passes over the training images; None chooses by their number")
     minutes: Annotated[float, Field(gt=0, le=10**5)] | None = Field(
         None,
         description="train for this long instead of `epochs`, last test included; the schedule follows the clock",
     )
     batch_size: BatchSize | None = Field(
-        None, description="images per optimizer step (batch norm compares images); None is what suits their number"
+        None, description="images per optimizer step (batch norm compares images); None chooses by their number"
     )
     optimizer: Optimizer | None = Field(None, description="muon, sgd or adamw; None is what suits the model")
     learning_rate: LearningRate | None = Field(
-        None, description="highest rate of the schedule, with muon that of the filters; None is what suits the others"
+        None, description="peak of the schedule, with muon that of the filters; None chooses by the other settings"
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         5e-4, description="of the weights; biases, norms and attention vectors have none"

@@ -20,9 +20,9 @@ def available_cores() -> int:
 
 
 def set_up_threads() -> None:
-    """Let torch's threads wait without keeping a core from other programs, and be as many as its container has cores.
+    """Make torch's waiting threads yield their cores to other programs, and use no more threads than the CPU quota.
 
-    Environment variables that are set already stay as they are. Once torch is loaded nothing can be changed.
+    Environment variables that are already set are kept. Once torch is loaded, nothing can be changed.
     """
     if "torch" in sys.modules:
         return

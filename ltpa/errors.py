@@ -21,12 +21,12 @@ def counted(number: float, noun: str, plural: str = "") -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun behind its article: "an arrow", "a star"."""
+    """Return a noun with its article: "an arrow", "a star"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """Refuse what is no whole number from `least` to `most`."""
+    """Refuse all but whole numbers from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if not least <= value <= most:
@@ -34,7 +34,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 
 def check_path(value: object) -> str:
-    """Return a path as text; a ValueError, whose message goes on after a setting's name, if it is none."""
+    """Return a path as text; the message of a ValueError continues a sentence that begins with the setting's name."""
     if not isinstance(value, str | Path):
         raise ValueError(f"must be a path, not {value!r}")
     if not str(value).strip():

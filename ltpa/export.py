@@ -30,7 +30,8 @@ def export_onnx(model: ImageClassifier, path: str | Path, *, image_size: int, qu
 
     Args:
         image_size: side in pixels.
-        query: a second input "query" of the same shape, whose global feature asks; only for models that take one.
+        query: add a second input "query" of the same shape, whose global feature scores the images; only for models
+            with maps that depend on it.
     """
     try:
         import onnx
@@ -42,7 +43,7 @@ def export_onnx(model: ImageClassifier, path: str | Path, *, image_size: int, qu
         raise ValueError(f"the file must end in .onnx, not {path.name!r}")
     if query and not model.uses_global_feature:
         raise ValueError(
-            f"no map of {model.name} depends on a query; models that take one are list_models('*-dp') and '*-add'"
+            f"no map of {model.name} depends on a query; list_models('*-dp') and ('*-add') name models that do"
         )
     network = _Outputs(model.float().cpu())
     images = torch.rand(2, 3, image_size, image_size)

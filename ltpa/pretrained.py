@@ -25,7 +25,7 @@ from .training.checkpoint import load_tensors
 from .training.run import by_level, facts_of, load_run, model_of
 
 DEFAULT = "cifar10-small"
-DRAWN = "shapes-small"  # trained on pictures drawn by code: these need no network
+DRAWN = "shapes-small"  # trained on pictures drawn by code, which need no download
 FOLDER = Path(__file__).parent / "weights"
 SNAPSHOTS = "snapshots"  # in a file of weights: "snapshots/<epoch>/<level>", beside the model's own tensors
 _REMEDY = "install ltpa again; in a checkout: git checkout -- ltpa/weights"
@@ -39,8 +39,8 @@ def list_pretrained() -> list[str]:
 def load_pretrained(name: str | Path = DEFAULT, device: str = "auto") -> ImageClassifier:
     """Return a trained network, in evaluation mode and with its `.classes`.
 
-    Its `.facts` hold data, accuracy and so on. Of the weights that come with the package, kernels and matrices are
-    stored in float16, and `pretrained_facts` has more.
+    Its `.facts` hold data, accuracy and so on. For weights that come with the package, `pretrained_facts` has more;
+    their kernels and matrices are stored in float16.
 
     Args:
         name: one of `ltpa.list_pretrained()`; or the folder of a run or of `model.save_pretrained`; or "owner/name" on
@@ -138,7 +138,7 @@ def _from_folder(folder: Path, device: str) -> ImageClassifier:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         options, classes = dict(config["create_model"]), config["classes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not that of a saved network ({error!r})") from error
+        raise ValueError(f"{folder / CONFIG} does not describe a saved network ({error!r})") from error
     with torch.random.fork_rng(devices=[]):
         model = create_model(**{**options, "pretrained": False})
     try:
@@ -152,7 +152,7 @@ def _from_folder(folder: Path, device: str) -> ImageClassifier:
 
 
 def _from_hub(repository: str, device: str) -> ImageClassifier:
-    """Return a network from the hub, or from its cache; an OSError says what to do where neither has it."""
+    """Return a network from the hub, or from its cache; an OSError says what to do if neither has it."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -160,8 +160,8 @@ def _from_hub(repository: str, device: str) -> ImageClassifier:
     except Exception as error:  # the hub's client has many errors, and they change
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise OSError(
-            f"{repository!r} is neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); "
-            "check the name, connect to the internet once (it then stays in the cache, whose folder HF_HOME sets), "
-            "and log in for a private one: hf auth login"
+            f"{repository!r} is not a folder here and cannot be downloaded from the hub ({type(error).__name__}: "
+            f"{reason}); check the name, connect to the internet once (it then stays in the cache; HF_HOME sets "
+            "its folder), and log in for a private one: hf auth login"
         ) from error
     return _from_folder(Path(folder), device)

@@ -174,8 +174,8 @@ def test_without_pyyaml(trained, monkeypatch, capsys):
     [
         (TrainingDiverged("the loss is not finite. Try a lower learning rate"), 1, "error: the loss is not finite"),
         (OSError(28, "No space left on device"), 1, "No space left"),
-        (KeyboardInterrupt(), 130, "to go on, give the same command again; what is saved is in runs"),
-        (SystemExit(143), 143, "to go on, give the same command again; what is saved is in runs"),
+        (KeyboardInterrupt(), 130, "to continue, run the same command again; what is saved is in runs"),
+        (SystemExit(143), 143, "to continue, run the same command again; what is saved is in runs"),
     ],
 )
 def test_what_stops_a_training_is_one_line(monkeypatch, error, status, words, capsys):
@@ -207,8 +207,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     status, out, err = process.end()
     assert status == 143, err
-    assert err.splitlines() == [f"to go on, give the same command again; what is saved is in {history.parent}"]
-    assert "saved: call fit again to go on" in out
+    assert err.splitlines() == [f"to continue, run the same command again; what is saved is in {history.parent}"]
+    assert "saved: call fit again to continue" in out
     epochs = len(history.read_text().splitlines()) - 1
     assert 1 <= epochs < 8
     assert main(["train", *options(settings)]) == 0
@@ -221,7 +221,7 @@ def test_help_explains_every_field(capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(TrainConfig))
-    assert "passes over the training images; None is what suits their number (default: None)" in text
+    assert "passes over the training images; None chooses by their number (default: None)" in text
 
 
 def test_wrong_use_exits_with_2(trained, capsys):

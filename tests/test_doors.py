@@ -107,7 +107,7 @@ def test_a_little_outside_is_allowed_and_more_is_not(dtype):
 @pytest.mark.parametrize(
     ("images", "error", "words"),
     [
-        (pictures(1)[0], ValueError, r"one image alone: images\[None\]"),
+        (pictures(1)[0], ValueError, r"for a single image: images\[None\]"),
         (pictures(2, 31, 31), ValueError, "at least 32x32"),
         (pictures(2)[:, :1], ValueError, r"\(N, 3, H, W\)"),
         ((pictures(2) * 255).long(), TypeError, "float tensor"),

@@ -101,8 +101,8 @@ parameters = partial(setup.parameters, kind=LookConfig)
 def find(look: LookConfig) -> tuple[Network, Dataset]:
     """Return the network that `run` names and its data; print what they are.
 
-    By default these are the weights for CIFAR-10. Where its test images can neither be found nor downloaded, weights
-    for drawn pictures take their place, and a line says so.
+    By default these are the weights for CIFAR-10. If its test images can be neither found nor downloaded, weights for
+    drawn pictures take their place, and a message says so.
     """
     if look.run != BUILT_IN:
         network = find_network(look)
@@ -114,7 +114,7 @@ def find(look: LookConfig) -> tuple[Network, Dataset]:
         if look.data_dir != "auto":
             raise
         reason = re.split("[.;] ", str(error))[0]
-        print(f"{reason}: going on without {network.config.dataset}, with weights for pictures that are drawn by code")
+        print(f"{reason}: instead of {network.config.dataset}, drawn pictures and weights for them are shown")
     network = built_in(pretrained.DRAWN, look.device)
     return network, find_images(network, look)
 
@@ -208,11 +208,13 @@ def entropy_table(maps: Mapping[str, Tensor]) -> pd.DataFrame:
 def snapshot_figures(network: Network, data: Dataset, look: LookConfig) -> dict[str, Figure]:
     """Return a figure for each level: maps of the same images after every epoch.
 
-    Of a network without snapshots, those of weights that come with ltpa are shown, and a line says so.
+    For a network without snapshots, those of weights that come with ltpa are shown, and a message says so.
     """
     if not network.snapshots or data.name != network.config.dataset:
         lack = (
-            "none of these images" if network.snapshots else "no maps of earlier epochs; snapshots=8 in 01 keeps them"
+            "no maps of these images"
+            if network.snapshots
+            else "no maps of earlier epochs; snapshots=8 in 01 keeps them"
         )
         print(f"{network.name} has {lack}. As an example:")
         network = built_in(pretrained.DRAWN, look.device)
@@ -254,7 +256,7 @@ def describe_maps(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | Non
         return "\n".join([*lines, last])
 
     area = masks.float().mean((1, 2))
-    lines = [f"The object fills {area.mean().item():.1%} of a picture. Of the attention lies on it, in percent:"]
+    lines = [f"The object fills {area.mean().item():.1%} of a picture. The share of the attention on it, in percent:"]
     verdicts = {}
     for level, level_maps in maps.items():
         share = localization_tensors(level_maps, masks)["share"]

@@ -22,9 +22,8 @@ from ..viz.show import find_model, network_of
 def border_table(model: ImageClassifier, images: Tensor) -> pd.DataFrame:
     """Return the attention in the outermost ring of the maps, in multiples of the even share, a row for each level.
 
-    "as it is" is the mean over images (N, 3, H, W). For "continued" every image is continued beyond its border by
-    repeating its outermost pixels, for half its size on each side, and the same part of the larger map is looked at:
-    now the layers see no zeros there.
+    "as it is" is the mean over images (N, 3, H, W). For "continued", every image is padded with its own outermost
+    pixels, half its size on each side, and the same part of the larger map is measured: there, no layer sees zeros.
     """
     images = to_float(images)
     height, width = images.shape[2:]

@@ -186,7 +186,7 @@ def sweep_configs(folder: str) -> dict[tuple[str, int], TrainConfig]:
     table = load_sweep(folder)
     done = table[(table["state"] == "done") & table["path"].notna()]
     if done.empty:
-        raise ValueError(f"the sweep {folder} has no finished run; give its command again")
+        raise ValueError(f"the sweep {folder} has no finished run; run its command again")
     configs = [read_config(Path(path)) for path in done["path"]]
     identities = [config.identity() for config in configs]
     other = identities[0].keys() - {"model", "normalizer", "seed"}

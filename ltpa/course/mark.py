@@ -1,8 +1,8 @@
 """Mark notebooks 00 that students handed in: `python -m ltpa.course.mark FOLDER [--csv FILE]`.
 
-This executes what they wrote. Each notebook runs in a process of its own, in an empty folder and without the
-environment's secrets, but with the rights of whoever runs it. Every cell counts for itself: one that cannot be read,
-fails, never ends or ends the process costs only its own exercise.
+This executes the students' code. Each notebook runs in a process of its own, in an empty folder and without the
+environment's secrets, but with the rights of whoever runs it. A cell that cannot be read, fails, never ends or ends
+the process costs only its own exercise.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def mark_notebook(file: Path, seconds: float = SECONDS) -> dict[str, str]:
             started = [event["cell"] for event in events if "cell" in event]
             if not started:
                 raise RuntimeError(f"{file}: no cell could be run; does `import ltpa` work in {sys.executable}?")
-            what = "error: it ended the process" if ended else f"error: it did not end within {seconds:g} s"
-            results |= dict.fromkeys(_exercises_in(cells[started[-1]]), what)
+            failure = "error: it ended the process" if ended else f"error: it did not finish within {seconds:g} s"
+            results |= dict.fromkeys(_exercises_in(cells[started[-1]]), failure)
             left_out.append(started[-1])
 
 
@@ -176,9 +176,11 @@ def _run_process(cells: list[str], left_out: list[int], log: Path, work: Path, s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mark the notebooks of a folder; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ltpa.course.mark", description="Mark handed-in notebooks 00.")
-    parser.add_argument("folder", type=Path, help="with the notebooks, which may be in folders of their own")
-    parser.add_argument("--csv", type=Path, help="write the table into this file, too")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each notebook (default: %(default)g)")
+    parser.add_argument("folder", type=Path, help="folder with the notebooks, which may be in subfolders")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="time limit for a notebook (default: %(default)g)"
+    )
     parser.add_argument("--yes", action="store_true", help="run the code in the notebooks without asking")
     chosen = parser.parse_args(arguments)
     files = sorted(f for f in chosen.folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)

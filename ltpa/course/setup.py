@@ -35,9 +35,9 @@ _INJECTED = "# Parameters"  # how papermill's cell begins
 
 @settings
 class QuickRuns(SettingsBase):
-    """Parameters of the runs that a notebook trains; what is not here has `TrainConfig`'s defaults."""
+    """Parameters of the runs that a notebook trains; all others have `TrainConfig`'s defaults."""
 
-    width: Width = Field(QUICK["width"], description="of all models that are trained, as the settings below")
+    width: Width = Field(QUICK["width"], description="of all models that are trained, like the settings below")
     train_limit: Limit | None = None
     test_limit: Limit | None = None
     epochs: Count = QUICK["epochs"]
@@ -68,8 +68,8 @@ _started: dict[Path, Path] = {}  # the project's folder -> the folder that the n
 def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     """Return the parameters in a notebook's `globals()` as settings, and move to the project's folder.
 
-    papermill passes a misspelled parameter without a word. So the names that the cell of the parameters and papermill's
-    injected cell assign are compared with the known ones; what other cells assign is not looked at.
+    papermill accepts misspelled parameters silently. So the names that the cell of the parameters and papermill's
+    injected cell assign are compared with the known ones; other cells are ignored.
     A relative path is looked for beside the notebook first, then in the project's folder.
     Every notebook may also have `runs_on_drive`: True puts `runs/` on Google Drive.
     """

@@ -23,7 +23,7 @@ class FolderOptions:
     limits: tuple[int | None, int | None]  # maximum numbers of training and test images
     seed: int  # of the test split and of the limits
     memory: int  # bytes that the images may take; splits that do not fit stay in their files
-    validation: bool = False  # take the images of the validation folder, if there is one, for the test
+    validation: bool = False  # test on the images of the validation folder, if there is one
     skip_broken: bool = False
 
 
@@ -47,7 +47,7 @@ def read_folder(root: Path, layout: Layout, options: FolderOptions) -> tuple[Spl
         notes.append(note)
     counts = Counter(found[1].digests)
     if copies := sum(counts[digest] for digest in set(found[0].digests)):
-        notes.append(f"{copies} test images are exact copies of training images: the test accuracy flatters")
+        notes.append(f"{copies} test images are exact copies of training images: the test accuracy is too high")
     return *splits, notes
 
 
@@ -78,7 +78,7 @@ def _chosen(listing: Listing, index: slice | Tensor) -> Listing:
 
 
 def _streamed(train_count: int, test_count: int, options: FolderOptions) -> tuple[tuple[bool, bool], list[str]]:
-    """Return whether the training and the test images stay in their files, and notes on it."""
+    """Return whether the training and the test images stay in their files, and notes about that."""
     memory, (train_bytes, test_bytes) = options.memory, (n * 3 * options.size**2 for n in (train_count, test_count))
     too_much = train_bytes + test_bytes > memory
     streamed = too_much and train_bytes > 0, too_much and test_bytes > memory / 2

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# Endings of files that are taken for pictures without a look at their content: those of old formats, and others.
+# Files with these extensions are taken for pictures without looking at their content.
 _OLD_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_SUFFIXES = frozenset((*_OLD_SUFFIXES, ".webp", ".heic", ".heif", ".avif"))
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -46,7 +46,7 @@ class Levels(NamedTuple):
     def of(cls, least: float, most: float) -> "Levels":
         """Return the levels for values from `least` to `most`.
 
-        Black is 0 and white the largest number of as many bits as `most` needs: 4095 for 12 bits. Where there are
+        Black is 0 and white the largest number of as many bits as `most` needs: 4095 for 12 bits. If there are
         negative values, black is the least and white the largest value.
         """
         if least < 0:
@@ -69,7 +69,7 @@ def decode(content: bytes, side: int = MAX_SIDE) -> Image.Image:
     formats = IMAGE_FORMATS if content[4:8] != b"ftyp" else _newer_formats(content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of it is refused below
+            warnings.simplefilter("ignore")  # what matters is refused below
             return _decode(content, side, formats)
     except Image.DecompressionBombError:
         problem = f"more than {MAX_PIXELS:,} pixels: scale it down first"
@@ -83,7 +83,7 @@ def decode(content: bytes, side: int = MAX_SIDE) -> Image.Image:
 
 
 class _Refused(Exception):
-    """A picture that may not be decoded, or not into what its owner expects."""
+    """A picture that must not be decoded, or would not decode to what its owner expects."""
 
 
 def check_pixels(width: int, height: int) -> None:
@@ -154,7 +154,7 @@ def _newer_formats(content: bytes) -> tuple[str, ...]:
     if brands & {*_AVIF}:
         if importlib.util.find_spec("PIL._avif"):
             return ("AVIF",)
-        kind, module, remedy = "AVIF", "pillow_avif", "install Pillow from 11.3 on, or pip install pillow-avif-plugin"
+        kind, module, remedy = "AVIF", "pillow_avif", "install Pillow 11.3 or later, or pip install pillow-avif-plugin"
     elif not brands & {*_HEIC}:
         raise ValueError(f"not an image of a known format ({', '.join(IMAGE_FORMATS)}), perhaps a video")
     try:
@@ -184,14 +184,14 @@ def value_range(image: Image.Image) -> tuple[float, float]:
     values = np.asarray(image)
     least, most = float(values.min()), float(values.max())
     if not np.isfinite((least, most)).all():
-        raise ValueError("some of its pixels are no finite numbers")
+        raise ValueError("some of its pixels are not finite numbers")
     return least, most
 
 
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
-    """Convert a Pillow image to RGB, with transparency on white.
+    """Convert a Pillow image to RGB; transparent parts become white.
 
-    Gray values of more than 8 bits become black and white as `levels` say, or as the picture's own range does.
+    `levels` scale gray values of more than 8 bits; without them, the picture's own range does.
     """
     if is_deep(image):
         own = value_range(image)

@@ -17,21 +17,21 @@ Listing = tuple[list[Path], Tensor]  # files and their labels
 
 @dataclass(frozen=True)
 class Layout:
-    """Classes and files of a data set, of which no picture has been decoded."""
+    """Classes and files of a data set; no picture has been decoded yet."""
 
     classes: tuple[str, ...]
     train: Listing
-    test: Listing | None  # None: a part of the training images is to be set aside
-    validation: Listing | None  # of its own folder, only where there is a test folder as well
+    test: Listing | None  # None: part of the training images will be set aside
+    validation: Listing | None  # only if there is a test folder as well
     notes: list[str]
 
 
 def read_layout(root: Path) -> Layout:
-    """Return what a folder holds; a ValueError explains what cannot be learnt, and names the folder that can."""
-    but = ", but a file: unpack an archive first " if os.path.isfile(root) else " "
+    """Return the classes and files of a folder; a ValueError explains what is wrong and which folder to choose."""
+    if_file = ", but a file: unpack an archive first " if os.path.isfile(root) else " "
     if not os.path.isdir(root):  # unlike Path.is_dir, it accepts any text
         raise FileNotFoundError(
-            f"data_dir {str(root)!r} is not a folder{but}(looked in {Path.cwd()}); "
+            f"data_dir {str(root)!r} is not a folder{if_file}(looked in {Path.cwd()}); "
             "it should hold train/<class>/* and test/<class>/*, or <class>/*"
         )
     if root.resolve() in (Path.home(), Path(root.resolve().anchor)):
@@ -83,7 +83,7 @@ def _notes_on_classes(folder: Folder) -> list[str]:
     """Return notes on class folders without pictures, and on class folders with several subfolders."""
     notes = []
     if empty := [f"{part.name} ({part.kinds() or 'empty'})" for part in folder.folders if not part.has_images]:
-        notes.append(f"no classes, because they hold no pictures: {', '.join(empty)}")
+        notes.append(f"not classes, because they hold no pictures: {', '.join(empty)}")
     if nested := [part for part in folder.pictured if len(part.pictured) > 1]:
         below = ", ".join(part.name for part in nested[0].pictured[:5])
         notes.append(
@@ -94,12 +94,12 @@ def _notes_on_classes(folder: Folder) -> list[str]:
 
 
 def _note_on_others(folders: Sequence[Folder]) -> list[str]:
-    """Return a note with the numbers of things that are not read, by kind; the classes are folders in these folders."""
+    """Return a note that counts what is not read, by kind; the classes are folders in these folders."""
     below = [part for folder in folders for kind in folder.pictured for part in kind.everything()]
     within = list(dict.fromkeys([*folders, *below]))
     kinds = sum((folder.others for folder in within), Counter[str]())
     outside = [image for folder in folders for image in folder.images]
     if outside:
-        kinds["pictures outside of the folders of classes"] += len(outside)
+        kinds["pictures outside the folders of classes"] += len(outside)
     examples = [*(path for folder in within for path in folder.examples.values()), *outside]
     return [f"not read: {in_words(kinds)} (such as {examples[0]})"] if examples else []

@@ -42,20 +42,20 @@ tensor (3, H, W)."""
 def read_pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
     """Return a uint8 tensor (3, H, W) for each picture: a `Picture`, a list of them, a folder, or a batch.
 
-    Of a folder the first 32 pictures are read, in the order of their names. A batch is an array (N, H, W, 3) or a
+    Only the first 32 pictures of a folder are read, by name. A batch is an array (N, H, W, 3) or a
     tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
     """
     many = isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4)
     pictures: Any = source if many else [source]
     if not len(pictures):
-        raise ValueError("there is no picture")
+        raise ValueError("no picture was given")
     return [_read(part) for picture in pictures for part in _parts(picture)]
 
 
 def at_resolution(picture: Tensor, side: int) -> Tensor:
     """Scale the shorter side of a picture uint8 (3, H, W) to `side` pixels, from 32 to 1024.
 
-    The proportions stay, except that a picture more than four times as long as wide is squeezed to four times.
+    The proportions are kept, but a picture more than four times as long as wide is squeezed to that ratio.
     """
     check_whole("side", side, MIN_SIDE, MAX_SIDE)
     _, height, width = picture.shape
@@ -66,7 +66,7 @@ def at_resolution(picture: Tensor, side: int) -> Tensor:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures directly in a folder, in the order of their names; their content counts, not their ending."""
+    """Return the pictures directly in a folder, by name; unknown extensions are recognized by content."""
 
     def is_picture(path: Path) -> bool:
         if path.name.startswith(".") or not path.is_file():
@@ -82,7 +82,7 @@ def pictures_in(folder: Path) -> list[Path]:
 def fetch_picture(url: str, seconds: float = URL_SECONDS, max_bytes: int = URL_BYTES) -> bytes:
     """Return the encoded picture at an address (http or https).
 
-    A ValueError says what is wrong: not complete within `seconds`, more than `max_bytes`, or no picture there.
+    A ValueError says what is wrong: not complete within `seconds`, more than `max_bytes`, or not a picture.
     """
     answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
     stop = threading.Event()
@@ -98,7 +98,7 @@ def fetch_picture(url: str, seconds: float = URL_SECONDS, max_bytes: int = URL_B
         raise ValueError(f"{url}: {str(content) or type(content).__name__}") from content
     if not is_image(content[:32]):
         page = content[:500].lstrip().lower().startswith((b"<!doctype", b"<html"))
-        hint = "a web page; open it and copy the address of the picture itself" if page else "no picture"
+        hint = "a web page; open it and copy the address of the picture itself" if page else "not a picture"
         raise ValueError(f"{url}: {hint} ({', '.join(IMAGE_FORMATS)})")
     return content
 
@@ -161,8 +161,8 @@ def _read(picture: Any) -> Tensor:
             raise ValueError(f"a picture must have the shape (H, W), (H, W, 3) or (H, W, 4), not {picture.shape}")
         return _from_numbers(picture)
     raise TypeError(
-        f"{with_article(type(picture).__name__)} is no picture: give a path, an address (https://...), the bytes of a "
-        f"file ({', '.join(IMAGE_FORMATS)}), a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
+        f"{with_article(type(picture).__name__)} is not a picture: give a path, an address (https://...), the bytes of "
+        f"a file ({', '.join(IMAGE_FORMATS)}), a Pillow image, an array (H, W, 3) or a tensor (3, H, W)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders that are no data set for a classifier as they are: each rule explains one kind, and what to choose."""
+"""Folders that are not a data set for a classifier: each rule explains one kind and says what to do."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from .images import MIN_SIDE, decode, is_deep
 from .tree import Folder
 
 Role = Literal["train", "test", "validation"]
-_ROLES: dict[str, Role] = {  # the earlier word wins where there are several folders of a role
+_ROLES: dict[str, Role] = {  # if several folders have a role, the earlier word wins
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -31,7 +31,7 @@ _LEVELS = 4  # that a folder may be too high
 
 
 def parts_of(folder: Folder) -> dict[Role, Folder]:
-    """Return the folders of the splits, or nothing where there is not a training folder and another."""
+    """Return the folders of the splits, or nothing without a training folder and another one."""
     ranked = sorted(_with_role(folder), key=lambda part: [*_ROLES].index(_word(part.name)))
     parts = {_ROLES[_word(part.name)]: part for part in reversed(ranked)}
     return parts if "train" in parts and len(parts) > 1 else {}
@@ -55,12 +55,12 @@ def held_out(parts: dict[Role, Folder]) -> dict[Role, Folder]:
 
 
 def role_of(name: str) -> Role | None:
-    """Return which split a folder holds by its name, in any case of letters: seg_train, Test, val2017, dev_set."""
+    """Return which split a folder's name stands for, in upper or lower case: seg_train, Test, val2017, dev_set."""
     return _ROLES.get(_word(name))
 
 
 def problem_of(folder: Folder) -> str | None:
-    """Return why a folder is no data set for a classifier, or None."""
+    """Return why a folder is not a data set for a classifier, or None."""
     parts = parts_of(folder)
     if not parts:
         return _problem_of_classes(folder)
@@ -74,7 +74,7 @@ def problem_of(folder: Folder) -> str | None:
     if not tests:
         others = " and ".join(f"{part.name}/" for role, part in parts.items() if role != "train")
         return (
-            f"{folder.path}: {parts['train'].name}/ holds {len(classes)} classes, {others} no folder of any of them "
+            f"{folder.path}: {parts['train'].name}/ holds {len(classes)} classes, but none of them is in {others} "
             "(pictures without labels?). To set aside a fifth of the training images for the test, choose "
             f"data_dir={train.path}"
         )
@@ -109,7 +109,7 @@ def _flat(folder: Folder) -> str:
     names = [re.split(r"[\d._ -]", path.name)[0] for path in folder.images]
     kinds = sorted({*names})
     guess = (
-        f" (by the names of the files perhaps {_some(kinds)})"
+        f" (judging by the file names, perhaps {_some(kinds)})"
         if "" not in kinds and 1 < len(kinds) <= len(names) / 2
         else ""
     )
@@ -117,7 +117,7 @@ def _flat(folder: Folder) -> str:
     labels = f" Beside the pictures: {beside}; boxes, masks and tables of labels are not read." if beside else ""
     return (
         f"{folder.path} holds {pictures_in_words(folder)}, but no folders of classes: make a folder for each class"
-        f"{guess} and put its pictures there.{labels} docs/own_images.md shows how a few lines do that"
+        f"{guess} and put its pictures there.{labels} docs/own_images.md shows how to do that in a few lines"
     )
 
 
@@ -145,7 +145,7 @@ def _single(folder: Folder, only: Folder) -> str:
         test = " (a fifth of its images is then set aside for the test)" if role_of(only.name) == "train" else ""
         return f"{alone}; the data are below it: choose data_dir={meant.path}{test}"
     if only.images and not only.pictured and not _is(only.name, _LOOSE_CONTAINERS) and role_of(only.name) is None:
-        return f"{folder.path} has one class only, {only.name!r}; a classifier needs at least two"
+        return f"{folder.path} has only one class, {only.name!r}; a classifier needs at least two"
     return problem_of(only) or alone
 
 
@@ -172,8 +172,8 @@ def _are_splits(folder: Folder, parts: Sequence[Folder]) -> str | None:
         if len(roles) == len(parts) or {name.name for name in part.pictured} & others:
             missing = "test" if role_of(part.name) == "train" else "train"
             return (
-                f"{folder.path} holds {part.name}/ but no {missing}/ with folders of classes; give both, or only one "
-                "folder for each class"
+                f"{folder.path} holds {part.name}/ but no {missing}/ with folders of classes; it needs both, or "
+                "only a folder for each class"
             )
         if role_of(part.name) == "train" and len(part.pictured) > 1 and not part.images:
             return (
@@ -190,7 +190,7 @@ def _is_copy(folder: Folder, parts: Sequence[Folder]) -> str | None:
         same = sorted(names & {name.name for name in part.pictured})
         if len(same) > 1:
             return (
-                f"{part.path} holds folders of the same names as the folder around it ({_some(same)}), so it is no "
+                f"{part.path} holds folders of the same names as the folder around it ({_some(same)}), so it is not a "
                 f"class: choose data_dir={part.path}, or move it elsewhere"
             )
     return None
@@ -205,7 +205,7 @@ def _splits_inside(folder: Folder, parts: Sequence[Folder]) -> str | None:
         return f"{folder.path} is too high: the data are in {split[0].name}/, choose data_dir={split[0].path}"
     inner = ", ".join(f"{part.name}/" for part in parts_of(split[0]).values())
     return (
-        f"{split[0].path} holds {inner}: the splits are inside the classes. It must be the other way round, "
+        f"{split[0].path} holds {inner}: the splits are inside the classes. It must be the other way around, "
         f"{folder.path / 'train/<class>'} and {folder.path / 'test/<class>'}"
     )
 
@@ -229,7 +229,7 @@ def _same_children(folder: Folder, parts: Sequence[Folder]) -> str | None:
     best = max(named or nested, key=lambda part: len(part.pictured))
     return (
         f"{folder.path}: {outer} all hold the folders {_some(inner)}. If these are the classes, choose one of the "
-        f"outer folders, such as data_dir={best.path}, or name the outer folders train/ and test/. If they are no "
+        f"outer folders, such as data_dir={best.path}, or name the outer folders train/ and test/. If they are not "
         "classes, put the pictures directly into the folders of the classes"
     )
 
@@ -284,9 +284,9 @@ def _masks_among(folder: Folder, parts: Sequence[Folder]) -> str | None:
 
 
 def _look_like_masks(folder: Folder, named: bool) -> bool:
-    """Return whether the first pictures have few values: two to 32, or any small number if the name says masks.
+    """Return whether the first pictures have few values: 2 to 32, or about so few if the folder's name says masks.
 
-    With the name, a JPEG file may add some noise.
+    With such a name, a single value or the noise of JPEG files is accepted.
     """
     most = 1
     for path in islice(folder.all_images(), 4):
@@ -304,13 +304,13 @@ def _look_like_masks(folder: Folder, named: bool) -> bool:
 
 
 def _is(name: str, words: set[str]) -> bool:
-    """Return whether a name consists of such words only."""
+    """Return whether a name consists only of such words."""
     own = _words(name)
     return bool(own) and {*own} <= words
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name in small letters: JPEGImages and jpeg_images are jpeg, images."""
+    """Return the words of a name in lower case: JPEGImages and jpeg_images are jpeg, images."""
     words = (word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name))
     return [word.removesuffix("set") or word for word in words if len(word) > 1]
 

@@ -1,4 +1,4 @@
-"""A folder and what is below it, read from the disk once and only where it is looked at."""
+"""A folder and what is below it, read from disk once, when first needed."""
 
 import mimetypes
 import os
@@ -13,8 +13,8 @@ from .images import IMAGE_SUFFIXES, is_image
 class Folder:
     """A folder: its pictures, its subfolders, and how many other things of each kind it holds.
 
-    A picture is known by its content; only files with the usual endings are believed without a look. Hidden files,
-    hidden folders and links that lead nowhere or back are counted as other things.
+    Pictures are recognized by their content; only files with the usual extensions are not opened. Hidden files, hidden
+    folders, and links that are broken or lead back up are counted as other things.
     """
 
     def __init__(self, path: Path, parent: "Folder | None" = None) -> None:
@@ -29,7 +29,9 @@ class Folder:
             with os.scandir(self.path) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            raise ValueError(f"{self.path} cannot be read ({error}); choose a folder that you may read") from error
+            raise ValueError(
+                f"{self.path} cannot be read ({error}); choose a folder that you are allowed to read"
+            ) from error
         kept: list[Path | Folder] = []
         for entry in entries:
             path, kind = self.path / entry.name, self._kind(entry)
@@ -78,7 +80,7 @@ class Folder:
             yield from folder.everything()
 
     def kinds(self) -> str:
-        """Return what the folder and those below hold beside pictures, in words: "12 .txt"."""
+        """Return what the folder and those below hold besides pictures, in words: "12 .txt"."""
         return in_words(sum((folder.others for folder in self.everything()), Counter()))
 
     def _kind(self, entry: os.DirEntry[str]) -> str:
@@ -86,13 +88,13 @@ class Folder:
         try:
             hidden, is_folder = entry.name.startswith("."), entry.is_dir()
             if is_folder and entry.is_symlink() and self._is_inside(entry.path):
-                return "links to a folder around them"
+                return "links to a folder above them"
             if is_folder:
                 return "hidden folders" if hidden or entry.name.startswith("__") else "folder"
             if not entry.is_file():
-                return "links that lead nowhere" if entry.is_symlink() else "things that are no files"
+                return "broken links" if entry.is_symlink() else "things that are not files"
         except OSError:  # a link to itself
-            return "links that lead nowhere"
+            return "broken links"
         suffix = os.path.splitext(entry.name)[1].lower()
         if hidden:
             return "hidden files"
@@ -105,8 +107,8 @@ class Folder:
                     if is_image(file.read(32)):
                         return "picture"
             except OSError:
-                return "files that may not be read"
-        return suffix or "files without an ending"
+                return "files without permission to read"
+        return suffix or "files without an extension"
 
     def _is_inside(self, path: str) -> bool:
         """Return whether the folder is below a folder or that folder itself."""

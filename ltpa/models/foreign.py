@@ -1,4 +1,4 @@
-"""Networks that are not ours: any module from images to logits, and the wrappers that torch puts around networks."""
+"""Networks from elsewhere: any module from images to logits, and the wrappers that torch puts around networks."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -46,7 +46,7 @@ class ForeignNetwork(ImageClassifier):
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """Return the network itself, out of a run, `torch.compile`, DataParallel, DDP or AveragedModel."""
+    """Return the network inside a run, `torch.compile`, DataParallel, DDP or AveragedModel."""
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
@@ -63,7 +63,7 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def as_classifier(model: Any, normalize: Normalization | None = None) -> ImageClassifier:
-    """Return one of our models as it is, out of its wrappers, and any other module as a `ForeignNetwork`."""
+    """Return one of our models without its wrappers, or any other module as a `ForeignNetwork`."""
     network = unwrapped(model)
     if not isinstance(network, ImageClassifier):
         with torch.inference_mode(False):  # its buffers may be needed for gradients
@@ -77,9 +77,9 @@ def as_classifier(model: Any, normalize: Normalization | None = None) -> ImageCl
 
 
 def uncompiled(network: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which modules that `module.compile()` compiled in place run as they were written.
+    """Return a context in which modules compiled in place by `module.compile()` run uncompiled.
 
-    Compiled code may not call the hooks that come later.
+    Compiled code may not call hooks that are added later.
     """
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in network.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # the first imports for seconds
@@ -108,6 +108,6 @@ def _logits(output: Any, count: int) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != count or not output.is_floating_point():
         raise TypeError(
             f"the network must return logits (N, classes), alone or named 'logits', but for N = {count} it returns "
-            f"{kind}; put it into a module whose forward returns its logits"
+            f"{kind}; wrap it in a module whose forward returns its logits"
         )
     return output

@@ -1,4 +1,4 @@
-"""A network to pass on: a folder with its weights, what rebuilds it, and a model card; also on the Hugging Face hub."""
+"""A network to share: a folder with its weights, its configuration and a model card; also on the Hugging Face hub."""
 
 import json
 import tempfile
@@ -17,13 +17,13 @@ WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md"
 
 
 def save_model(model: "ImageClassifier", folder: str | Path) -> Path:
-    """Write weights, configuration and model card into a folder, which is made; a model that is there is replaced."""
+    """Write weights, configuration and model card into a folder, new or with an earlier model."""
     folder = Path(folder).expanduser()
     strangers = {path.name for path in folder.iterdir()} - {*FILES} if folder.is_dir() else set()
     if strangers and not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds other files ({min(strangers)}, ...); name a new or an empty folder")
     if not model.options:
-        raise ValueError("only a network that ltpa.create_model made can be saved: it knows how to rebuild it")
+        raise ValueError("only networks made by ltpa.create_model can be saved, because only these can be rebuilt")
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "library_name": "ltpa",
@@ -85,8 +85,8 @@ def model_card(model: "ImageClassifier") -> str:
         "",
         "## Limits",
         "",
-        "- It answers with one of its classes for every picture, also where none fits. A picture unlike those it was "
-        "trained on gets an answer, too, often a confident one.",
+        "- It answers every picture with one of its classes, even if none fits or the picture is unlike those it was "
+        "trained on, and often with confidence.",
         "- Pictures are values in [0, 1], at least 32x32 pixels"
         + (f"; it was trained on {facts['image_size']}x{facts['image_size']}." if "image_size" in facts else "."),
         "- An attention map shows what the classifier reads with more weight. It is not proof of a cause: measure it "

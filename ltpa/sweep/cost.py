@@ -1,4 +1,4 @@
-"""What variants will cost, from the runs and variants that are there."""
+"""What variants will cost, estimated from earlier runs and variants."""
 
 import json
 import statistics
@@ -19,10 +19,10 @@ from .record import Record
 
 
 def expected_seconds(plan: Plan, runs: str | Path = "runs") -> dict[str, float | None]:
-    """Return the seconds that each open variant is expected to take, by name; None where nothing tells.
+    """Return the seconds that each open variant is expected to take, by name; None if unknown.
 
-    Runs of the sweep and in `runs` with the same model, width and image size count; if there are none, all runs do,
-    by their operations. A variant that trains nothing costs what the done variants of this sweep cost.
+    The estimate is from runs of the sweep and in `runs` with the same model, width and image size; if there are none,
+    from all runs, scaled by their operations. A variant that trains nothing costs what the done variants cost.
     """
     done = [record.seconds for record in plan.records if record.state == "done" and record.seconds]
     trained = _trained([*plan.folder.glob("*/run"), *Path(runs).glob("*")])
@@ -79,7 +79,7 @@ def _training(plan: Plan, record: Record, trained: Sequence["_Trained"]) -> floa
 
 @dataclass(frozen=True)
 class _Trained:
-    """A run that is there; `rate` is the seconds for a training image, with its part of the tests."""
+    """An earlier run; `rate` is its seconds for each training image, tests included."""
 
     size: tuple[str, float, int]
     dataset: str

@@ -48,7 +48,7 @@ class Task:
 
 
 def execute(task: Task) -> Record:
-    """Execute a variant and return its record, done or failed; what else goes wrong is raised."""
+    """Execute a variant and return its record, done or failed; other errors are raised."""
     from distributed import get_worker
 
     key = str(get_worker().get_current_task())
@@ -68,7 +68,7 @@ def running() -> int:
 
 
 class Watch:
-    """Whether the variant is still wanted; `stop` is called every second from when it is not."""
+    """Whether the variant is still wanted; once it is not, `stop` is called every second."""
 
     def __init__(self) -> None:
         self.stop: Callable[[float], object] = lambda seconds: None

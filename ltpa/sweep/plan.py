@@ -52,7 +52,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep executes in which folder: a record for each variant, with what came of it in earlier sweeps."""
+    """What a sweep executes in which folder: a record for each variant, with its result so far."""
 
     folder: Path
     target: Target
@@ -106,7 +106,7 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read_variants(file: str) -> list[dict[str, Any]]:
-    """Return the variants of a CSV file (a column a parameter) or a YAML file (a list of mappings)."""
+    """Return the variants of a CSV file (a column for each parameter) or a YAML file (a list of mappings)."""
     path = Path(file).expanduser()
     try:
         if path.suffix.lower() == ".csv":
@@ -173,7 +173,7 @@ def _values(text: str) -> list[Any]:
     if steps := re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text):
         first, last = map(int, steps.groups())
         if not 0 <= last - first < 10_000:
-            raise ValueError("a range goes up, and has at most 10,000 values")
+            raise ValueError("a range must go up and have at most 10,000 values")
         return list(range(first, last + 1))
     parts = [part.strip() for part in _COMMA.split(text)]
     if not all(parts):
@@ -202,7 +202,7 @@ def _problems(target: Target, parameters: Mapping[str, Any]) -> list[str]:
 
 
 def _identity(target: Target, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all values of a variant, checked and in one way of writing."""
+    """Return all values of a variant, checked and written in one way."""
     values = {**target.defaults, **parameters}
     if target.settings is not None:
         own = {name: value for name, value in values.items() if name in target.settings.defaults()}

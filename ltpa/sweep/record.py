@@ -15,12 +15,12 @@ State = Literal["waiting", "done", "failed"]
 
 @dataclass(frozen=True)
 class Record:
-    """A variant and what came of it.
+    """A variant and its result.
 
     Attributes:
         name: its folder in that of the sweep.
         parameters: those of files, options and grid.
-        identity: all parameters, the notebook's own values too, in one way of writing; what makes it this variant.
+        identity: all parameters, the notebook's own values too, written in one way; they identify the variant.
         source: checksum of the notebook's code; None where `fit` was called alone.
         seconds: time of the last execution.
         run, notebook: the run folder and the executed notebook, where there are any; paths from the variant's folder.

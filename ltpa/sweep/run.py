@@ -1,4 +1,4 @@
-"""Run a sweep: hand its variants to Dask workers, keep what comes of them, try a failure once more, stop cleanly."""
+"""Run a sweep: hand its variants to Dask workers, keep the results, try a failure once more, stop cleanly."""
 
 import logging
 import os
@@ -50,7 +50,7 @@ def run_sweep(plan: Plan, options: Options | None = None, say: Callable[[str], o
     """Execute the variants of a plan that are not done, write `sweep.csv`, and return its table.
 
     A variant that fails is tried once more, then kept as failed while the others go on. Ctrl-C, SIGTERM and SIGHUP stop
-    the sweep: running trainings save, and the same call goes on. Another sweep in the folder is waited for.
+    the sweep: running trainings save, and the same call continues. It waits for another sweep in the folder.
     """
     options = options or Options()
     try:
@@ -184,7 +184,7 @@ class _Sweep:
                     line.show(self._progress())
                     time.sleep(0.25)
             except KeyboardInterrupt:
-                line.print("stopping: running trainings save their step")
+                line.print("stopping: running trainings save first")
                 self._stop()
                 raise
         for record in self.failed:
@@ -220,12 +220,12 @@ class _Sweep:
             result = future.result()
         except CancelledError as error:
             raise ConnectionError(
-                "the scheduler is gone; what is done is kept, and the same command goes on from there"
+                "the scheduler is gone; finished variants are kept, and the same command continues from there"
             ) from error
         except Exception as error:
             result = replace(record, state="failed", error=_worker_error(error))
         if result.state == "failed" and attempt < ATTEMPTS:
-            line.print(f"failed, tried once more: {result.failure()}")
+            line.print(f"failed, trying once more: {result.failure()}")
             self._submit(record, attempt + 1)
             return
         own = self.plan.folder.absolute() / record.name
@@ -266,7 +266,7 @@ def _worker_error(error: BaseException) -> str:
     from distributed import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return "its workers died, again and again; is there too little memory? Fewer --workers leave more for each"
+        return "its workers died repeatedly; is there too little memory? Fewer --workers leave more for each"
     return f"{type(error).__name__}: {error}"[:500]
 
 

@@ -25,8 +25,8 @@ from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files,
 
 SAVE_MINUTES = 5.0  # between saves within an epoch
 CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
-SLOW = 3  # times as long as the first steps, and
-LOST_SECONDS = 10.0  # more than these would have taken: far slower
+SLOW = 3  # warn of steps that take so many times as long as the first ones,
+LOST_SECONDS = 10.0  # and that lose at least so much time
 TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
 
 
@@ -118,7 +118,7 @@ class Slowdown(Callback):
     """Warn once that an epoch's steps take far longer than those after the first check, as beside other programs."""
 
     def __init__(self) -> None:
-        self._promised = 0.0  # seconds a step on whole pictures
+        self._expected = 0.0  # seconds a step on whole pictures
         self._warmed_up = self._noted = False
 
     def on_start(self, trainer: Trainer) -> None:
@@ -130,7 +130,7 @@ class Slowdown(Callback):
         self.on_start(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Compare the steps of the epoch with the promise, whenever `HealthCheck` has waited for the GPU."""
+        """Compare the steps of the epoch with the expected time, whenever `HealthCheck` has waited for the GPU."""
         self._steps += trainer.pixels
         count = self._steps
         if trainer.state.step % CHECKED_STEPS or self._noted:
@@ -139,14 +139,14 @@ class Slowdown(Callback):
         if not self._warmed_up:
             self._warmed_up = True
             self.on_start(trainer)
-        elif not self._promised:
-            self._promised = seconds / count
-        elif seconds > SLOW * count * self._promised and seconds - count * self._promised > LOST_SECONDS:
+        elif not self._expected:
+            self._expected = seconds / count
+        elif seconds > SLOW * count * self._expected and seconds - count * self._expected > LOST_SECONDS:
             self._noted = True
             now = seconds / count
             logger.warning(
-                f"a step takes {now * trainer.pixels:.2g} s on average, {now / self._promised:.1f} times as long as at "
-                "the start would make one expect: does another program use the same processor?"
+                f"a step takes {now * trainer.pixels:.2g} s on average, {now / self._expected:.1f} times as long as "
+                "expected from the first steps: does another program use the same processor?"
             )
 
 
@@ -169,7 +169,7 @@ class Snapshots(Callback):
         if not trainer.state.step:
             attempt(trainer, save_snapshot, run, self._images, trainer.precision)
         elif not files:
-            logger.warning(f"the maps by epoch are kept from epoch {len(run.history) + 1} on: snapshots was 0 before")
+            logger.warning(f"the maps are kept from epoch {len(run.history) + 1} on: snapshots was 0 before")
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Save the maps."""
@@ -214,7 +214,7 @@ class Saving(Callback):
 
     def end(self, after: str) -> None:
         """Log whether everything is saved, and raise KeyboardInterrupt or SystemExit."""
-        saved = "it is not saved" if self.failure else "saved: call fit again to go on"
+        saved = "it is not saved" if self.failure else "saved: call fit again to continue"
         logger.info(f"interrupted after {after}; {saved}")
         self.interrupted.raise_again()
 
@@ -311,7 +311,7 @@ def attempt(trainer: Trainer, save: Callable[..., Any], *arguments: Any) -> OSEr
     try:
         save(*arguments)
     except OSError as error:
-        logger.warning(f"step {trainer.state.step} is not saved, what was saved before stays: {error}")
+        logger.warning(f"step {trainer.state.step} is not saved; what was saved before is kept: {error}")
         return error
     return None
 
@@ -336,7 +336,7 @@ class Interrupted:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupted]:
-    """Let SIGINT and SIGTERM only set a flag, for the time of a `with` block, so that no step or save is cut in two."""
+    """Within a `with` block, let SIGINT and SIGTERM only set a flag, so that no step or save is cut in two."""
     interrupted = Interrupted()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted

@@ -1,4 +1,4 @@
-"""What settings that are None stand for: chosen once, before the training."""
+"""Values for settings that are None, chosen once before training."""
 
 import dataclasses
 from typing import Any
@@ -16,9 +16,9 @@ MANY = 20_000  # images
 
 
 def chosen(config: TrainConfig, data: Dataset | None = None) -> TrainConfig:
-    """Return the settings with a value in place of every None that means "what suits"; others stay as they are.
+    """Return the settings with a suitable value in place of every None that asks for one.
 
-    Without the data they are taken for many. A backbone's images do not grow during the training.
+    Without `data`, many images are assumed. With a backbone, images have their whole size from the start.
     """
     count = MANY if data is None else len(data.train)
     side = config.side if data is None else max(MIN_SIDE, min(MAX_SIDE, data.train.shape[-1]))
@@ -54,7 +54,7 @@ def _batch_size(count: int, backbone: bool) -> int:
 
 
 def _epochs(config: TrainConfig, count: int) -> int:
-    """Return more epochs for fewer images; what reads a frozen backbone needs more than a backbone, and costs less."""
+    """Return more epochs for fewer images, and for a frozen backbone, whose epochs are cheap."""
     if not is_backbone(config.model):
         return 10 if count >= MANY else 20 if count >= 1000 else 40
     if config.freeze:

@@ -1,4 +1,4 @@
-"""The optimizer, the learning rate, and when a run ends: after so many steps, or by the clock."""
+"""The optimizer, the learning rate, and when a run ends: after a number of steps, or by the clock."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -72,10 +72,10 @@ def make_optimizer(
     weight_decay: float,
     slow: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of what is trained in a model; matrices and filters decay, but not biases, norms and `u`.
+    """Return an optimizer of a model's trainable parameters; matrices and filters decay, but not biases, norms and `u`.
 
     The rate of each group of parameters is the highest of its schedule. With "muon", `learning_rate` is that of the
-    filters of all convolutions but the first, which do not decay; the rest takes SGD. The `slow` parameters, those of a
+    filters of all convolutions but the first, which do not decay; SGD moves the rest. The `slow` parameters, those of a
     pretrained backbone, learn at a tenth of the rate.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -126,8 +126,8 @@ def grown_side(side: int, part: float) -> int:
 
 
 def computing(done: float) -> float:
-    """Return the part of all computing that is behind at `done` of the schedule: a step takes time by its pixels."""
-    spent, before = [0.0, 0.0], 0.0  # until `done`, and in all
+    """Return the part of all computing that is finished at `done` of the schedule: a step costs by its pixels."""
+    spent, before = [0.0, 0.0], 0.0  # until `done`, and in total
     for until, part in (*GROWTH, (1.0, 1.0)):
         for number, end in enumerate((done, 1.0)):
             spent[number] += part**2 * max(0.0, min(end, until) - before)

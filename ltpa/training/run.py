@@ -235,7 +235,7 @@ def restore(run: Run, state: State) -> None:
     """Fill run and state from the newest checkpoint, or a complete run from its weights."""
     weights, checkpoints = run.path / "weights.safetensors", run.path / "checkpoints"
     if state.restore(checkpoints):
-        logger.info(f"going on with {run.path} after {run.progress} (step {state.step})")
+        logger.info(f"continuing {run.path} after {run.progress} (step {state.step})")
         if run.complete:
             save_epoch(run)  # it may have ended when this could not be written
     elif weights.is_file() and (run.path / "history.csv").is_file():

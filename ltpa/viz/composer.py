@@ -57,7 +57,7 @@ def compose(
 
 
 def busy(image: Image.Image, text: str) -> Image.Image:
-    """Return the picture, faded, with a line of text: a new one is being computed."""
+    """Return the picture, faded, with a line of text, for the time in which a new one is computed."""
     faded = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
     pen, font = ImageDraw.Draw(faded), _font(_HEADING, bold=True)
     middle = (faded.width // 2, min(faded.height, 3 * _LINE + _PANEL) // 2)

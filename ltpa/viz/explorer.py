@@ -1,8 +1,8 @@
 """The explorer: click through pictures, levels and models, or upload a photo, and see where the network looks.
 
 It uses only the core widgets of ipywidgets 7.7 and 8, so Colab needs no custom widget manager. One picture is updated
-in place, so nothing flickers. Where an answer takes longer, the old picture fades and says what is computed. Errors
-appear in the panel.
+in place, so nothing flickers. During a slow computation, the old picture fades and names it. Errors appear in the
+panel.
 """
 
 import base64
@@ -36,7 +36,7 @@ IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassif
 NOTHING = "no second row"
 RESOLUTIONS = (32, 64, 96, 128, 224)
 _PASSES = {"saliency": 3, "gradcam": 3, "integrated_gradients": 150, "occlusion": 130}  # as costly as forward passes
-_SLOW = 0.4  # seconds from which on the panel says that it computes
+_SLOW = 0.4  # seconds; if it takes longer, the panel says what it computes
 _CACHED = 200  # maps and pictures, enough for about fifty images
 _ALT = "The explorer: a picture, its attention maps, and the five most probable classes"
 # On a page made by nbconvert, the panel stays empty unless a script can be loaded. This picture appears there instead,
@@ -190,8 +190,8 @@ class Explorer:
     def _explanation(self) -> str:
         """Return what stands below the picture: the classes, and what an unsure answer means."""
         return html.escape(
-            f"{known_classes(self._classes)} An answer under {100 * UNSURE:.0f} % is marked as unsure: to the network, "
-            "the other classes together are more probable. It cannot say that a picture shows none of its classes."
+            f"{known_classes(self._classes)} An answer under {100 * UNSURE:.0f} % is marked as unsure: the network "
+            "finds the other classes together more probable. It cannot say that a picture shows none of its classes."
         )
 
     def _connect(self) -> None:
@@ -226,7 +226,7 @@ class Explorer:
         self.message.value = f'<b style="color: {color}">{html.escape(text, quote=False)}</b>' if text else ""
 
     def _announce(self, work: str, pixels: float) -> None:
-        """Fade the picture and say what is computed, if that takes long; `pixels` are those of all forward passes."""
+        """Fade the picture and name the work, if it takes long; `pixels` are those of all forward passes."""
         seconds = self._pace * pixels
         if seconds > _SLOW and self._shown is not None:
             text = f"computing {work} ..." if seconds < 2 else f"computing {work}, about {seconds:.0f} s ..."
@@ -267,7 +267,7 @@ class Explorer:
             return
         before, last = self.position.value, len(self.chosen) - 1
         number = random.randrange(max(1, last))
-        self.position.value = number + (number >= before) if last else 0  # another one than before
+        self.position.value = number + (number >= before) if last else 0  # a different one
         if self.position.value == before:
             self._update()
 
@@ -335,7 +335,7 @@ class Explorer:
                     return explain(self.models[""], entered[None], other)[0]
 
                 maps = self._cached((key, "", other), explanation)
-                return [first, Row(f"{words}: which parts speak for {answer}?", shown, {words: maps})]
+                return [first, Row(f"{words}: which parts support {answer}?", shown, {words: maps})]
         except Exception as error:  # the first row can still be shown
             self._say(f"{METHOD_NAMES.get(other, other)}: {error}", wrong=True)
         return [first]

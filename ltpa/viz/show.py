@@ -61,7 +61,7 @@ def show(
         unsure: the probability under which an answer is marked as unsure, 0 to 1.
     """
     if model is not None and maps is not None:
-        raise ValueError("give a model (or a run), or maps={name: weights (N, h, w)}: one of the two")
+        raise ValueError("give either a model (or a run) or maps={name: weights (N, h, w)}")
     if not 0 <= unsure <= 1:
         raise ValueError(f"unsure must be a probability from 0 to 1, not {unsure}")
     pictures = read_pictures(images)
@@ -145,7 +145,7 @@ def readable(picture: Tensor, side: int | None = None) -> Tensor:
 
 
 def names_of_files(source: Any) -> list[str]:
-    """Return the names of the files that `read_pictures` reads, or nothing where not all pictures are in files."""
+    """Return the names of the files that `read_pictures` reads, or nothing unless all pictures are in files."""
     names = []
     for part in source if isinstance(source, list | tuple) else [source]:
         if not isinstance(part, str | os.PathLike):
@@ -156,7 +156,7 @@ def names_of_files(source: Any) -> list[str]:
 
 
 def _with_names(answers: list[str], images: Any) -> list[str]:
-    """Return the answers with the names of the files, where there are several."""
+    """Return the answers with the names of the files, if there are several."""
     names = names_of_files(images)
     return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)] if len(names) > 1 else answers
 

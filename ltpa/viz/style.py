@@ -1,7 +1,7 @@
 """The looks of all figures, the scale of maps, and how a figure becomes a PNG or appears in a notebook.
 
 Figures do not use pyplot, so none is displayed by itself or twice, and none has to be closed. They are 1,000 pixels
-wide, and their text has 18 pixels, to be read from the last row of a lecture room.
+wide, and their text has 18 pixels, readable from the last row of a lecture room.
 """
 
 import io
@@ -24,14 +24,14 @@ MARKERS = "osD^vP*X"
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure of so many inches, whose parts find their places by themselves."""
+    """Return an empty figure of a size in inches, with automatic layout."""
     return Figure((width, height), dpi=DPI, layout="constrained")
 
 
 def style_axes(
     axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: Literal["x", "y", "both"] | None = "both"
 ) -> None:
-    """Name the axes, set all their text in the size of figures, and draw grid lines."""
+    """Label the axes, set their text to the size used in all figures, and draw grid lines."""
     axes.set_xlabel(x, fontsize=FONT)
     axes.set_ylabel(y, fontsize=FONT)
     axes.set_title(title, fontsize=FONT)

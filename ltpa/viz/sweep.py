@@ -16,12 +16,12 @@ _POINTS = 0.3  # opacity of single runs
 
 
 def sweep_figure(table: pd.DataFrame, x: str, y: str = "test_accuracy", by: str | None = None) -> Figure:
-    """Draw a metric of a sweep against a parameter: a point a run, and the mean with its 95 % interval over seeds.
+    """Draw a metric of a sweep against a parameter: a point for each run, and means with 95 % intervals.
 
     Args:
-        table: from `ltpa.load_sweep`; rows without the metric are left out. Choose rows where other parameters vary,
-            too: the interval is that of all rows with the same x.
-        x: a column; numbers that span a factor of ten or more get a logarithmic axis, all else one place each.
+        table: from `ltpa.load_sweep`; rows without the metric are left out. If other parameters vary, select rows
+            first: the interval is over all rows with the same x.
+        x: a column; numbers that span a factor of ten or more get a logarithmic axis; others are evenly spaced.
         y: a column of numbers.
         by: a column; each of its values has its own line.
     """

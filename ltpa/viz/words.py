@@ -25,7 +25,7 @@ _ATTENTION = re.compile(r"(?P<trunk>.+?)-att(?P<levels>\d*)-(?P<combine>concat|i
 def model_in_words(name: str) -> str:
     """Return a model's name in words: "attention pc, 3 levels" for "vgg-att3-concat-pc"; other names as they are.
 
-    What stands behind the name, such as a normalizer, is kept.
+    What follows the name, such as a normalizer, is kept.
     """
     if not (parts := _NAME.fullmatch(name)):
         return name

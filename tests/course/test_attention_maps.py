@@ -46,7 +46,7 @@ def test_by_default_drawn_pictures_are_shown_where_there_is_no_network(capsys):
     config = LookConfig(device="cpu", examples=3)
     network, data = attention_maps.find(config)
     printed = capsys.readouterr().out
-    assert "could not be downloaded: going on without cifar10, with weights for pictures that are drawn" in printed
+    assert "could not be downloaded: instead of cifar10, drawn pictures and weights for them are shown" in printed
     assert network.name == pretrained.DRAWN
     assert data.test.masks is not None
     output = ltpa.attend(network.model, data.test[:100])

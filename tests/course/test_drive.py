@@ -166,7 +166,7 @@ def test_a_drive_that_vanishes_while_training(colab, tmp_path, monkeypatch):
 
     with pytest.raises(OSError, match="the trained weights are in"):
         fit(config, tiny_data(), callbacks=[vanish], progress=False)
-    assert [" ".join(words.split()[:5]) for words in held[0].notes] == [f"step {step} is not saved," for step in (6, 9)]
+    assert [" ".join(words.split()[:5]) for words in held[0].notes] == [f"step {step} is not saved;" for step in (6, 9)]
     assert list(colab.point.iterdir()) == []
     with pytest.raises(
         OSError, match=r"cannot make the run folder runs/mine: .*a drive that is no longer mounted\? Run"

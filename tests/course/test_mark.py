@@ -49,7 +49,7 @@ def test_each_exercise_is_marked_by_itself(tmp_path, capsys, monkeypatch):
     assert anna["steer"].endswith("(line 1 of the cell)")
     assert anna["positions"] == "error: it ended the process"
     assert anna["border"] == "error: ZeroDivisionError: division by zero (line 4 of the cell)"
-    assert anna["moved"] == "error: it did not end within 5 s"
+    assert anna["moved"] == "error: it did not finish within 5 s"
     assert anna["add"] == "not filled in", "solutions=True fills in nothing"
     assert anna["gates"].startswith("not yet. Return two things")
     assert set(frame.result[8:]) == {"the notebook cannot be read (JSONDecodeError)"}

@@ -320,7 +320,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\
         (b"\x89PNG\r\n\x1a\n", "not a"),
         (NOISE[: len(NOISE) // 2], "not a readable image"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "not a"),
-        (FLOAT, "no finite numbers"),
+        (FLOAT, "not finite numbers"),
         (png_that_declares(50_000, 50_000), "more than 150,000,000 pixels"),  # beyond Pillow's own limit
         (png_that_declares(13_000, 12_000), "more than 150,000,000 pixels"),  # Pillow would warn
         (png_that_declares(7_000, 7_000), "not a readable image"),  # allowed, but the pixels are missing

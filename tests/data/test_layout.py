@@ -122,7 +122,7 @@ def test_nothing_is_left_out_in_silence(tmp_path):
     assert (layout.classes, len(layout.train[0])) == (("cat", "dog"), 4)
     notes = "; ".join(layout.notes)
     kinds = ("1 .db", "1 hidden file", "2 .txt", "1 files without", "1 picture", "1 hidden folder", "docs")
-    for kind in (*kinds, "1 links that lead nowhere", "1 links to a folder around", "1 things that are no files"):
+    for kind in (*kinds, "1 broken links", "1 links to a folder above", "1 things that are not files"):
         assert kind in notes
 
 

@@ -291,7 +291,7 @@ def test_defaults_are_in_one_place_only():
 def test_every_section_of_02_shows_something_without_a_network(notebook, copy):
     """Only the default falls back: to weights for drawn pictures, which come with maps of every epoch."""
     printed = printed_by(copy)
-    assert "going on without cifar10, with weights for pictures that are drawn by code" in printed
+    assert "instead of cifar10, drawn pictures and weights for them are shown" in printed
     assert re.search(r"^[1-9]\d* of 2000 test images are misclassified", printed, re.MULTILINE)
     assert "more than the even share" in printed
     assert len([o for o in outputs_of(copy) if "image/png" in o.get("data", {})]) >= 7

@@ -41,7 +41,7 @@ def test_values_of_a_grid(text, values):
     ("texts", "message"),
     [
         (["seed"], "write name=a,b,c"),
-        (["seed=3..0"], "a range goes up"),
+        (["seed=3..0"], "a range must go up"),
         (["seed=1,,2"], "a value is empty"),
         (["seed=1", "seed=2"], "given twice"),
         (["a b=1", "seed="], r"(?s)--grid a b.*--grid seed="),

@@ -73,7 +73,7 @@ def test_a_failing_variant_among_good_ones_and_a_larger_grid(cluster, notebook, 
     target = read_notebook(notebook)
     lines = lines_of(run_sweep, make_plan(tmp_path, target, {}, {"x": [2, 13]}), options)
     assert "failed: x=13: cell 4: AssertionError: no luck" in lines[-2]
-    assert capsys.readouterr().out.count("failed, tried once more: x=13") == 1
+    assert capsys.readouterr().out.count("failed, trying once more: x=13") == 1
     table = ltpa.load_sweep(tmp_path)
     assert list(table["x"]) == [2, 13]
     assert list(table["state"]) == ["done", "failed"]

@@ -144,7 +144,7 @@ def test_a_killed_process_ends_the_run_and_its_checkpoint_is_gone_on_from(two, t
     assert "another process of this training has ended" in survivor.err
     assert len(ltpa.load_run(tmp_path / "run", "cpu").history) == 2
     assert list((tmp_path / "run" / "checkpoints").glob("step-000000010-*"))
-    assert "going on with" in complete(tmp_path)[0].out
+    assert "continuing" in complete(tmp_path)[0].out
     assert largest_difference(weights(tmp_path / "run"), weights(two[0])) < 1e-12
 
 

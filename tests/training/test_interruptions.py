@@ -70,10 +70,10 @@ def test_sigterm_saves_and_ends_the_process(undisturbed, tmp_path, monkeypatch, 
         signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 143
     out, err = capfd.readouterr()
-    assert "interrupted after step 5; saved: call fit again to go on" in out
+    assert "interrupted after step 5; saved: call fit again to continue" in out
     fit(config, tiny_data())
     out, more = capfd.readouterr()
-    assert f"going on with {config.path} after 1 of 3 epochs (step 5)" in out
+    assert f"continuing {config.path} after 1 of 3 epochs (step 5)" in out
     assert err + more == ""
     assert differences(undisturbed(), config.path) == []
 

@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_with_the_time_that_is_left(monkeypatch, tmp_
     assert machine.rates[-1] < 0.1
     assert machine.rates[21] == pytest.approx(machine.rates[20], rel=0.2), "no second warm-up"
     told = capsys.readouterr().out
-    assert "going on with" in told
+    assert "continuing" in told
     assert "1 minute on cpu" in told
     assert f"passes over the training images, test accuracy {run.history[-1]['test_accuracy']:.1%}" in told
     monkeypatch.setattr(trainer, "train_step", lambda *_, **__: pytest.fail("trained again"))

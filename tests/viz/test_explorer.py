@@ -138,8 +138,8 @@ def bomb(side=40_000):
         (np.zeros((15_001, 10_000), dtype=np.uint8), ValueError, "more than 150,000,000 pixels"),
         (encoded(photo())[:90], ValueError, "not a readable image"),
         ("nowhere/a.jpg", FileNotFoundError, "there is no file 'nowhere/a.jpg'"),
-        ([], ValueError, "there is no picture"),
-        (7, TypeError, "an int is no picture"),
+        ([], ValueError, "no picture was given"),
+        (7, TypeError, "an int is not a picture"),
         (torch.zeros(1, 8, 8), ValueError, r"must have the shape \(3, H, W\), not \(1, 8, 8\)"),
         (np.zeros((3, 8, 8), dtype=np.uint8), ValueError, r"\(H, W, 3\) or \(H, W, 4\), not \(3, 8, 8\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "must be uint8, or float"),
@@ -228,7 +228,7 @@ def test_show_takes_maps_of_any_network(data):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": model(), "maps": {}}, ValueError, "one of the two"),
+        ({"model": model(), "maps": {}}, ValueError, "either a model"),
         ({"model": torch.nn.Linear(2, 2)}, TypeError, "a run or a model of ltpa is needed, not Linear"),
         ({"maps": {"a": torch.rand(3, 4, 4)}}, ValueError, r"maps of a 4x4 .*\(N, h, w\) for N = 1 images"),
         ({"maps": {"a": torch.rand(4, 4)}}, ValueError, r"maps of a.* must have the shape"),
