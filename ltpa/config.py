@@ -106,7 +106,7 @@ class SettingsBase:
         """Make settings of values that may be text: from a file, the command line or papermill.
 
         "None", "none", "null", "~" and "" are None, "1e-2" is a number, "true" and "no" are switches, "0, 1" and
-        "[0, 1]" are lists; what is no text is left as it is.
+        "[0, 1]" are lists; values that are not text are left alone.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"settings must be a dictionary of names and values, not {values!r}")
@@ -225,7 +225,7 @@ def _from_text(value: Any, hint: Any) -> Any:
 
 
 def yaml_values(text: str) -> Any:
-    """Return what a text in YAML holds; what is no plain decimal number, switch or null stays text, as it is written.
+    """Return the values of a YAML text; all but plain decimal numbers, switches and null stays text, as written.
 
     (YAML 1.1 would read 1:30 as 90, 010 as 8 and 1e-3 as a text.) A name that is given twice is an error.
     """
@@ -302,7 +302,7 @@ class TrainConfig(SettingsBase):
     batch_size: BatchSize | None = Field(
         None, description="images per optimizer step (batch norm compares images); None chooses by their number"
     )
-    optimizer: Optimizer | None = Field(None, description="muon, sgd or adamw; None is what suits the model")
+    optimizer: Optimizer | None = Field(None, description="muon, sgd or adamw; None chooses by the model")
     learning_rate: LearningRate | None = Field(
         None, description="peak of the schedule, with muon that of the filters; None chooses by the other settings"
     )

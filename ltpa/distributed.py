@@ -197,8 +197,8 @@ def joined(device: torch.device) -> Iterator[Processes]:
         words = " ".join(str(error).split())
         if "gloo" in words or isinstance(error, dist.DistNetworkError):
             raise ProcessLost(
-                f"another process of this training has ended ({words[:200]}); what was saved stays: the same command "
-                "goes on"
+                f"another process of this training has ended ({words[:200]}); what was saved is kept: the same "
+                "command continues"
             ) from error
         if isinstance(error, dist.DistError):
             raise ProcessLost(f"the processes cannot work together: {words}") from error

@@ -70,7 +70,7 @@ class LookConfig(SettingsBase):
     )
     download: bool = Field(True, description="whether missing test images may be downloaded (CIFAR: 24 MB)")
     device: Device = Field("auto", description="auto, cpu or cuda")
-    epochs: Count = Field(QUICK["epochs"], description="of the quick model that is trained where there is no run")
+    epochs: Count = Field(QUICK["epochs"], description="of the quick model that is trained if there is no run")
     train_limit: Limit | None = Field(None, description="training images of that model")
     test_limit: Limit | None = Field(None, description="test images of that model")
 

@@ -175,7 +175,7 @@ class Grid:
         """Raise a ValueError that says what to do if there is no run at all."""
         if not self.results:
             raise ValueError(
-                f"there is no run to go on with; {self.complaints()}\n"
+                f"there is no run to compare; {self.complaints()}\n"
                 "Train runs with the cell above (if `budget` is 0 or too small, set budget=None), or copy folders of "
                 "trained runs into runs/; then run this cell again"
             )

@@ -1,7 +1,7 @@
 """Training with queries: scenes of two objects, a query, and as the label the class of the object that it shows.
 
 Training on single objects never needs a query: whatever attracts attention is the only object there is. Here the label
-depends on it. A copy of a trained model goes on training; only the query's global feature says which object counts,
+depends on it. A copy of a trained model is trained further; only the query's global feature says which object counts,
 and the logits are made of what the map gathers from the scene.
 """
 

@@ -123,7 +123,7 @@ def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
 
 
 def _check_fraction(fraction: float) -> None:
-    """Refuse what is no number."""
+    """Refuse a fraction that is not a number."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise TypeError(f"validation must be a number, not {fraction!r}")
 

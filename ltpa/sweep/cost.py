@@ -89,7 +89,7 @@ class _Trained:
 
 
 def _trained(folders: Iterable[Path]) -> list[_Trained]:
-    """Return what the runs in these folders took; folders that are no run with an epoch are left out."""
+    """Return the costs of the runs in these folders; folders without a finished epoch are left out."""
     runs = []
     for folder in folders:
         try:

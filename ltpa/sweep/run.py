@@ -112,8 +112,8 @@ def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Itera
 def machine_share(variants: int, left: int, workers: int | None, device: str) -> tuple[int, int]:
     """Return how many workers this machine gets for the variants that are left, and the threads of each.
 
-    The threads do not depend on what is left: sums of another number of threads are rounded in another way, and a run
-    that goes on would not have the weights, bit by bit, of an undisturbed one.
+    The number of threads does not depend on what is left: it changes the rounding of sums, so a run that is continued
+    would not have the same weights, bit by bit, as an undisturbed one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory, most = psutil.virtual_memory(), workers
@@ -212,7 +212,7 @@ class _Sweep:
         return Task(record, parameters, target.notebook, target.path, output, self.options.kernel)
 
     def _take(self, future: Any, line: "_LiveLine") -> None:
-        """Keep what came of a variant; submit it again after the first failure."""
+        """Keep the result of a variant; submit it again after the first failure."""
         from distributed import CancelledError
 
         record, attempt = self.pending.pop(future)

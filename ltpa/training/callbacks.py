@@ -25,8 +25,8 @@ from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files,
 
 SAVE_MINUTES = 5.0  # between saves within an epoch
 CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
-SLOW = 3  # warn of steps that take so many times as long as the first ones,
-LOST_SECONDS = 10.0  # and that lose at least so much time
+SLOW = 3  # times as long as expected: steps that get a warning,
+LOST_SECONDS = 10.0  # if they also lose more than this
 TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
 
 

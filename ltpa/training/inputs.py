@@ -34,7 +34,7 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
 
 
 def check_arguments(config: Any, data: Any) -> None:
-    """Refuse what is no settings or no data set."""
+    """Refuse anything but settings and a data set."""
     if not isinstance(config, TrainConfig):
         hint = "; of a dictionary: TrainConfig(**settings)" if isinstance(config, Mapping) else ""
         raise TypeError(f"config must be a TrainConfig, such as TrainConfig(epochs=10), not {config!r:.60}{hint}")

@@ -39,7 +39,7 @@ class Run:
         history: one dict an epoch: epoch (from 1), train_loss, train_accuracy, test_loss, test_accuracy (in [0, 1];
             of the held-out images where `validation` is set), learning_rate, seconds, and entropy_<level>, the mean
             entropy of the test images' maps (1 = uniform). With `minutes` also schedule, the finished part of the
-            schedule; the last row then is no whole epoch.
+            schedule; the last row is then not a whole epoch.
         path: the folder, with config.json, history.csv and weights.safetensors.
         notes: warnings of `fit`: copies in the data, a file that could not be written, uniform maps.
     """

@@ -180,7 +180,7 @@ def fit(
     nothing.
 
     SIGTERM and Ctrl-C (a notebook's stop button) take effect after the current step, which is saved. A file that cannot
-    be written is reported, and training goes on. A second process on the same machine waits for the folder.
+    be written is reported, and training continues. A second process on the same machine waits for the folder.
 
     Args:
         config: the settings. Under torchrun `batch_size` is divided among the processes.

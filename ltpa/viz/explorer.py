@@ -252,7 +252,7 @@ class Explorer:
         moved = self.position.value != 0
         self.position.value = 0
         self.position.max = max(0, len(chosen) - 1)
-        self._say(counted(len(chosen), "image") if chosen else f"there is no image: {way}", wrong=not chosen)
+        self._say(counted(len(chosen), "image") if chosen else f"no images: {way}", wrong=not chosen)
         if not moved:
             self._update()
 
@@ -318,7 +318,7 @@ class Explorer:
             label = -1 if self._labels is None else int(self._labels[key])
             truth = self._classes[label] if label >= 0 else None
         else:
-            title = f"there is no image: {self.which.value}" if len(self._images) else "upload a photo"
+            title = f"no images: {self.which.value}" if len(self._images) else "upload a photo"
             return [Row(title, torch.full((3, 64, 64), 235, dtype=torch.uint8), {})]
         first = self._row(f"{title}: {self._name}", shown, entered, "", key, truth)
         size = entered.shape[1] * entered.shape[2]

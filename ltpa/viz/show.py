@@ -92,7 +92,7 @@ def show(
 
 
 def find_model(model: Any) -> Any:
-    """Return the model or run that a name or a folder stands for; anything else as it is."""
+    """Return the model or run of a name or a folder; return anything else unchanged."""
     if not isinstance(model, str | os.PathLike):
         return model
     name = os.fspath(model)

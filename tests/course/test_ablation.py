@@ -363,7 +363,7 @@ def test_a_grid_without_any_run_says_what_to_do(trained, tmp_path, monkeypatch):
     trained[1].require_runs()
     monkeypatch.chdir(tmp_path)
     grid = ablation.collect(AblationConfig(**TINY))
-    with pytest.raises(ValueError, match=r"(?s)there is no run to go on with; 6 of 6 runs.*set budget=None"):
+    with pytest.raises(ValueError, match=r"(?s)there is no run to compare; 6 of 6 runs.*set budget=None"):
         grid.require_runs()
     for draw in (lambda grid: ablation.ablation_figure(grid, []), ablation.cost_figure):
         with pytest.raises(ValueError, match="no run to draw"):

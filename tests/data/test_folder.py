@@ -140,7 +140,7 @@ def test_paths(tmp_path, monkeypatch):
         ({"a.png": None, "b.txt": b""}, "no folders of classes"),
         ({"a.zip": b"PK"}, "unpack"),
         ({"cat/a.png": None}, "has only one class, 'cat'; a classifier needs at least two"),
-        ({"cat/a.png": None, "dog/readme.txt": b""}, "one class only, 'cat'"),
+        ({"cat/a.png": None, "dog/readme.txt": b""}, "only one class, 'cat'"),
         ({"cat/a.png": None, "dog/a.png": None}, "too few images to set some aside for the test"),
         ({"train/cat/a.png": None, "train/dog/a.png": None}, "data_dir=.*train "),
         ({"test/cat/a.png": None, "cat/a.png": None}, r"holds test/ but no train/"),

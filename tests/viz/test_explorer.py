@@ -375,9 +375,9 @@ def test_a_choice_without_images_shows_that_there_are_none(data):
     before = panel.png()
     panel.which.value = f"class: {data.classes[3]}"
     assert panel.chosen == []
-    assert f"there is no image: class: {data.classes[3]}" in panel.message.value
+    assert f"no images: class: {data.classes[3]}" in panel.message.value
     (row,) = panel._rows()
-    assert row.title == f"there is no image: class: {data.classes[3]}"
+    assert row.title == f"no images: class: {data.classes[3]}"
     assert (row.maps, row.probabilities) == ({}, {})
     empty = panel.png()
     assert empty != before
