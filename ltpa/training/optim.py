@@ -40,6 +40,7 @@ class Muon(torch.optim.SGD):
 
     def _step_filters(self, filters: Tensor, rate: float) -> None:
         gradient = filters.grad
+        assert gradient is not None
         momentum = self.state[filters].setdefault("momentum_buffer", torch.zeros_like(filters))
         momentum.mul_(FILTER_MOMENTUM).add_(gradient)
         direction = gradient.add(momentum, alpha=FILTER_MOMENTUM)

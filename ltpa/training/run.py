@@ -115,7 +115,12 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
 
 def facts_of(config: TrainConfig, history: list[dict[str, float]], data: dict[str, Any]) -> dict[str, Any]:
     """Return what a model card says about a training; `data` as from `fingerprint`."""
-    facts = {"dataset": config.dataset, "image_size": config.image_size, "epochs": len(history), "seed": config.seed}
+    facts: dict[str, Any] = {
+        "dataset": config.dataset,
+        "image_size": config.image_size,
+        "epochs": len(history),
+        "seed": config.seed,
+    }
     facts |= {"validation": config.validation, "accuracy": history[-1]["test_accuracy"] if history else None}
     facts |= {"train_images": data.get("train"), "test_images": data.get("test")}
     return {name: value for name, value in facts.items() if value is not None}
