@@ -58,5 +58,5 @@ def _epochs(config: TrainConfig, count: int) -> int:
     if not is_backbone(config.model):
         return 10 if count >= MANY else 20 if count >= 1000 else 40
     if config.freeze:
-        return 20 if count < 2000 else 12
+        return 15 if count < 2000 else 10
     return 12 if count < 2000 else 6

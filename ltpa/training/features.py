@@ -18,7 +18,7 @@ from ..progress import logger
 from .loader import Loader
 from .run import Run
 
-VIEWS = 4  # of a training image: itself, then crops and flips; epoch k reads view k modulo VIEWS
+VIEWS = 8  # of a training image: itself, then crops and flips; epoch k reads view k modulo VIEWS
 AT_ONCE = 16  # images
 
 
