@@ -104,4 +104,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     from torchvision.transforms.functional import gaussian_blur  # here, because it takes seconds to import
 
     kernel = [2 * min(max(1, round(3 * sigma)), side - 1) + 1 for side in (images.shape[3], images.shape[2])]
-    return gaussian_blur(images, kernel, [sigma, sigma])
+    # Along one side, then along the other: the same as at once, and much faster for large pictures.
+    for size in ([kernel[0], 1], [1, kernel[1]]):
+        images = gaussian_blur(images, size, [sigma, sigma])
+    return images
