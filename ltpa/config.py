@@ -245,7 +245,7 @@ def yaml_values(text: str) -> Any:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^({pattern})$"), None)
     switches = re.compile(f"^({'|'.join(_BOOLEANS)})$", re.IGNORECASE)
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", switches, None)
-    return yaml.load(text, Loader=Loader)
+    return Loader(text).get_single_data()
 
 
 def _is_union(hint: Any) -> bool:

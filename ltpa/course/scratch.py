@@ -41,14 +41,18 @@ parameters = partial(setup.parameters, kind=ScratchConfig)
 
 
 def two_objects(seed: int) -> tuple[Tensor, Tensor, tuple[str, str]]:
-    """Draw 32 pictures of two objects; return that whose objects differ most in hue, its masks, the objects' classes.
+    """Draw pictures of two objects; return one with hues that differ, its masks, and the objects' classes.
+
+    The hues of the two objects and of the ground differ more than in any other of the pictures.
 
     The picture is float (3, 64, 64) in [0, 1], the masks are bool (2, 64, 64).
     """
-    images, labels, masks = draw_shapes(32, 64, seed, objects=2)
-    colors = torch.einsum("nchw,nohw->noc", images.double() / 255, masks.double()) / masks.sum((2, 3)).unsqueeze(2)
+    images, labels, masks = draw_shapes(256, 64, seed, objects=2)
+    parts = torch.cat([masks, ~masks.any(1, keepdim=True)], 1).double()
+    colors = torch.einsum("nchw,nohw->noc", images.double() / 255, parts) / parts.sum((2, 3)).unsqueeze(2)
     hues = colors - colors.mean(dim=2, keepdim=True)
-    chosen = int((hues[:, 0] - hues[:, 1]).norm(dim=1).argmax())
+    differences = torch.stack([(hues[:, a] - hues[:, b]).norm(dim=1) for a, b in ((0, 1), (0, 2), (1, 2))])
+    chosen = int(differences.amin(0).argmax())
     first, other = (CLASSES[label] for label in labels[chosen].tolist())
     return images[chosen] / 255, masks[chosen], (first, other)
 

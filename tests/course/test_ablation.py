@@ -47,7 +47,7 @@ def test_the_grid_goes_seed_by_seed_with_the_settings_of_plain_runs():
     last = cells[-1].config
     shared = {key: TINY[key] for key in ("width", "train_limit", "test_limit", "epochs", "batch_size", "device")}
     assert last == ltpa.TrainConfig(
-        model="vgg-att3-concat-dp", normalizer="sigmoid", dataset="shapes", learning_rate=0.05, seed=0, **shared
+        model="vgg-att3-concat-dp", normalizer="sigmoid", dataset="shapes", seed=0, **shared
     )
 
 

@@ -195,7 +195,7 @@ RIGHT = {
     "steer": [
         8 * G_OTHER - 8 * G,
         (8 * (G_OTHER - LOCAL.mean((1, 2)))).tolist(),
-        torch.tensor([5, -10, 5, 4, -5, 0, 0]),
+        torch.tensor([-5, 10, 0, 0, 0, 0, 0]),
         (10 * (G_OTHER - G)).numpy().reshape(7, 1),
         torch.nn.Parameter(10 * (G_OTHER - G)),
     ],
@@ -269,10 +269,10 @@ WRONG = {
         (lambda scores: torch.stack([row.softmax(0) for row in scores]), "The top border still gets"),
     ],
     "steer": [
-        (G, "26.5% of the attention .* The strongest position lies elsewhere: which channels"),
-        (G_OTHER, r"[56]\d\.\d% of the attention .* points the right way: a longer one makes the map sharper"),
+        (G, "6.3% of the attention .* The strongest position lies elsewhere: which channels"),
+        (G_OTHER, r"19\.\d% of the attention .* points the right way: a longer one makes the map sharper"),
         (G - G_OTHER, "The strongest position lies elsewhere"),
-        (torch.zeros(7), "the map is uniform, and its share there is the area, 12"),
+        (torch.zeros(7), "the map is uniform, and its share there is the area, 4"),
         (torch.ones(6), "each of the 7 channels; yours has 6"),
         (LOCAL, "each of the 7 channels; yours has 1792"),
         ("heart", "g_mine should be numbers, not the text 'heart'"),

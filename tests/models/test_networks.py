@@ -321,7 +321,7 @@ def test_models_that_refuse_a_query(name):
         (torch.zeros(1, 1, 32, 32), ValueError, r"query .*\(1, 1, 32, 32\)"),
         (torch.zeros(2, 3, 32, 31), ValueError, "query must be at least 32x32 pixels, not 32x31"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "query must be a float tensor.*query / 255"),
-        ("deer", TypeError, "query must be a float tensor"),
+        ("deer", TypeError, "query must be a tensor"),
     ],
 )
 def test_queries_that_cannot_be_used(query, error, words):
@@ -638,7 +638,7 @@ def test_images_that_no_model_can_read(name):
     for dtype in (torch.uint8, torch.int64, torch.bool):
         with pytest.raises(TypeError, match=str(dtype).removeprefix("torch.")):
             model(torch.zeros(1, 3, 32, 32, dtype=dtype))
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match="must be a tensor"):
         model.attend(torch.zeros(1, 3, 32, 32).numpy())
     for shape in ((1, 1, 32, 32), (1, 4, 32, 32), (1, 32, 32, 3), (3, 32, 32), (1, 1, 3, 32, 32)):
         with pytest.raises(ValueError, match=re.escape(str(shape))):

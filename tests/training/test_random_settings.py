@@ -281,8 +281,8 @@ def test_odd_files_are_read_or_refused_by_name(examples, tmp_path):
             data = told(lambda: load_data("folder", tmp_path / "data", image_size=size))
         file.unlink()
         if isinstance(data, Exception):
-            assert str(data).startswith(f"{file}: "), data
-            assert "replace or delete it" in str(data)
+            assert f"{file}: " in str(data), data
+            assert "replace or delete" in str(data)
             outcomes["refused"] += 1
         else:
             assert data.train.images.shape[1:] == (3, size, size)

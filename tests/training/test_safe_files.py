@@ -15,6 +15,7 @@ from tests.tools.crash import tiny_config, tiny_data
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*ROOT.glob("ltpa/**/*.py"), *ROOT.glob(".github/*.py")]
 ALLOWED = {
+    ("mark.py", "exec"),  # it marks what students wrote, in a process of its own, and asks first
     ("exercises.py", "exec"),  # a solution that is in the same file
     ("cifar.py", "pickle.loads"),  # bytes of CIFAR's batches whose hash was checked
 }
@@ -101,7 +102,9 @@ def test_no_call_that_could_run_a_strangers_code(path):
         if name == "torch.load":
             assert words.get("weights_only") == "True"
         if name.endswith("extractall"):
-            assert None in words, "the filter is passed as **safely"
+            assert None in words or path.name == "own_photos.py", (
+                "the filter is passed as **safely; zip files need none"
+            )
     imported = {
         alias.name
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
