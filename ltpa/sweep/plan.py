@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ class Plan:
     def open(self) -> list[Record]:
         """The variants that are not done."""
         return [record for record in self.records if record.state != "done"]
+
+    def current(self) -> "Plan":
+        """Return the plan with what another sweep has done in the folder meanwhile; refuse one of other settings."""
+        records, problems = _with_known(self.folder, self.records)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return replace(self, records=records)
 
 
 def fit_alone() -> Target:
@@ -140,20 +147,26 @@ def make_plan(
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     varied = [{**variant, **point} for variant in (variants or [{}]) for point in points]
-    known = {_key(record.identity): record for record in (read_records(folder) if folder.is_dir() else [])}
-    by_name = {record.name: record for record in known.values()}
     records, problems = dict[str, Record](), dict[str, None]()
     for own in varied:
         parameters = {**common, **own}
         problems |= dict.fromkeys(_problems(target, parameters))
         identity = _identity(target, parameters)
-        record = known.get(_key(identity)) or Record(_name(own, target), parameters, identity, target.source)
-        if (other := by_name.get(record.name)) and other.identity != record.identity:
-            problems[_difference(folder, other, record)] = None
-        records.setdefault(_key(identity), record)
+        records.setdefault(_key(identity), Record(_name(own, target), parameters, identity, target.source))
+    merged, differences = _with_known(folder, list(records.values()))
+    problems |= dict.fromkeys(differences)
     if problems:
         raise ValueError("\n".join(problems))
-    return Plan(folder, target, list(records.values()))
+    return Plan(folder, target, merged)
+
+
+def _with_known(folder: Path, records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Return the records as the folder has them, and what is wrong with those whose name another variant has there."""
+    known = {_key(record.identity): record for record in read_records(folder)}
+    by_name = {record.name: record for record in known.values()}
+    merged = [known.get(_key(record.identity), record) for record in records]
+    pairs = [(by_name[record.name], record) for record in merged if record.name in by_name]
+    return merged, [_difference(folder, there, now) for there, now in pairs if there.identity != now.identity]
 
 
 def parse_value(text: str) -> Any:

@@ -58,6 +58,7 @@ def run_sweep(plan: Plan, options: Options | None = None, say: Callable[[str], o
     except ImportError as error:
         raise ImportError(MISSING.format("dask.distributed")) from error
     with messages(True, []), locked(plan.folder), _signals_as_interrupts():
+        plan = plan.current()  # after the wait for another sweep
         for record in plan.open:
             replace(record, state="waiting").save(plan.folder)
         _warn_of_other_notebooks(plan)

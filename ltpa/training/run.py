@@ -324,7 +324,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info(f"another process is training in {path}: waiting until it ends")
+            logger.info(f"another process is working in {path}: waiting until it ends")
             lock.acquire()
     try:
         yield

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 
 import ltpa
@@ -25,7 +27,8 @@ distributed = pytest.importorskip("distributed")
 CELLS = (
     ("x = 1\nseconds = 0", ["parameters"]),
     ("from pathlib import Path\nimport time\nfrom IPython.display import JSON", []),
-    ("assert x != 13, 'no luck'\ntry:\n    time.sleep(seconds)\nfinally:\n    Path(f'ended-{x}').touch()", []),
+    ("assert x != 13, 'no luck'\nPath(f'began-{x}').touch()", []),
+    ("try:\n    time.sleep(seconds)\nfinally:\n    Path(f'ended-{x}').touch()", []),
     ("display(JSON({'square': x * x, 'x': 'a recorded value does not hide a parameter'}))", []),
 )
 SETTINGS = {**TINY, "train_limit": 60, "test_limit": 30, "epochs": 6, "snapshots": 2}
@@ -68,7 +71,7 @@ def lines_of(run, *arguments):
     return lines
 
 
-def test_a_failing_variant_among_good_ones_and_a_larger_grid(cluster, notebook, tmp_path, capsys):
+def test_a_failing_variant_among_good_ones(cluster, notebook, tmp_path, capsys):
     options = Options(scheduler=cluster.scheduler_address)
     target = read_notebook(notebook)
     lines = lines_of(run_sweep, make_plan(tmp_path, target, {}, {"x": [2, 13]}), options)
@@ -83,11 +86,6 @@ def test_a_failing_variant_among_good_ones_and_a_larger_grid(cluster, notebook, 
     assert executed.metadata.papermill.parameters == {"x": 2}
     assert executed.metadata.papermill.input_path == notebook
     assert (tmp_path / "sweep.csv").read_text().startswith("x,state,square,seconds,path,notebook,error\n2,done,4.0,")
-    # A larger grid executes what is new and what has failed.
-    before = (tmp_path / "x=2" / "variant.json").read_bytes()
-    run_sweep(make_plan(tmp_path, target, {}, {"x": [2, 3]}), options)
-    assert (tmp_path / "x=2" / "variant.json").read_bytes() == before
-    assert [record.state for record in read_records(tmp_path)] == ["done", "done", "failed"]
 
 
 def test_a_killed_worker_changes_nothing(client, tmp_path, monkeypatch):
@@ -120,6 +118,12 @@ def test_a_killed_worker_changes_nothing(client, tmp_path, monkeypatch):
         assert {name: row[name] for name in ("seed", "model")} == {name: record.parameters[name] for name in grid}
         assert row["test_accuracy"] == run.history[-1]["test_accuracy"]
         assert row["learning_rate"] == SETTINGS["learning_rate"], "the parameter, not the last step's"
+    # A larger grid executes what is new.
+    file = made.folder / made.records[0].name / "variant.json"
+    before = file.read_bytes()
+    larger = make_plan(made.folder, fit_alone(), common, {**grid, "seed": [0, 2]})
+    assert list(run_sweep(larger, Options(scheduler=client.scheduler.address))["seed"]) == [0, 1, 2]
+    assert file.read_bytes() == before
 
 
 def test_an_interrupt_stops_kernels_and_waits_for_them(client, notebook, tmp_path):
@@ -128,27 +132,38 @@ def test_an_interrupt_stops_kernels_and_waits_for_them(client, notebook, tmp_pat
     started = time.monotonic()
 
     def interrupt():
-        kernels = 0
-        while kernels < 2 and time.monotonic() - started < 60:
-            kernels = len([p for p in psutil.process_iter() if _is_kernel_of(p, client)])
-            time.sleep(0.2)
-        time.sleep(2)
+        while len(list(work.glob("began-2?"))) < 2 and time.monotonic() - started < 60:
+            time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_sweep(made, Options(scheduler=client.scheduler.address))
     assert time.monotonic() - started < 60
-    assert not [p for p in psutil.process_iter() if _is_kernel_of(p, client)]
-    assert len([path for path in (work / "ended-21", work / "ended-22", work / "ended-23") if path.exists()]) >= 1
+    assert not [p for p in psutil.process_iter() if _is_kernel(p, work)]
+    assert len(list(work.glob("ended-2?"))) == 2
     assert {record.state for record in read_records(tmp_path)} == {"waiting"}
 
 
-def _is_kernel_of(process, client):
+def _is_kernel(process, folder):
     try:
-        return guard.VARIABLE in process.environ() and "ipykernel_launcher" in " ".join(process.cmdline())
+        return "ipykernel_launcher" in process.cmdline() and Path(process.cwd()) == folder
     except psutil.Error:
         return False
+
+
+def test_a_second_sweep_in_the_folder_waits_and_finds_what_the_first_has_done(tmp_path):
+    made = make_plan(tmp_path, fit_alone(), {}, {"seed": [0]})
+    lines = []
+    second = threading.Thread(target=run_sweep, args=[made, None, lines.append])
+    with FileLock(tmp_path / ".lock"):
+        second.start()
+        second.join(0.3)
+        assert not lines
+        replace(made.records[0], state="done", error="of the first").save(tmp_path)
+    second.join(10)
+    assert lines == [f"the table is {tmp_path / 'sweep.csv'}"]
+    assert list(ltpa.load_sweep(tmp_path)["error"]) == ["of the first"]
 
 
 def test_the_guard_ends_what_its_parent_has_started(monkeypatch):

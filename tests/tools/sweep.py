@@ -39,9 +39,25 @@ def command(out: Path, *options: str, settings: dict | None = None, grid: str = 
     return [sys.executable, "-m", "ltpa", "sweep", *options, *given, "--grid", grid, "--out", str(out)]
 
 
-def started_by(process: psutil.Process) -> list[psutil.Process]:
-    """Workers, kernels and guards of a sweep that runs."""
-    return process.children(recursive=True)
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """The Dask workers of a sweep that runs."""
+    return [p for p in process.children(recursive=True) if "spawn_main" in _words(p)]
+
+
+def _words(process: psutil.Process) -> str:
+    """The command line, empty if the process has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _bytes(process: psutil.Process) -> int:
+    """The memory, zero if the process has ended."""
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def crash(folder: Path, notebook: bool) -> None:
@@ -50,8 +66,7 @@ def crash(folder: Path, notebook: bool) -> None:
     again = command(killed, *([str(TRAIN)] if notebook else ["--no-notebook"]), settings=SETTINGS)
     process = psutil.Popen(again, cwd=folder, stdout=subprocess.DEVNULL)
     _wait_for_epochs(killed, 1)
-    workers = [p for p in started_by(process) if "spawn_main" in " ".join(p.cmdline())]
-    workers[0].send_signal(signal.SIGKILL)
+    workers_of(process)[0].send_signal(signal.SIGKILL)
     _wait_for_epochs(killed, SETTINGS["epochs"] + 2)
     started = [p for p in psutil.process_iter() if _is_of(p, process)]
     process.kill()
@@ -83,7 +98,7 @@ def _wait_for_epochs(out: Path, count: int) -> None:
 
 def _is_of(process: psutil.Process, ancestor: psutil.Process) -> bool:
     try:
-        marked = VARIABLE in process.environ() and "ipykernel" in " ".join(process.cmdline())
+        marked = VARIABLE in process.environ() and "ipykernel" in _words(process)
         return marked or ancestor in process.parents()
     except psutil.Error:
         return False
@@ -95,12 +110,13 @@ def overhead(folder: Path, variants: int, workers: int) -> None:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
     path = folder / "nothing.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
-    plain = []
+    plain, cpu = [], [_cpu_seconds()]
     for x in range(5):
         began = time.monotonic()
         words = ["papermill", str(path), str(folder / "plain.ipynb"), "-p", "x", str(x), "--no-progress-bar"]
         subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, capture_output=True)
         plain.append(time.monotonic() - began)
+    cpu.append(_cpu_seconds())
     began = time.monotonic()
     sweep = command(folder / "out", str(path), "--workers", str(workers), grid=f"x=1..{variants}")
     process = psutil.Popen(sweep, cwd=folder, stdout=subprocess.DEVNULL)
@@ -108,33 +124,40 @@ def overhead(folder: Path, variants: int, workers: int) -> None:
     first = 0.0
     while process.poll() is None:
         done = len(list((folder / "out").glob("*/nothing.ipynb")))
-        if done and not first:
-            first = time.monotonic()
-        if done:
-            own = [process, *(p for p in started_by(process) if "spawn_main" in " ".join(p.cmdline()))]
-            memory.append(sum(p.memory_info().rss for p in own if p.is_running()))
+        first = first or (time.monotonic() if done else 0.0)
+        if workers <= done <= variants - workers:  # all workers have loaded everything, and none has ended
+            memory.append(sum(_bytes(p) for p in [process, *workers_of(process)]))
         time.sleep(0.5)
-    seconds = time.monotonic() - began
+    cpu.append(_cpu_seconds())
+    ended = time.monotonic()
     quarter = max(1, len(memory) // 4)
     start, end = (sum(part) / len(part) / 1e6 for part in (memory[:quarter], memory[-quarter:]))
-    print(f"papermill: {sorted(plain)[2]:.2f} s a notebook (median of 5)")
-    print(f"sweep of {variants}, {workers} workers: {seconds:.1f} s, {first - began:.1f} s until the first starts")
-    print(f"{(time.monotonic() - first) / variants:.2f} s a variant; memory {start:.0f} MB, at the end {end:.0f} MB")
+    print(f"papermill: {sorted(plain)[2]:.2f} s a notebook (median of 5), {(cpu[1] - cpu[0]) / 5:.2f} s of a core")
+    print(
+        f"sweep of {variants}, {workers} workers: {ended - began:.1f} s; the first is done after {first - began:.1f} s"
+    )
+    print(f"{(ended - first) / (variants - 1):.2f} s a variant, {(cpu[2] - cpu[1]) / variants:.2f} s of a core")
+    print(f"memory of the command and its workers: {start:.0f} MB, at the end {end:.0f} MB")
+
+
+def _cpu_seconds() -> float:
+    """Seconds of a core that ended processes have used."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def speed(folder: Path) -> None:
-    """Seconds of one sweep with one worker of all cores, with one of one core, and with two workers."""
-    for workers, threads in ((1, None), (1, 1), (2, None)):
-        environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-        environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        out = folder / f"{workers}-{threads}"
-        settings = {**SETTINGS, "width": 0.125, "train_limit": 1000, "epochs": 2, "batch_size": 64}
+    """Seconds of one sweep of two trainings with one worker, which has all cores, and with two."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    settings = {**SETTINGS, "width": 0.125, "train_limit": 1000, "epochs": 1, "batch_size": 64}
+    for workers in (1, 2):
+        out = folder / str(workers)
         words = command(out, "--no-notebook", "--workers", str(workers), settings=settings)
         began = time.monotonic()
         subprocess.run(words, cwd=folder, check=True, stdout=subprocess.DEVNULL, env=environment)
+        seconds = time.monotonic() - began
         training = load_sweep(out)["training_seconds"].sum()
-        words = f"{workers} workers" + (f" of {threads} thread" if threads else "")
-        print(f"{words}: {time.monotonic() - began:.1f} s, of which training {training:.1f} s (summed)")
+        print(f"{workers} workers: {seconds:.1f} s, of which training {training:.1f} s (summed)", flush=True)
 
 
 if __name__ == "__main__":

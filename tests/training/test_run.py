@@ -271,7 +271,7 @@ def test_a_second_process_waits_until_the_first_one_ends(undisturbed, tmp_path, 
     finally:
         first.release()
         thread.join()
-    assert "another process is training in" in capfd.readouterr().out
+    assert "another process is working in" in capfd.readouterr().out
     assert differences(undisturbed(), config.path) == []
 
 
