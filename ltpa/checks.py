@@ -22,7 +22,10 @@ def check_images(images: Tensor, name: str = "images") -> None:
 def check_shape(images: Tensor, name: str = "images", smallest: int = SMALLEST) -> None:
     """Raise unless `images` is a float tensor (N, 3, H, W) with H and W at least 32; values are not checked."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {type(images).__name__}")
+        hints = {"ndarray": "; for an array (N, H, W, 3): torch.from_numpy(array).permute(0, 3, 1, 2)"}
+        hints |= dict.fromkeys(("str", "PosixPath", "WindowsPath"), "; ltpa.show takes files")
+        kind = type(images).__name__
+        raise TypeError(f"{name} must be a tensor (N, 3, H, W), not {kind}{hints.get(kind, '')}")
     if not images.is_floating_point():
         raise TypeError(
             f"{name} must be a float tensor with values in [0, 1], not {images.dtype}; for uint8: {name} / 255"

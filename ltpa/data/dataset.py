@@ -1,6 +1,7 @@
 """Data sets: `load_data(name)` for the drawn shapes, CIFAR, SVHN and folders of your own images."""
 
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..errors import check_path, check_whole, closest
 from .folder import FolderOptions, read_folder
-from .images import MAX_SIDE, MIN_SIDE
+from .images import IMAGE_SUFFIXES, MAX_SIDE, MIN_SIDE
 from .layout import read_layout
 from .memory import memory_for_images
 from .shapes import CLASSES, draw_shapes
@@ -82,6 +83,8 @@ def load_data(
         root = Path(check_path(root)).expanduser()
     except ValueError as error:
         raise ValueError(f"data_dir: {error}") from error
+    if name in ("cifar10", "cifar100", "svhn") and root != Path("data"):
+        _refuse_folder_of_pictures(name, root)
     memory = memory_for_images(memory_gb)
     _check_fraction(validation)
     if not 0 <= validation < 1:
@@ -120,6 +123,17 @@ def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
     train = data.train.part(kept)
     mean, std = train.statistics()
     return replace(data, train=train, test=data.train.part(held), mean=mean, std=std)
+
+
+def _refuse_folder_of_pictures(name: str, root: Path) -> None:
+    """Refuse to download a data set among somebody's own pictures."""
+    paths = islice(chain(root.glob("*/*"), root.glob("train*/*/*")), 1000)  # of classes, and of splits with classes
+    picture = next((path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES), None)
+    if picture is not None:
+        raise ValueError(
+            f"data_dir {str(root)!r} holds pictures ({picture.relative_to(root)}), but the data set is {name!r}: "
+            "set dataset='folder' to use them, or another data_dir for the download"
+        )
 
 
 def _check_fraction(fraction: float) -> None:

@@ -185,7 +185,7 @@ class _Sweep:
                     line.show(self._progress())
                     time.sleep(0.25)
             except KeyboardInterrupt:
-                line.print("stopping: running trainings save first")
+                line.print("stopping: running trainings save first; the same command goes on from there")
                 self._stop()
                 raise
         for record in self.failed:

@@ -19,6 +19,8 @@ def data_for(config: TrainConfig, download: bool = True, test_only: bool = False
     A folder's own validation images take their place. `test_only` leaves out the training images, unless `validation`
     needs them.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"data_for takes the settings, an ltpa.TrainConfig (run.config), not {type(config).__name__}")
     return load_data(
         config.dataset,
         config.data_dir,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ltpa import Dataset, Split, hold_out, load_data
 from ltpa.data import dataset as data
@@ -237,3 +238,11 @@ def test_hold_out_of_nothing_or_everything(fraction):
 def test_hold_out_of_no_number(fraction):
     with pytest.raises(TypeError, match="validation must be a number"):
         hold_out(some_data(10, 10), fraction)
+
+
+def test_no_download_among_somebodys_own_pictures(tmp_path):
+    (tmp_path / "bees").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "bees" / "1.jpg")
+    with pytest.raises(ValueError, match=r"bees.1\.jpg.*'cifar10': set dataset='folder'"):
+        load_data("cifar10", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bees"]
