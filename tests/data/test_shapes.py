@@ -9,8 +9,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
-from sklearn.metrics import average_precision_score
 
 from ltpa.data import shapes
 from ltpa.data.shapes import CLASSES, draw_shapes
@@ -315,7 +313,8 @@ def average_precision(masks, scores):
 def test_average_precision():
     draw = np.random.default_rng(0)
     masks, scores = draw.random((20, 30)) < 0.3, draw.random((20, 30))
-    expected = [average_precision_score(*row) for row in zip(masks, scores, strict=True)]
+    sklearn = pytest.importorskip("sklearn.metrics")
+    expected = [sklearn.average_precision_score(*row) for row in zip(masks, scores, strict=True)]
     assert average_precision(masks, scores) == pytest.approx(expected)
 
 
@@ -326,7 +325,8 @@ def test_no_simple_filter_finds_the_objects(objects, size):
     masks = masks.reshape(len(images), objects, -1).any(1).numpy()
     color = images.numpy() / 255
     gray = color.mean(1)
-    blurred = partial(gaussian_filter, axes=(1, 2))
+    scipy = pytest.importorskip("scipy.ndimage")
+    blurred = partial(scipy.gaussian_filter, axes=(1, 2))
     scale = size / 32
     differences = blurred(gray, 2 * scale) - blurred(gray, 8 * scale)
     down, across = np.gradient(gray, axis=(1, 2))
