@@ -83,7 +83,7 @@ def load_data(
         root = Path(check_path(root)).expanduser()
     except ValueError as error:
         raise ValueError(f"data_dir: {error}") from error
-    if name in ("cifar10", "cifar100", "svhn") and root != Path("data"):
+    if name in ("cifar10", "cifar100", "svhn") and root != Path("data") and not test_only:
         _refuse_folder_of_pictures(name, root)
     memory = memory_for_images(memory_gb)
     _check_fraction(validation)
