@@ -69,26 +69,11 @@ def load_data(
             and validation images the latter replace the former, however many they are.
         skip_broken: leave out pictures of a folder that cannot be read; otherwise they are listed in a ValueError.
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
-    check_whole("image_size", image_size, MIN_SIDE, MAX_SIDE)
-    for label, limit in (("train_limit", train_limit), ("test_limit", test_limit)):
-        if limit is not None:
-            check_whole(label, limit, 1, 10**9)
-    check_whole("seed", seed, 0, 2**31 - 1)
-    check_whole("objects", objects, 1, 2)
+    root = _checked_root(name, root, test_only)
+    _check_numbers(image_size, (train_limit, test_limit), seed, objects, validation)
     if objects == 2 and name != "shapes":
         raise ValueError("objects=2: only 'shapes' draws scenes of two objects")
-    try:
-        root = Path(check_path(root)).expanduser()
-    except ValueError as error:
-        raise ValueError(f"data_dir: {error}") from error
-    if name in ("cifar10", "cifar100", "svhn") and root != Path("data") and not test_only:
-        _refuse_folder_of_pictures(name, root)
     memory = memory_for_images(memory_gb)
-    _check_fraction(validation)
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation must be at least 0 and below 1, not {validation}")
     layout = read_layout(root) if name == "folder" else None
     own_validation = layout is not None and layout.validation is not None
     without_train = test_only and (own_validation or not validation)
@@ -103,12 +88,8 @@ def load_data(
         train, test, notes = read_folder(root, layout, options)
     else:
         classes, train, test = _read(name, root, download, without_train)
-        train, test = (
-            part[at_most(part.labels, limit, seed)] for part, limit in zip((train, test), limits, strict=True)
-        )
-        if test.shape[-1] != image_size:
-            _check_fits(len(train) + len(test), image_size, memory)
-            train, test = (replace(part, images=_scale(part.images, image_size)) for part in (train, test))
+        parts = [part[at_most(part.labels, most, seed)] for part, most in zip((train, test), limits, strict=True)]
+        train, test = _scaled(parts, image_size, memory)
     mean, std = (train if len(train) else test).statistics()
     data = Dataset(name, classes, train, test, mean, std, tuple(notes))
     return hold_out(data, validation, seed) if validation and not own_validation else data
@@ -123,6 +104,34 @@ def hold_out(data: Dataset, fraction: float, seed: int = 0) -> Dataset:
     train = data.train.part(kept)
     mean, std = train.statistics()
     return replace(data, train=train, test=data.train.part(held), mean=mean, std=std)
+
+
+def _checked_root(name: str, root: str | Path, test_only: bool) -> Path:
+    """Return the folder as a path; refuse an unknown data set, and a download among somebody's own pictures."""
+    if not isinstance(name, str) or name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: {closest(name, DATASETS)}")
+    try:
+        root = Path(check_path(root)).expanduser()
+    except ValueError as error:
+        raise ValueError(f"data_dir: {error}") from error
+    if name in ("cifar10", "cifar100", "svhn") and root != Path("data") and not test_only:
+        _refuse_folder_of_pictures(name, root)
+    return root
+
+
+def _check_numbers(
+    image_size: int, limits: tuple[int | None, int | None], seed: int, objects: int, validation: float
+) -> None:
+    """Refuse numbers of `load_data` that are of the wrong kind or out of range."""
+    check_whole("image_size", image_size, MIN_SIDE, MAX_SIDE)
+    for label, limit in zip(("train_limit", "test_limit"), limits, strict=True):
+        if limit is not None:
+            check_whole(label, limit, 1, 10**9)
+    check_whole("seed", seed, 0, 2**31 - 1)
+    check_whole("objects", objects, 1, 2)
+    _check_fraction(validation)
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be at least 0 and below 1, not {validation}")
 
 
 def _refuse_folder_of_pictures(name: str, root: Path) -> None:
@@ -163,6 +172,15 @@ def _read(name: str, root: Path, download: bool, test_only: bool) -> tuple[tuple
     else:
         classes, parts = CIFAR[name].classes, load_cifar(name, root, splits, download)
     return classes, parts[0][:0] if test_only else parts[0], parts[-1]
+
+
+def _scaled(parts: list[Split], size: int, memory: int) -> tuple[Split, Split]:
+    """Return training and test images of a data set of one size, scaled to another."""
+    train, test = parts
+    if test.shape[-1] == size:
+        return train, test
+    _check_fits(len(train) + len(test), size, memory)
+    return replace(train, images=_scale(train.images, size)), replace(test, images=_scale(test.images, size))
 
 
 def _scale(images: Tensor, size: int) -> Tensor:

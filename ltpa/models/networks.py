@@ -341,29 +341,25 @@ def create_model(
         if not isinstance(value, bool):
             raise TypeError(f"{label} must be True or False, not {value!r}")
     num_classes, width = int(num_classes), float(width)
-    backbone = parse_name(name) if is_backbone(name) else None
+    options: dict[str, Any] = {"normalizer": normalizer, "dropout": dropout}
+    options |= {"head_norm": head_norm, "faithful": faithful}
     model: ImageClassifier
-    if backbone is None and (pretrained or layers is not None):
+    if is_backbone(name):
+        if width != 1:
+            raise ValueError(f"width={width:g}: {name!r} has the width of its backbone; leave width out")
+        model = _build_on_backbone(name, num_classes, layers, pretrained, options)
+        mean, std = mean or backbone_of(model).mean, std or backbone_of(model).std
+    elif pretrained or layers is not None:
         raise ValueError(
             f"{name!r} has no backbone of timm, to which pretrained and layers belong; trained networks of the paper: "
             "ltpa.load_pretrained"
         )
-    if name in _PLAIN:
+    elif name in _PLAIN:
         model = _build_plain(name, num_classes, width, normalizer, dropout, faithful)
     else:
-        options: dict[str, Any] = {"normalizer": normalizer, "dropout": dropout}
-        options |= {"head_norm": head_norm, "faithful": faithful}
-        if backbone is not None:
-            if width != 1:
-                raise ValueError(f"width={width:g}: {name!r} has the width of its backbone; leave width out")
-            trunk = BackboneTrunk(backbone.backbone, backbone.levels, layers, pretrained)
-            parts: tuple[Trunk, Callable[[], nn.Module], tuple[str, ...]] = trunk, PooledFeature, (*trunk.channels,)
-            combine, compatibility = backbone.combine, backbone.compatibility
-            mean, std = mean or trunk.mean, std or trunk.std
-        else:
-            family, combine, compatibility = name.rsplit("-", 2)
-            make_trunk, make_global_branch, levels = _FAMILIES[family]
-            parts = make_trunk(width, dropout), partial(make_global_branch, width, dropout), levels
+        family, combine, compatibility = name.rsplit("-", 2)
+        make_trunk, make_global_branch, levels = _FAMILIES[family]
+        parts = make_trunk(width, dropout), partial(make_global_branch, width, dropout), levels
         model = AttentionNetwork(num_classes, *parts, combine=combine, compatibility=compatibility, **options)
     model.name = name
     model.options = {"name": name, "num_classes": num_classes, "width": width, "normalizer": normalizer, **flags}
@@ -393,3 +389,15 @@ def _build_plain(
     if name == "resnet164":
         return PlainResNet164(num_classes, width)
     return {"vgg": VGG, "vgg-late": VGGLate, "vgg-gap": VGGGAP}[name](num_classes, width, dropout)
+
+
+def _build_on_backbone(
+    name: str, num_classes: int, layers: Sequence[str] | None, pretrained: bool, options: dict[str, Any]
+) -> AttentionNetwork:
+    parts = parse_name(name)
+    assert parts is not None, "it is the name of a backbone"
+    trunk = BackboneTrunk(parts.backbone, parts.levels, layers, pretrained)
+    levels = (*trunk.channels,)
+    return AttentionNetwork(
+        num_classes, trunk, PooledFeature, levels, combine=parts.combine, compatibility=parts.compatibility, **options
+    )

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from ..cores import available_cores
 from ..inference import choose_device
 from ..progress import logger, messages
 from ..training.run import locked
@@ -93,8 +94,7 @@ def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Itera
         else:
             count, threads = machine_share(len(plan.records), len(plan.open), options.workers, _device(plan))
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-            # GOMP_SPINCOUNT: idle threads of one worker must not take the cores of the others.
-            environment = {**dict.fromkeys(names, threads), "GOMP_SPINCOUNT": 10_000}
+            environment = dict.fromkeys(names, threads)
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
             cluster = LocalCluster(
                 n_workers=count,
@@ -116,7 +116,7 @@ def machine_share(variants: int, left: int, workers: int | None, device: str) ->
     The number of threads does not depend on what is left: it changes the rounding of sums, so a run that is continued
     would not have the same weights, bit by bit, as an undisturbed one.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     memory, most = psutil.virtual_memory(), workers
     if most is None:
         most = 1 if device != "cpu" else min(cores, int(memory.total / EACH_BYTES))
@@ -185,7 +185,7 @@ class _Sweep:
                     line.show(self._progress())
                     time.sleep(0.25)
             except KeyboardInterrupt:
-                line.print("stopping: running trainings save first; the same command goes on from there")
+                line.print("stopping: running trainings save first; the same command continues from there")
                 self._stop()
                 raise
         for record in self.failed:

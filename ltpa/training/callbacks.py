@@ -1,7 +1,6 @@
 """What happens around the training loop: saving, progress, snapshots of maps, health checks, the clock, interrupts."""
 
 import math
-import os
 import signal
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..cores import available_cores
 from ..data.dataset import Dataset
 from ..errors import counted
 from ..inference import evaluate_images
@@ -368,5 +368,5 @@ def _duration(seconds: float) -> str:
 
 def _machine(trainer: Trainer) -> str:
     device, count = trainer.state.sums.device, trainer.processes.count
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({available_cores()} cores)"
     return f"{name} in {str(trainer.dtype).removeprefix('torch.')}" + (f", {count} processes" if count > 1 else "")

@@ -1,7 +1,7 @@
 """Values for settings that are None, chosen once before training."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import TrainConfig
 from ..data.dataset import Dataset
@@ -38,6 +38,22 @@ def chosen(config: TrainConfig, data: Dataset | None = None) -> TrainConfig:
         return config
     # The folder is that of the settings as they were given.
     return dataclasses.replace(config, **suiting, run_dir=str(config.path))
+
+
+class Numbers(NamedTuple):
+    """The settings that `chosen` has filled in, none of them None."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+
+
+def numbers_of(config: TrainConfig) -> Numbers:
+    """Return the values that `chosen` has filled in."""
+    values = (config.epochs, config.batch_size, config.optimizer, config.learning_rate)
+    assert None not in values, "`chosen` comes first"
+    return Numbers(*values)  # type: ignore[arg-type]
 
 
 def log_choices(given: TrainConfig, config: TrainConfig) -> None:

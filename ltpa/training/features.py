@@ -52,7 +52,7 @@ class FrozenNetwork(nn.Module):
         return torch.cat(parts)[: len(images)]
 
     def attend(self, packed: Tensor) -> AttentionOutput:
-        """Return what the network says to the images of these features."""
+        """Return the network's output for these features."""
         values = packed.split([math.prod(shape) for shape in self.shapes.values()], 1)
         levels = OrderedDict(
             (name, value.unflatten(1, (*shape[1:], shape[0])).permute(0, 3, 1, 2))
@@ -134,7 +134,7 @@ class FeatureLoader(Loader):
             yield self.of(part, epoch).to(self.device), self.train.labels[part].to(self.device)
 
     def outputs(self, part: slice) -> Iterator[tuple[slice, AttentionOutput]]:
-        """Yield slices within a part of the images, and what the network says to them, unchanged by augmentation."""
+        """Yield slices within a part of the images and the network's outputs for them, without augmentation."""
         index = torch.arange(len(self.train))[part]
         with torch.no_grad(), evaluation_mode(self.network):
             for start in range(0, len(index), images_at_once(self.train)):

@@ -1,7 +1,6 @@
 """Print what is needed to repeat a run, at its start in a notebook or on the command line."""
 
 import json
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -13,6 +12,7 @@ import torch
 
 from .._version import __version__
 from ..config import TrainConfig
+from ..cores import available_cores
 from ..inference import choose_device, choose_precision
 
 
@@ -26,7 +26,7 @@ def report(config: Any, device_name: str | None = None, own: Any = None) -> None
     """
     device = choose_device(device_name or config.device)
     dtype = choose_precision(getattr(config, "precision", "auto"), device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{available_cores()} cores"
     versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]
     versions += [
         f"{package} {metadata.version(package)}" for package in ("torch", "torchvision", "numpy", "matplotlib")

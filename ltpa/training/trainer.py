@@ -27,7 +27,7 @@ from ..progress import logger, messages
 from .base import Callback, Trainer
 from .callbacks import all_callbacks, as_callbacks, interrupts
 from .checkpoint import State
-from .choices import chosen, log_choices
+from .choices import chosen, log_choices, numbers_of
 from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
 from .features import frozen_parts
 from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
@@ -203,10 +203,8 @@ def fit(
             logger.warning(note)
         given, config = config, chosen(config, data)
         log_choices(given, config)
-        assert config.batch_size is not None
-        assert config.optimizer is not None
-        assert config.learning_rate is not None
-        processes.together(check_data, data, config.batch_size, processes)
+        numbers = numbers_of(config)
+        processes.together(check_data, data, numbers.batch_size, processes)
         check_alike(processes, config.identity(), data, dtype)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         processes.in_first(stack.enter_context, locked(config.path))
@@ -215,8 +213,8 @@ def fit(
         run = new_run(config, data, device, notes)
         optimizer = make_optimizer(
             run.model,
-            optimizer=config.optimizer,
-            learning_rate=config.learning_rate,
+            optimizer=numbers.optimizer,
+            learning_rate=numbers.learning_rate,
             weight_decay=config.weight_decay,
             slow=backbone_of(run.model).parameters() if config.pretrained else (),
         )
@@ -239,10 +237,8 @@ def _trainer(
     config: TrainConfig, data: Dataset, run: Run, state: State, dtype: torch.dtype, processes: Processes
 ) -> Trainer:
     device = state.sums.device
-    assert config.batch_size is not None
-    assert config.optimizer is not None
-    assert config.learning_rate is not None
-    steps = (config.epochs or 0) * steps_per_epoch(len(data.train), config.batch_size)
+    numbers = numbers_of(config)
+    steps = numbers.epochs * steps_per_epoch(len(data.train), numbers.batch_size)
     spent = sum(row["seconds"] for row in run.history) + state.seconds
     mode = choose_augmentation(config.augment, config.dataset, config.pretrained)
     loader, test_loader = Loader(data.train, device, mode, config.seed), None
@@ -260,9 +256,9 @@ def _trainer(
         processes=processes,
         precision=config.precision,
         dtype=dtype,
-        batch_size=config.batch_size,
-        peak=config.learning_rate,
-        warm_up=WARM_UP[config.optimizer],
+        batch_size=numbers.batch_size,
+        peak=numbers.learning_rate,
+        warm_up=WARM_UP[numbers.optimizer],
         smoothing=config.label_smoothing,
         seed=config.seed,
         progressive=config.progressive_resizing,
