@@ -112,8 +112,10 @@ def _make_random(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, Attention):
-        if module.compatibility != "dp":
+        if hasattr(module, "u"):
             module.u.copy_(torch.randn_like(module.u) / len(module.u) ** 0.5)
+        if hasattr(module, "b"):
+            module.b.zero_()
     elif callable(reset := getattr(module, "reset_parameters", None)):
         reset()
     elif any(True for _ in module.parameters(recurse=False)):

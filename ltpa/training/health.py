@@ -28,7 +28,7 @@ def problems(labels: Tensor, predictions: Tensor, strongest: Mapping[str, tuple[
         )
     advice = {
         COLLAPSED_MAPS: f"in every test image one position has more than {COLLAPSED:.0%} of the weight. Try a lower "
-        "learning_rate, normalizer='sigmoid', or a model with pc or add in place of dp",
+        "learning_rate, normalizer='sigmoid', or a model with sdp, pc or add in place of dp",
         UNIFORM_MAPS: f"in no test image has a position {UNIFORM} times the even share, so its maps say nothing. Try "
         "more epochs, or a model with fewer levels (att2, att)",
     }

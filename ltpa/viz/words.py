@@ -13,6 +13,7 @@ METHOD_NAMES = {  # of the methods of `ltpa.explain`
 _PLAIN = {
     "vgg": "plain VGG",
     "vgg-late": "no attention",
+    "vgg-late-norm": "no attention, norm",
     "vgg-gap": "average pooling",
     "vgg-pan": "progressive attention",
     "rn164": "ResNet-164",

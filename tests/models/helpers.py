@@ -107,7 +107,7 @@ def levels_of(name):
 
 
 def is_dead(name, normalizer):
-    return name.endswith("-pc") and normalizer == "softmax"
+    return name.endswith(("-uniform", "-static")) or (name.endswith(("-pc", "-permuted")) and normalizer == "softmax")
 
 
 def gradients(name, normalizer, **options):

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from ltpa.models.attention import Attention
 from tests.tools import reference
 
-KINDS = ("dp", "pc", "add")
+KINDS = ("dp", "pc", "add", "sdp")
 NORMALIZERS = ("softmax", "sigmoid")
 CASES = list(itertools.product(KINDS, NORMALIZERS))
 CHANNELS = 7
@@ -31,7 +31,7 @@ def features(local_channels=CHANNELS, channels=CHANNELS, size=(3, 5), n=3, dtype
 
 def parameters_of(attention):
     state = attention.state_dict()
-    keys = {"u": "u", "width_map": "W.weight", "w_l": "W_l.weight", "w_g": "W_g.weight", "b_g": "W_g.bias"}
+    keys = {"u": "u", "width_map": "W.weight", "w_l": "W_l.weight", "w_g": "W_g.weight", "b_g": "W_g.bias", "b": "b"}
     return {argument: state.get(key) for argument, key in keys.items()}
 
 
@@ -158,7 +158,7 @@ def test_parameters(kind, normalizer, local_channels):
     expected = {}
     if local_channels != CHANNELS:
         expected["W.weight"] = (CHANNELS, local_channels)
-    if kind != "dp":
+    if kind in ("pc", "add"):
         expected["u"] = (CHANNELS,)
     if kind == "add":
         expected |= {"W_l.weight": (CHANNELS, local_channels), "W_g.weight": (CHANNELS, CHANNELS)}
@@ -253,7 +253,7 @@ def test_large_half_precision_maps_are_read_by_parts(kind, normalizer, queries, 
     monkeypatch.setattr("ltpa.models.attention.LARGE", 1)
     monkeypatch.setattr("ltpa.models.attention.CACHED", 2 * local[0].numel())
     equations = attention._equations
-    monkeypatch.setattr(attention, "_equations", lambda part, g: parts.append(len(part)) or equations(part, g))
+    monkeypatch.setattr(attention, "_equations", lambda part, *rest: parts.append(len(part)) or equations(part, *rest))
     actual = outputs_and_gradients()
     assert parts[:2] == [2, 1]
     assert actual[0].dtype == torch.float32
@@ -323,3 +323,58 @@ def test_gradient_of_g(mapped):
             assert ratio < 1e-12
         else:
             assert ratio > 1e-3, (kind, normalizer)
+
+
+# --- controls, whose maps cannot follow the picture
+
+
+@pytest.mark.parametrize("size", [(3, 5), (8, 8), (16, 11)])
+@pytest.mark.parametrize("kind", ["uniform", "static", "permuted"])
+def test_controls_equal_the_loops_over_positions(kind, size):
+    for normalizer in NORMALIZERS:
+        attention = build(kind, normalizer, 4).eval()
+        for parameter in attention.parameters():
+            torch.nn.init.normal_(parameter)
+        local, g = features(4, size=size, n=2)
+        expected = reference.attend_loops(local, g, kind, normalizer, **parameters_of(attention))
+        for actual, value in zip(attention(local, g), expected, strict=True):
+            assert_close(actual.detach(), value, 1e-12)
+
+
+def test_maps_of_controls_are_the_same_for_all_pictures_or_in_the_wrong_places():
+    local, g = features(size=(8, 8))
+    assert (build("uniform", "softmax")(local, g)[1] == 1 / 64).all()
+    static = build("static", "softmax")
+    torch.nn.init.normal_(static.b)
+    weights = static(local, None)[1]
+    assert_close(weights, weights[:1].expand_as(weights), 0.0)
+    assert_close(weights[0].flatten(), static.b.softmax(0), 1e-15)
+    permuted, own = build("permuted", "softmax"), build("pc", "softmax")(local, g)[1].flatten(1)
+    torch.manual_seed(0)
+    first, second = (permuted.train()(local, g)[1].flatten(1) for _ in range(2))
+    fixed = permuted.eval()(local, g)[1].flatten(1)
+    for weights in (first, second, fixed):
+        assert_close(weights.sort(1).values, own.sort(1).values, 1e-15)
+        assert (weights - own).abs().max() > 1e-3
+    assert (first - second).abs().max() > 1e-3, "drawn anew"
+    assert torch.equal(permuted(local, g)[1].flatten(1), fixed), "always the same in evaluation"
+    assert [build(kind, "softmax").uses_global_feature for kind in ("uniform", "static", "permuted")] == [False] * 3
+
+
+def test_a_permuted_map_by_parts_has_the_gradient_of_what_it_computed(monkeypatch):
+    """The backward pass computes the parts again, with the same permutation."""
+    attention = build("permuted", "softmax", 4, dtype=torch.float32).train()
+    local, g = features(4, dtype=torch.bfloat16)
+    monkeypatch.setattr("ltpa.models.attention.LARGE", 1)
+    x = local.clone().requires_grad_()
+    torch.manual_seed(1)
+    descriptor, weights, _ = attention(x, g)
+    (actual,) = torch.autograd.grad(descriptor.sum(), x)
+    W, u = attention.W.weight.detach(), attention.u.detach()
+    slow = local.float().flatten(2).transpose(1, 2).clone().requires_grad_()
+    torch.manual_seed(1)
+    own = (slow @ (u @ W)).softmax(1)
+    moved = own.gather(1, torch.rand_like(own).argsort(1))
+    assert_close(moved.detach(), weights.flatten(1).detach(), 1e-6)
+    ((moved.unsqueeze(1) @ slow).squeeze(1) @ W.T).sum().backward()
+    assert_close(actual.float().flatten(2).transpose(1, 2), slow.grad, 2e-2)

@@ -57,7 +57,7 @@ def compare_with_reference(name, images, **options):
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 64), (33, 47)])
 def test_network_without_attention_step_by_step(size):
-    for name in ("vgg", "vgg-late"):
+    for name in ("vgg", "vgg-late", "vgg-late-norm"):
         compare_with_reference(name, pictures(2, *size, dtype=torch.float64))
 
 
@@ -109,6 +109,24 @@ def test_vgg_late_is_the_attention_trunk_with_g_classified():
     events, _ = record(build("vgg-late", 10, width=1 / 8), pictures())
     table = [(name, channels // 8, size, rate) for name, channels, size, rate in reference.LATE_TABLE]
     assert events == [*expected_events(table), ("dropout", 0.5), ("linear", 64, 64), ("linear", 64, 10)]
+
+
+def test_controls_differ_from_their_models_in_one_part():
+    """The head of the attention models on `g`; average pooling with that head; uniform weights without u."""
+    late = record(build("vgg-late", 10, width=1 / 8), pictures())[0]
+    assert record(build("vgg-late-norm", 10, width=1 / 8), pictures())[0] == [*late[:-1], *NORM, late[-1]]
+    gap = record(build("vgg-gap", 10, width=1 / 8), pictures())[0]
+    assert record(build("vgg-att-concat-uniform", 10, width=1 / 8), pictures())[0] == [*gap[:-1], *NORM, gap[-1]]
+    flagship, uniform, static = (
+        {name: value.shape for name, value in build(f"vgg-att3-concat-{kind}").named_parameters()}
+        for kind in ("pc", "uniform", "static")
+    )
+    assert uniform == {name: shape for name, shape in flagship.items() if not name.endswith(".u")}
+    assert {name: shape for name, shape in static.items() if not name.endswith(".b")} == uniform
+    own, control = (build(f"vgg-att-concat-{kind}", width=1 / 16).eval() for kind in ("pc", "uniform"))
+    control.load_state_dict({name: value for name, value in own.state_dict().items() if not name.endswith(".u")})
+    local = own.trunk(own.normalize(pictures()))["conv13"]
+    assert_close(control.attend(pictures()).descriptors["conv13"], local.mean((2, 3)), 1e-6)
 
 
 def test_head_norm_false_leaves_batch_norm_relu_and_dropout_out():
@@ -584,14 +602,15 @@ def test_evaluation_mode_restores_every_module():
 def test_list_models():
     names = list_models()
     assert len(names) == len(set(names))
-    assert len(PAPER_NAMES) == 5 + (3 + 2) * 2 * 3
+    assert len(PAPER_NAMES) == 6 + (3 + 2) * 2 * 3 + 5
     assert tuple(names[: len(PAPER_NAMES)]) == PAPER_NAMES
     for family in ("vgg-att", "vgg-att2", "vgg-att3", "resnet164-att", "resnet164-att2"):
         for combine in ("concat", "indep"):
             assert {f"{family}-{combine}-{kind}" for kind in ("dp", "pc", "add")} <= set(names)
-    assert {"vgg", "vgg-late", "vgg-gap", "vgg-pan", "resnet164"} <= set(names)
+    assert {"vgg", "vgg-late", "vgg-late-norm", "vgg-gap", "vgg-pan", "resnet164"} <= set(names)
     assert list_models("vgg") == ["vgg"]
-    assert set(list_models("vgg-att3-concat-*")) == {f"vgg-att3-concat-{kind}" for kind in ("pc", "dp", "add")}
+    kinds = ("pc", "dp", "add", "sdp", "uniform", "static", "permuted")
+    assert set(list_models("vgg-att3-concat-*")) == {f"vgg-att3-concat-{kind}" for kind in kinds}
     assert list_models("nothing*") == []
     names.clear()
     assert list_models(), "the caller's list is not the package's"

@@ -76,7 +76,7 @@ def table_rows(pattern: str = "*") -> list[tuple[str, str]]:
     rows = []
     for name in fnmatch.filter(PAPER_NAMES, pattern):
         rows.append((name, "softmax"))
-        if name.endswith("-pc") or name == "vgg-pan":
+        if name.endswith(("-pc", "-permuted")) or name == "vgg-pan":
             rows.append((name, "sigmoid"))
     return rows
 

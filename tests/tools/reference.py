@@ -36,10 +36,24 @@ def plus(a, b):
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def attend_loops(local, g, kind, normalizer, *, u=None, width_map=None, w_l=None, w_g=None, b_g=None):
+def between(grid, y, x, height, width):
+    """The value of a square grid at the center of position (y, x) of a larger or smaller map, linear in between."""
+    side = len(grid)
+    (top, v), (left, h) = (
+        divmod(min(max((place + 0.5) * side / size - 0.5, 0.0), side - 1.0), 1)
+        for place, size in ((y, height), (x, width))
+    )
+    top, left = int(top), int(left)
+    low, right = min(top + 1, side - 1), min(left + 1, side - 1)
+    upper = (1 - h) * grid[top][left] + h * grid[top][right]
+    return (1 - v) * upper + v * ((1 - h) * grid[low][left] + h * grid[low][right])
+
+
+def attend_loops(local, g, kind, normalizer, *, u=None, width_map=None, w_l=None, w_g=None, b_g=None, b=None):
     """(descriptor (N, C), weights (N, h, w), scores (N, h, w)) in float64, one position at a time.
 
     dp: <W l_i, g>; pc: <u, W l_i + g>; add: <u, tanh(W_l l_i + W_g g + b)>. W l_i is l_i where there is no map W.
+    sdp: dp / sqrt(C); uniform: 0; static: learned by position; permuted: as pc, then the weights change places.
     softmax: weights that sum to 1 and the weighted sum of W l_i; sigmoid: gates and the mean of the gated W l_i.
     """
     n, channels, height, width = local.shape
@@ -58,9 +72,14 @@ def attend_loops(local, g, kind, normalizer, *, u=None, width_map=None, w_l=None
         for y, x in places:
             raw = local[image, :, y, x].tolist()
             vector = raw if width_map is None else matvec(width_map, raw)
-            if kind == "dp":
-                score = dot(vector, query)
-            elif kind == "pc":
+            if kind == "uniform":
+                score = 0.0
+            elif kind == "static":
+                side = round(len(b) ** 0.5)
+                score = between(b.view(side, side).tolist(), y, x, height, width)
+            elif kind in ("dp", "sdp"):
+                score = dot(vector, query) / (1 if kind == "dp" else math.sqrt(len(query)))
+            elif kind in ("pc", "permuted"):
                 score = dot(u, plus(vector, query))
             else:
                 score = dot(u, [math.tanh(value) for value in plus(matvec(w_l, raw), right)])
@@ -74,6 +93,9 @@ def attend_loops(local, g, kind, normalizer, *, u=None, width_map=None, w_l=None
         else:
             gates = [1.0 / (1.0 + math.exp(-value)) for value in values]
             shares = [gate / len(places) for gate in gates]
+        if kind == "permuted":
+            order = [509 * place % len(places) for place in range(len(places))]
+            gates, shares = [gates[place] for place in order], [shares[place] for place in order]
         for (y, x), gate in zip(places, gates, strict=True):
             weights[image, y, x] = gate
         for channel in range(channels):
@@ -149,15 +171,24 @@ def network(state, name, images, normalizer="softmax", head_norm=True, query=Non
         g = late(state, (query - state["mean"]) / state["std"])[1]
     if name == "vgg-late":
         return linear(state, "head.classifiers.0", g), {}
+    if name == "vgg-late-norm":
+        return linear(state, "head.classifiers.0", norm(0, g)), {}
 
     _, attention, combine, kind = name.split("-")
     descriptors, maps = [], {}
     for index, level in enumerate(LEVELS[attention]):
-        keys = {"u": "u", "width_map": "W.weight", "w_l": "W_l.weight", "w_g": "W_g.weight", "b_g": "W_g.bias"}
+        keys = {
+            "u": "u",
+            "width_map": "W.weight",
+            "w_l": "W_l.weight",
+            "w_g": "W_g.weight",
+            "b_g": "W_g.bias",
+            "b": "b",
+        }
         parameters = {key: state.get(f"attention.{level}.{name}") for key, name in keys.items()}
         query = g
         if g is None:  # softmax + pc without a global branch: any g gives the same map, so take one at random
-            query = torch.randn(len(images), state["attention.conv13.u"].numel(), dtype=torch.float64)
+            query = torch.randn(len(images), local["conv13"].shape[1], dtype=torch.float64)
         descriptor, maps[level], _ = attend_loops(local[level], query, kind, normalizer, **parameters)
         descriptors.append(norm(index, descriptor))
     if combine == "concat":
