@@ -94,7 +94,7 @@ def test_what_cannot_be_saved_or_loaded(run, tmp_path):
         ltpa.load_pretrained(folder)
 
 
-@pytest.mark.parametrize(("name", "query"), [("vgg-att3-concat-add", True), ("vgg-gap", False)])
+@pytest.mark.parametrize(("name", "query"), [("vgg-att3-concat-add", True), ("vgg-att3-concat-pc", False)])
 def test_an_onnx_file_agrees_with_torch(name, query, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
