@@ -29,7 +29,7 @@ author = "The ltpa authors"
 copyright = "The ltpa authors, MIT license"
 version = release = __version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx-mathjax-offline", "myst_nb"]
-exclude_patterns = ["results/data"]
+exclude_patterns = ["results/data", "demo"]
 default_role = "code"  # `name` in docstrings
 
 autodoc_member_order = "bysource"

@@ -121,7 +121,13 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("file", metavar="FILE.onnx", help="where to write")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side (default: that of the training)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side (default: that of the training); 0 for images of any size",
+    )
+    parser.add_argument("--half", action="store_true", help="store kernels in float16: half the size")
     parser.add_argument(
         "--query", action="store_true", help="add a second input, whose global feature scores the images"
     )
@@ -132,9 +138,12 @@ def export(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
     refuse(unknown)
     check_parent(options["file"])
     model = load_pretrained(options["model"], device="cpu")
-    size = options["image_size"] or model.facts.get("image_size", SMALLEST)
-    outputs = export_onnx(model, options["file"], image_size=size, query=options["query"])
-    print(f"saved {options['file']}: images of {size}x{size} pixels -> {', '.join(outputs)}")
+    size = options["image_size"]
+    if size is None:
+        size = model.facts.get("image_size", SMALLEST)
+    outputs = export_onnx(model, options["file"], image_size=size or None, query=options["query"], half=options["half"])
+    which = f"{size}x{size} pixels" if size else "any size"
+    print(f"saved {options['file']}: images of {which} -> {', '.join(outputs)}")
 
 
 def refuse(unknown: Sequence[str]) -> None:

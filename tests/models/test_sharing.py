@@ -95,12 +95,15 @@ def test_what_cannot_be_saved_or_loaded(run, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "query"), [("vgg-att3-concat-add", True), ("vgg-att3-concat-pc", False)])
-def test_an_onnx_file_agrees_with_torch(name, query, tmp_path):
+def test_an_onnx_file_agrees_with_torch(name, query, tmp_path):  # of one size, or of any size with kernels in float16
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = a_model(name)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
     folder, file = model.save_pretrained(tmp_path / "it"), tmp_path / "it.onnx"
-    assert main(["export", str(folder), str(file), "--image-size", "40", *(["--query"] if query else [])]) == 0
+    options = ["--image-size", "40", "--query"] if query else ["--image-size", "0", "--half"]
+    assert main(["export", str(folder), str(file), *options]) == 0
     session = runtime.InferenceSession(str(file))
     images, queries = torch.rand(3, 3, 40, 40), torch.rand(3, 3, 40, 40)
     inputs = {"images": images.numpy()} | ({"query": queries.numpy()} if query else {})
