@@ -15,7 +15,7 @@ from pydantic import Field
 from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, load_data
 from ..data.split import stratified
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, write_effects
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, packed, write_effects
 from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure
 from ..viz.words import model_in_words
 from . import setup
@@ -28,8 +28,8 @@ from .setup import report as report
 from .transfer_probe import PIXELS, UNTRAINED, Probes, count_words
 from .transfer_probe import probe_grid as probe_grid
 
-CLAIM = "Features with attention transfer better"
-_FEATURES = {"g_s": LINE_COLORS[0], "g": LINE_COLORS[3]}
+CLAIM = "Attention descriptors transfer better than mean local features"
+_FEATURES = {"g_s": LINE_COLORS[0], "mean": LINE_COLORS[1], "g": LINE_COLORS[3]}
 _DIGITS_TEST = 450  # of scikit-learn's 1,797
 
 
@@ -54,14 +54,12 @@ class TransferConfig(AblationConfig):
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
-        """Refuse a target that the networks are trained on, and models without features to transfer."""
+        """Refuse a target that the networks are trained on."""
         lines = super().contradictions(values)
         target, folders = values.get("target"), [values.get(name) for name in ("target_dir", "data_dir")]
         same_folder = None not in folders and len({Path(str(f)).expanduser().absolute() for f in folders}) == 1
         if target and target == values.get("dataset") and (target != "folder" or same_folder):
             lines.append(f"target={target!r} is what the networks are trained on: choose another")
-        if "vgg-gap" in {values.get("baseline"), *values.get("models", ())}:
-            lines.append("vgg-gap has neither g_s nor g: take it out of models and baseline")
         return lines
 
     def target_data(self) -> Dataset:
@@ -98,23 +96,20 @@ def digits(train_limit: int | None = None, test_limit: int | None = None) -> Dat
 
 
 def compare(probes: Probes) -> list[Comparison]:
-    """Compare all trained features with the baseline's, with the same network before training, and with the pixels.
+    """Compare trained descriptors with the baseline's features, with the same network before training, with the pixels.
 
     What attention adds, what training adds, what a network adds: the intervals of each question hold together.
     """
-    config, trained = probes.grid.config, probes.trained
-    counts, comparisons = len(probes.correct), []
+    config, names, comparisons = probes.grid.config, probes.descriptors, []
+    together = len(probes.correct) * max(1, len(names))
     for count, by_name in probes.correct.items():
         words = {"claim": CLAIM, "measure": measure(probes, count)}
         words["data"] = f"{config.data_described()} to {probes.target.name}"
         scores = {name: {seed: c.double() for seed, c in by_seed.items()} for name, by_seed in by_name.items()}
-        by_baseline = [(probes.baseline, trained, probes.baseline, len(trained) - 1)]
-        by_baseline += [("untrained", [name], name + UNTRAINED, len(trained)) for name in trained]
-        by_baseline += [(PIXELS, trained, PIXELS, len(trained))] if trained else []
-        for baseline, names, key, number in by_baseline:
-            compared = {name: scores[name] for name in names} | ({baseline: scores[key]} if key in scores else {})
-            together = counts * max(1, number)
-            comparisons += compare_scores(compared, baseline, config, together=together, **words)
+        for name in names:
+            for baseline, key in ((probes.baseline,) * 2, ("untrained", name + UNTRAINED), (PIXELS, PIXELS)):
+                compared = {name: scores[name]} | ({baseline: scores[key]} if key in scores else {})
+                comparisons += compare_scores(compared, baseline, config, together=together, **words)
     return comparisons
 
 
@@ -151,44 +146,41 @@ def comparison_table(comparisons: Sequence[Comparison], baseline: str) -> pd.Dat
 
 
 def write_results(probes: Probes, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> list[Path]:
-    """Write the effects on the descriptors with the fewest and most labels, and the accuracy of every classifier."""
-    target, counts = probes.target.name, list(probes.correct)
-    measures = {measure(probes, counts[0]), measure(probes, counts[-1])}
-    effects = [c for c in comparisons if c.measure in measures and c.model.endswith(": g_s")]
+    """Write all effects, and the accuracy of every classifier."""
+    target = probes.target.name
     accuracies = [
         {"target": target, "features": name, "seed": seed, "labels_per_class": count or "all"}
-        | {"test_images": len(correct), "accuracy": correct.double().mean().item()}
+        | {"test_images": len(correct), "accuracy": correct.double().mean().item(), "correct": packed(correct)}
         for count, by_name in probes.correct.items()
         for name in probes.names
         for seed, correct in by_name[name].items()
     ]
     path = Path(folder) / f"transfer_{target}.csv"
     pd.DataFrame(accuracies).round({"accuracy": 6}).to_csv(path, index=False, lineterminator="\n")
-    return [write_effects(effects, Path(folder) / f"effects_07_{target}.csv"), path]
+    return [write_effects(comparisons, Path(folder) / f"effects_07_{target}.csv"), path]
 
 
 def conclusion(probes: Probes, comparisons: Sequence[Comparison]) -> str:
     """Return what can and what cannot be concluded, in a few sentences."""
     if not any(c.baseline == probes.baseline for c in comparisons):
-        return f"Nothing can be concluded: there is no pair of features and {probes.baseline} with the same seed."
-    attention = [name for name in probes.trained if f"{name.rpartition(': ')[0]}: g_s" in probes.trained]
+        return f"Nothing can be concluded: there is no pair of descriptors and {probes.baseline} with the same seed."
     lines = [
-        f"The claim: features of networks with attention transfer to {probes.target.name} better than those of "
+        f"The claim: descriptors of attention transfer to {probes.target.name} better than the local features of "
         f"{probes.grid.config.baseline}. Each must be better than {probes.baseline}, than the same network before "
         "training and than the pixels; the intervals of each question hold together with 95 %, the margin is "
         f"{100 * MARGIN:g} points."
     ]
     for count in probes.correct:
-        verdicts = {name: claim_verdict(comparisons, measure(probes, count), name) for name in attention}
+        verdicts = {name: claim_verdict(comparisons, measure(probes, count), name) for name in probes.descriptors}
         names = {
-            word: ", ".join(name for name in attention if verdicts[name] == word) or "none"
+            word: ", ".join(name for name in verdicts if verdicts[name] == word) or "none"
             for word in (SUPPORTED, CONTRADICTED, UNDECIDED)
         }
         lines.append(f"With {count_words(count)}: {'; '.join(f'{word}: {text}' for word, text in names.items())}.")
     for words, baseline in (("pixels", PIXELS), ("their untrained selves", "untrained")):
         verdicts_of_all = [c.verdict for c in comparisons if c.baseline == baseline]
         better = verdicts_of_all.count(SUPPORTED)
-        lines.append(f"Trained features are better than {words} in {better} of {len(verdicts_of_all)} comparisons.")
+        lines.append(f"Trained descriptors are better than {words} in {better} of {len(verdicts_of_all)} comparisons.")
     lines += [few_seeds(comparisons), "This says nothing about larger networks, longer training or other data."]
     return "\n".join(paragraph(line) for line in lines if line)
 
@@ -217,7 +209,7 @@ def transfer_figure(probes: Probes) -> Figure:
     for axes in list(panels)[len(variants) :]:
         axes.axis("off")
     figure.supylabel(f"accuracy on {probes.target.name} (%)", fontsize=FONT)
-    words = {"g_s": "attention descriptors", "g": "global feature"}
+    words = {"g_s": "attention descriptors", "mean": "mean local features", "g": "global feature"}
     kinds = [kind for kind in _FEATURES if any(name.endswith(f": {kind}") for name in probes.trained)]
     handles = [Line2D([], [], color=_FEATURES[kind], marker="o", label=words[kind]) for kind in kinds]
     handles += [

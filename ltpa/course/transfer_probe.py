@@ -7,15 +7,17 @@ what a trained network adds to the pixels and to its own untrained self has been
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.dataset import Dataset
 from ..data.split import stratified
-from ..inference import attend, to_float
+from ..inference import attend, images_at_once, to_float
 from ..metrics.statistics import Interval, t_interval
-from ..models.networks import ImageClassifier
+from ..models.backbones import VGGTrunk
+from ..models.classifier import ImageClassifier, evaluation_mode
 from ..training.run import Run
 from .grid import Grid
 
@@ -26,12 +28,24 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression: small 
 def features(model: ImageClassifier, images: Tensor) -> dict[str, Tensor]:
     """Return what a linear classifier may read of a network that is not trained further, in float32.
 
-    "g_s" are the descriptors of all levels side by side (N, sum of C), of a model with attention; "g" is the global
-    feature (N, C), of a model that has one.
+    "g_s" are the descriptors of all levels side by side (N, sum of C), of a model with attention; "mean" the mean of
+    the local features of the same levels, of a VGG without; "g" is the global feature (N, C), of a model that has one.
     """
     output = attend(model, images, "fp32")
-    kinds = {"g_s": torch.cat(list(output.descriptors.values()), dim=1)} if output.descriptors else {}
+    if output.descriptors:
+        kinds = {"g_s": torch.cat(list(output.descriptors.values()), dim=1)}
+    else:
+        kinds = {"mean": mean_features(model, images)} if isinstance(getattr(model, "trunk", None), VGGTrunk) else {}
     return kinds | ({} if output.global_feature is None else {"g": output.global_feature})
+
+
+@torch.inference_mode()
+def mean_features(model: Any, images: Tensor) -> Tensor:
+    """Return the local features of all levels of a model's trunk, averaged over the positions (N, sum of C)."""
+    with evaluation_mode(model):
+        batches = (to_float(batch.to(model.mean.device)) for batch in images.split(images_at_once(images)))
+        levels = (model.trunk(model.normalize(batch)).values() for batch in batches)
+        return torch.cat([torch.cat([local.mean((2, 3)) for local in of], dim=1).cpu() for of in levels])
 
 
 def untrained(run: Run) -> ImageClassifier:
@@ -111,9 +125,14 @@ class Probes:
 
     @property
     def baseline(self) -> str:
-        """The features that the others are compared with: those that the baseline's own classifier reads."""
+        """The features that descriptors are compared with: the baseline's from the same levels."""
         baseline = self.grid.config.baseline
-        return next((name for name in self.trained if name.rpartition(": ")[0] == baseline), f"{baseline}: g")
+        return next((name for name in self.trained if name.rpartition(": ")[0] == baseline), f"{baseline}: mean")
+
+    @property
+    def descriptors(self) -> list[str]:
+        """The descriptors of trained networks, without the baseline's."""
+        return [name for name in self.trained if name.endswith(": g_s") and name != self.baseline]
 
     def accuracies(self, count: int | None, name: str) -> list[float]:
         """Return the accuracy of each seed, in [0, 1]."""

@@ -155,6 +155,14 @@ def write_effects(effects: Iterable[Effect], path: str | Path) -> Path:
     return Path(path)
 
 
+def packed(correct: ArrayLike) -> str:
+    """Return right and wrong answers (N,) as text for a table, eight in two hexadecimal digits.
+
+    `numpy.unpackbits(numpy.frombuffer(bytes.fromhex(text), "uint8"))[:N]` reads them back.
+    """
+    return np.packbits(np.asarray(correct, dtype=bool)).tobytes().hex()
+
+
 def _checked(values: ArrayLike) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import ltpa
 from ltpa.course import robustness
 from ltpa.course.grid import Grid, Result
 from ltpa.course.robustness import AttackConfig, Attacked
-from ltpa.metrics.statistics import SUPPORTED, UNDECIDED
+from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.models.networks import AttentionOutput, ImageClassifier
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
@@ -248,14 +249,14 @@ def test_a_blind_network_is_found_out_and_nothing_is_decided():
     assert {name for name, _ in signs} == {
         "FGSM at 4 against images of the other model",
         "PGD at 4 against images of the other model",
-        "PGD at 128 against chance",
+        "PGD at 128 against 0",
     }
     table = robustness.check_table(checks)
     assert list(table.index) == list(dict.fromkeys(check.name for check in checks))
     assert list(table["signs of masking"]).count("vgg") == 3
     comparisons = robustness.effects(grid, found, checks)
     assert {c.verdict for c in comparisons} == {UNDECIDED}
-    assert comparisons[0].measure == "FGSM 4/255: accuracy"
+    assert comparisons[0].measure == "FGSM 4/255: still right, of images that both classify rightly"
     assert comparisons[0].over_images.mean == 1
     text = " ".join(robustness.conclusion(comparisons, checks).split())
     assert "signs of gradient masking: vgg (nothing is decided about these)" in text
@@ -278,11 +279,11 @@ def made_up(right, images=200):
 def numbers(clean, fgsm, pgd):
     """The same with every seed but for a little."""
     return {
-        key: [part - 0.005, part, part + 0.005]
+        key: [max(0, part - 0.005), part, part + 0.005 * (part > 0)]
         for key, part in {
             "clean": clean,
             **{("FGSM", 1): fgsm, ("FGSM", 8): 0.1},
-            **{("PGD", 1): pgd, ("PGD", 8): 0.01},
+            **{("PGD", 1): pgd, ("PGD", 8): 0.0},
         }.items()
     }
 
@@ -294,44 +295,72 @@ def test_pgd_that_is_weaker_than_fgsm_is_a_sign():
     (excess,) = (c.excess for c in checks if (c.name, c.variant) == ("PGD against FGSM at 1", "vgg-late"))
     assert excess.mean == pytest.approx(-0.1)
     assert excess.high < 0
-    assert len(checks) == 2 * 3, "two epsilons and chance for two models"
-    (chance,) = (c.excess for c in checks if c.name.endswith("chance") and c.variant == "vgg")
-    assert chance.mean == pytest.approx(0.01 - 0.1)
+    assert len(checks) == 2 * 3, "two epsilons and the unbounded attack for two models"
+    grid, found = made_up({"vgg-late": {**numbers(0.9, 0.5, 0.4), ("PGD", 8): [0.03] * 3}})
+    assert [c.name for c in robustness.checks(grid, found) if c.sign] == ["PGD at 8 against 0"], "3 % stay right"
 
 
-def test_effects_are_paired_and_tell_robust_from_better():
-    """ "vgg" is better by 0.1 throughout, so it is no more robust; "vgg-pan" loses less."""
+def test_only_images_that_both_classify_rightly_count():
+    """ "vgg" keeps the same half of its clean accuracy as "vgg-late", which is higher; "vgg-pan" keeps more."""
     grid, found = made_up(
-        {"vgg-late": numbers(0.8, 0.5, 0.4), "vgg": numbers(0.9, 0.6, 0.5), "vgg-pan": numbers(0.8, 0.65, 0.55)}
+        {"vgg-late": numbers(0.8, 0.4, 0.2), "vgg": numbers(0.4, 0.2, 0.1), "vgg-pan": numbers(0.8, 0.6, 0.4)}
     )
     comparisons = robustness.effects(grid, found, robustness.checks(grid, found))
-    measures = [f"{name} 1/255: accuracy{end}" for name in robustness.ATTACKS for end in ("", " minus clean accuracy")]
-    assert list(dict.fromkeys(c.measure for c in comparisons)) == measures
-    by_name = {(c.measure, c.model): c for c in comparisons}
-    for kept, lost in (measures[:2], measures[2:]):
-        assert by_name[kept, "vgg"].interval.mean == pytest.approx(0.1)
-        assert by_name[lost, "vgg"].interval.mean == pytest.approx(0.0, abs=1e-12)
-        assert by_name[kept, "vgg"].verdict == SUPPORTED
-        assert by_name[lost, "vgg"].verdict != SUPPORTED
-        assert by_name[lost, "vgg-pan"].interval.mean == pytest.approx(0.15)
-        assert {by_name[kept, "vgg-pan"].verdict, by_name[lost, "vgg-pan"].verdict} == {SUPPORTED}
+    by_name = {(c.measure.partition(" ")[0], c.model): c for c in comparisons}
+    assert list(by_name) == [(attack, name) for attack in robustness.ATTACKS for name in ("vgg", "vgg-pan")]
+    for (attack, name), compared in by_name.items():
+        runs = {
+            which: [r for r in found if r.cell.variant == which] for which in (name, grid.config.baseline)
+        }  # image by image
+        rows = [i for i in range(200) if all(run.clean[i] for of in runs.values() for run in of)]
+        kept = {w: np.mean([[bool(r.white_box[attack, 1][i]) for i in rows] for r in of]) for w, of in runs.items()}
+        assert compared.interval.mean == pytest.approx(kept[name] - kept["vgg-late"])
+        assert compared.interval.n == len(rows)
+    assert by_name["FGSM", "vgg"].verdict == CONTRADICTED, "the baseline keeps all of these images"
+    assert by_name["PGD", "vgg-pan"].verdict == SUPPORTED
     text = " ".join(robustness.conclusion(comparisons, []).split())
-    assert "8 comparisons with vgg-late" in text
-    assert "minus clean accuracy: better than vgg-late: vgg-pan (+15.0 points);" in text
+    assert "4 comparisons with vgg-late" in text
+    assert "both classify rightly: better than vgg-late: vgg-pan (+25" in text
+    nothing = made_up({"vgg-late": numbers(0.8, 0.4, 0.2), "vgg": {**numbers(0.4, 0.2, 0.1), "clean": [0, 0, 0]}})
+    assert robustness.effects(*nothing, []) == [], "no image that both classify rightly"
+
+
+def test_an_image_counts_only_if_it_stays_right_after_every_restart(trained):
+    grid, split, _ = trained
+    again = replace(grid, config=replace(grid.config, restarts=3), results=grid.results[:1])
+    (run,) = robustness.attack_grid(again, split)
+    model = grid.results[0].run.model
+    answers = [
+        model(robustness.perturb(model, split.images, split.labels, 1, "PGD", 2, seed)).argmax(1) for seed in range(3)
+    ]
+    assert torch.equal(run.white_box["PGD", 1], torch.stack([a == split.labels for a in answers]).all(0))
 
 
 def test_intervals_are_corrected_for_all_effects_shown():
     right = {name: numbers(0.8, 0.5, 0.4) for name in ("vgg-late", "vgg", "vgg-pan")}
+    for of in right.values():
+        of["clean"] = [0.8, 0.8, 0.8]
     right["vgg"]["FGSM", 1] = [0.50, 0.55, 0.65]
     compared = robustness.effects(*made_up(right), [])[0]
-    values = np.array([0.50, 0.55, 0.65]) - np.array([0.495, 0.5, 0.505])
-    low, high = stats.t.interval(1 - 0.05 / 8, 2, loc=values.mean(), scale=stats.sem(values))
+    values = (np.array([0.50, 0.55, 0.65]) - np.array([0.495, 0.5, 0.505])) / 0.8
+    low, high = stats.t.interval(1 - 0.05 / 4, 2, loc=values.mean(), scale=stats.sem(values))
     assert (compared.over_seeds.low, compared.over_seeds.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_answers_can_be_read_back_from_the_table(trained):
+    _, _, found = trained
+    table = robustness.frame(found)
+    assert len(table) == len(found) * 5, "no attack, and two attacks at two epsilons"
+    row = table[(table["attack"] == "PGD") & (table["epsilon"] == 128)].iloc[-1]
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["correct"]), "uint8"))[: row["images"]]
+    assert bits.astype(bool).tolist() == found[-1].white_box["PGD", 128].tolist()
+    assert row["accuracy"] == pytest.approx(bits.mean())
 
 
 def test_tables_and_figures(trained):
     grid, split, found = trained
-    comparisons = robustness.effects(grid, found, robustness.checks(grid, found))
+    made = made_up({name: numbers(0.8, 0.5, 0.4) for name in TINY["models"]})
+    comparisons = robustness.effects(*made, [])
     table = robustness.accuracy_table(grid, found)
     runs = [run for run in found if run.cell.variant == "vgg-late"]
     clean = np.mean([100 * run.clean.double().mean().item() for run in runs])

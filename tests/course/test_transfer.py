@@ -73,7 +73,11 @@ def test_models_without_attention_have_no_descriptors(name):
 
 def test_features_are_the_descriptors_side_by_side_and_g():
     images = pictures(5)
-    for name, kinds in {"vgg-att3-concat-dp": ["g_s", "g"], "vgg-att3-concat-pc": ["g_s"], "vgg-late": ["g"]}.items():
+    for name, kinds in {
+        "vgg-att3-concat-dp": ["g_s", "g"],
+        "vgg-att3-concat-pc": ["g_s"],
+        "vgg-late": ["mean", "g"],
+    }.items():
         model = network(name)
         found = transfer_probe.features(model, images)
         with torch.no_grad():
@@ -83,7 +87,16 @@ def test_features_are_the_descriptors_side_by_side_and_g():
             assert torch.allclose(found["g_s"], torch.cat([seen.descriptors[k] for k in seen.maps], 1), atol=1e-5)
         if "g" in kinds:
             assert torch.allclose(found["g"], seen.global_feature, atol=1e-5)
-    assert transfer_probe.features(network("vgg-gap"), images) == {}
+    assert list(transfer_probe.features(network("vgg-gap"), images)) == ["mean"]
+
+
+def test_mean_features_are_those_of_the_levels_that_attention_reads():
+    model, images = network("vgg-late"), pictures(3)
+    with torch.no_grad():
+        local = model.trunk(model.normalize(images))
+    expected = [torch.cat([local[level][i].flatten(1).mean(1) for level in local]) for i in range(3)]
+    assert torch.allclose(transfer_probe.features(model, images)["mean"], torch.stack(expected), atol=1e-6)
+    assert list(local) == ["conv7", "conv10", "conv13"]
 
 
 def test_the_untrained_network_is_the_one_that_training_began_with(tmp_path):
@@ -201,7 +214,6 @@ def test_without_scikit_learn_it_is_told_how_to_get_it(module, call, monkeypatch
     [
         ({"target": "shapes"}, ValueError, "target='shapes' is what the networks are trained on"),
         ({"dataset": "folder", "target": "folder"}, ValueError, "target='folder' is what the networks are trained on"),
-        ({"models": ["vgg-late", "vgg-gap"]}, ValueError, "vgg-gap has neither g_s nor g"),
         ({"per_class": [1]}, ValueError, "per_class"),
     ],
 )
@@ -225,10 +237,17 @@ def test_shapes_can_be_the_target():
 
 
 def test_every_feature_and_its_controls_are_tried(probed):
-    kinds = ["vgg-late: g", "vgg-att3-concat-dp: g_s", "vgg-att3-concat-dp: g", "vgg-att3-concat-pc: g_s"]
+    kinds = [
+        "vgg-late: mean",
+        "vgg-late: g",
+        "vgg-att3-concat-dp: g_s",
+        "vgg-att3-concat-dp: g",
+        "vgg-att3-concat-pc: g_s",
+    ]
     assert probed.trained == kinds
     assert probed.names == [*kinds, *(f"{name}, untrained" for name in kinds), "pixels"]
-    assert probed.baseline == "vgg-late: g"
+    assert probed.baseline == "vgg-late: mean"
+    assert probed.descriptors == ["vgg-att3-concat-dp: g_s", "vgg-att3-concat-pc: g_s"]
     for of in probed.correct.values():
         for right in of.values():
             assert list(right) == [1, 0]
@@ -269,7 +288,7 @@ def made_up(accuracies, images=1000):
     return Probes(grid, data, {5: of, None: of})
 
 
-ATT, LATE = "vgg-att3-concat-pc: g_s", "vgg-late: g"
+ATT, LATE = "vgg-att3-concat-pc: g_s", "vgg-late: mean"
 
 
 @pytest.mark.parametrize(
@@ -288,18 +307,14 @@ def test_a_claim_needs_the_baseline_and_both_controls(attention, before, pixels,
     means = {(c.baseline, c.measure, c.model): c.over_seeds.mean for c in comparisons}
     for measure in ("accuracy on digits, 5 labels a class", "accuracy on digits, all labels"):
         assert means[LATE, measure, ATT] == pytest.approx(attention - 0.7)
-        assert means["untrained", measure, LATE] == pytest.approx(0.1)
         assert means["untrained", measure, ATT] == pytest.approx(attention - before)
-        assert means["pixels", measure, LATE] == pytest.approx(0.7 - pixels)
         assert means["pixels", measure, ATT] == pytest.approx(attention - pixels)
         assert transfer.claim_verdict(comparisons, measure, ATT) == verdict
-    assert len(means) == 2 * 5
+    assert len(means) == 2 * 3
     text = " ".join(transfer.conclusion(probes, comparisons).split())
     assert f"{verdict}: {ATT}" in text
     assert f"With all labels: {SUPPORTED}: {ATT if verdict == SUPPORTED else 'none'};" in text
-    # Two numbers of labels: 2 comparisons with the baseline, 4 with each control.
-    better = 2 * sum(value > pixels for value in (attention, 0.7))
-    assert f"better than pixels in {better} of 4 comparisons" in text
+    assert f"better than pixels in {2 * (attention > pixels)} of 2 comparisons" in text
 
 
 def test_chance_in_one_control_leaves_it_open():
@@ -316,14 +331,14 @@ def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
     together, t_interval = [], effects.t_interval
     monkeypatch.setattr(effects, "t_interval", lambda x, n, **rest: together.append(n) or t_interval(x, n, **rest))
     transfer.compare(made_up(of))
-    assert sorted(together) == [2] * 2 + [4] * 8
+    assert together == [2] * 6, "one network with attention, two numbers of labels"
 
 
 def test_files_tables_and_figure(probed, tmp_path):
     comparisons = transfer.compare(probed)
     effects_path, accuracy_path = transfer.write_results(probed, comparisons, tmp_path)
     rows = pd.read_csv(effects_path)
-    assert rows["baseline"].value_counts().to_dict() == {"vgg-late: g": 4, "untrained": 4, "pixels": 4}
+    assert rows["baseline"].value_counts().to_dict() == {"vgg-late: mean": 4, "untrained": 4, "pixels": 4}
     assert set(rows["measure"]) == {"accuracy on digits, 2 labels a class", "accuracy on digits, all labels"}
     assert rows["model"].str.endswith(": g_s").all()
     key = ("untrained", "accuracy on digits, all labels", "vgg-att3-concat-dp: g_s")
@@ -332,19 +347,21 @@ def test_files_tables_and_figure(probed, tmp_path):
     assert row["effect"] == pytest.approx(one.over_seeds.mean, abs=1e-6)
     assert (row["verdict"], row["data"], row["seeds"], row["n"]) == (UNDECIDED, "shapes to digits", 2, 30)
     each = pd.read_csv(accuracy_path).set_index(["features", "seed", "labels_per_class"])
-    assert len(each) == 2 * 9 * 2
+    assert len(each) == 2 * 11 * 2
     right = probed.correct[None]["pixels"][0].double().mean().item()
     assert each.loc[("pixels", 0, "all"), "accuracy"] == pytest.approx(right, abs=1e-6)
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(each.loc[("pixels", 0, "all"), "correct"]), "uint8"))
+    assert bits[:30].tolist() == probed.correct[None]["pixels"][0].int().tolist()
     table = transfer.accuracy_table(probed)
     assert list(table.index) == probed.names
     assert table.loc["pixels", "all labels"] == f"{100 * probed.accuracy(None, 'pixels').mean:.1f}", "no interval"
-    assert transfer.comparison_table(comparisons, "pixels").shape == (4, 2)
+    assert transfer.comparison_table(comparisons, "pixels").shape == (2, 2)
     assert "Fewer than 3 seeds" in transfer.conclusion(probed, comparisons)
 
     figure = transfer.transfer_figure(probed)
     assert figure.axes[0].get_title() == "no attention"
     points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert len(points) == 2 * (1 + 2), "pixels, and the global feature, trained and untrained"
+    assert len(points) == 2 * (1 + 4), "pixels, and two kinds of features, trained and untrained"
     assert list(points[1].get_ydata()) == [
         100 * r.double().mean().item() for r in probed.correct[None]["pixels"].values()
     ]
