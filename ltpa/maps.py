@@ -98,7 +98,12 @@ def rank_agreement(first: Tensor, second: Tensor) -> Tensor:
     The smaller map is scaled up, and ties get the mean of their ranks. NaN if a map is constant.
     """
     first, second = _together(first, second)
-    return _correlation(_ranks(first.flatten(1)), _ranks(second.flatten(1)))
+    return rank_correlation(first.flatten(1), second.flatten(1))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of rows (N, K) with rows (N, K), as (N,); NaN if a row is constant."""
+    return _correlation(_ranks(first), _ranks(second))
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:

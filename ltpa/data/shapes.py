@@ -20,7 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import closest
+
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "arrow", "hourglass")
+CHANGES = ("no object", "other object", "other background", "moved distractors")
 _BLOCK = 500
 _PIXELS = 2**20  # drawn at a time, to bound the memory
 _GAP = 0.1  # between two objects, as a fraction of the side: masks do not touch even at 16 pixels
@@ -28,7 +31,9 @@ _GAP = 0.1  # between two objects, as a fraction of the side: masks do not touch
 Array = NDArray[np.float64]
 
 
-def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def draw_shapes(
+    count: int, image_size: int = 32, seed: int = 0, objects: int = 1, change: str | None = None, redraw: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw pictures, balanced over the classes within every block of 500.
 
     Args:
@@ -36,6 +41,10 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
         image_size: S, side in pixels, at least 16.
         seed: pictures of different seeds are independent.
         objects: 1, or 2 for two objects of different classes that do not overlap.
+        change: one of `CHANGES`, for the same pictures of one object with one thing changed and all else the same, even
+            the noise: "no object" (its mask is empty), "other object" (another class with the same place, size, angle
+            and color), "other background" (other light and dark patches), "moved distractors" (strokes elsewhere).
+        redraw: another number draws other classes, patches and places.
 
     Returns:
         images uint8 (N, 3, S, S), labels int64 (N,), masks bool (N, S, S); with two objects labels (N, 2) and masks
@@ -43,13 +52,18 @@ def draw_shapes(count: int, image_size: int = 32, seed: int = 0, objects: int = 
     """
     if count < 1 or image_size < 16 or seed < 0 or objects not in (1, 2):
         raise ValueError(f"cannot draw {count=} shapes with {image_size=}, {seed=}, {objects=}: see the docstring")
+    if change is not None and change not in CHANGES:
+        raise ValueError(f"unknown change {change!r}: {closest(change, CHANGES)}")
+    if change is not None and objects != 1:
+        raise ValueError("only pictures of one object can be changed: leave objects out")
     portions = []
     for number in range(-(-count // _BLOCK)):
         key, end, step = (seed, objects, number), min(_BLOCK, count - number * _BLOCK), max(1, _PIXELS // image_size**2)
         labels = _labels(_Uniform(key, 0, _BLOCK))[:, :objects]
         for start in range(0, end, step):
             stop = min(start + step, end)
-            portions.append(_draw_portion(_Uniform(key, start, stop), labels[start:stop], image_size))
+            draw, new = _Uniform(key, start, stop), _Uniform((*key, redraw + 1), start, stop)
+            portions.append(_draw_portion(draw, labels[start:stop], image_size, change, new))
     images, labels, masks = (np.concatenate(parts) for parts in zip(*portions, strict=True))
     if objects == 1:
         labels, masks = labels[:, 0], masks[:, 0]
@@ -74,23 +88,34 @@ class _Uniform:
 def _labels(draw: _Uniform) -> NDArray[np.int64]:
     """Return two different classes for each picture of a block, (n, 2)."""
     first = np.argsort(draw(), kind="stable") % len(CLASSES)
-    other = first + 1 + (draw() * (len(CLASSES) - 1)).astype(np.int64)
-    return np.stack([first, other % len(CLASSES)], axis=1).astype(np.int64)
+    return np.stack([first, _another(draw, first)], axis=1).astype(np.int64)
+
+
+def _another(draw: _Uniform, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw another class for each picture: any of the others, all equally likely."""
+    step = 1 + (draw(*labels.shape[1:]) * (len(CLASSES) - 1)).astype(np.int64)
+    return (labels + step) % len(CLASSES)
 
 
 def _draw_portion(
-    draw: _Uniform, labels: NDArray[np.int64], size: int
+    draw: _Uniform, labels: NDArray[np.int64], size: int, change: str | None, new: _Uniform
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw pictures; what a change replaces is drawn from its own stream `new`, and its old numbers are skipped."""
     _labels(draw)  # advances the stream
+    if change == "other object":
+        labels = _another(new, labels)
     n, objects = labels.shape
     base = draw(3, low=0.35, high=0.65)
     picture = _ground(draw, base, size)
+    if change == "other background":
+        picture = _ground(new, base, size)
     for _ in range(4):
-        picture = _paint(picture, _stroke(draw, size), _color(draw, base))
+        stroke = _stroke(draw, size, new if change == "moved distractors" else None)
+        picture = _paint(picture, stroke, _color(draw, base))
     masks = np.empty((n, objects, size, size), dtype=bool)
     places = _places(draw, objects)
     for i in range(objects):
-        cover = _object(draw, labels[:, i], places[:, i], size)
+        cover = _object(draw, labels[:, i], places[:, i], size) * (change != "no object")
         masks[:, i] = cover >= 0.5
         picture = _paint(picture, cover, _color(draw, base))
     picture += _texture(draw, size)
@@ -144,10 +169,15 @@ def _grid(size: int) -> tuple[Array, Array]:
     return centers[:, None], centers[None, :]
 
 
-def _stroke(draw: _Uniform, size: int) -> Array:
-    """Draw a distractor, a line with round ends of up to half the side; return its coverage (n, S, S)."""
+def _stroke(draw: _Uniform, size: int, elsewhere: _Uniform | None = None) -> Array:
+    """Draw a distractor, a line with round ends of up to half the side; return its coverage (n, S, S).
+
+    `elsewhere` draws where it begins, if given.
+    """
     y, x = _grid(size)
     x0, y0, angle = draw(high=size), draw(high=size), draw(high=2 * np.pi)
+    if elsewhere is not None:
+        x0, y0 = elsewhere(high=size), elsewhere(high=size)
     length = size * 0.5 * draw() ** 2
     radius = draw(low=0.02, high=0.05) * size
     dx, dy = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
