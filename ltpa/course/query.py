@@ -25,7 +25,19 @@ from ..data.samples import photographs
 from ..inference import attend
 from ..maps import rank_agreement
 from ..metrics.overlap import localization_tensors
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, Interval, bootstrap_interval, verdict
+from ..metrics.statistics import (
+    CONTRADICTED,
+    LEAST_SEEDS,
+    SUPPORTED,
+    TOO_FEW_SEEDS,
+    UNDECIDED,
+    Effect,
+    Interval,
+    bootstrap_interval,
+    t_interval,
+    verdict,
+    widest,
+)
 from ..metrics.statistics import write_effects as write_effects
 from ..models.networks import ImageClassifier
 from ..training.run import Run, load_run
@@ -41,10 +53,11 @@ from .query_scenes import draw_queries as draw_queries
 from .query_training import learn_to_ask as learn_to_ask
 from .setup import report as report
 
-CLAIM = "Attention goes to what a query shows"
 CHANCE, MARGIN = 0.5, 0.1  # attention that follows the query in less than three of five cases is not steered
+CLAIM = f"Attention follows the query in more than {100 * (CHANCE + MARGIN):.0f} % of the cases"
 
 Levels = dict[str, dict[str, Tensor]]  # level -> measure -> (N,)
+Networks = Mapping[str, Mapping[int, ImageClassifier]]  # name -> seed -> model
 
 
 @settings
@@ -62,7 +75,8 @@ class QueryConfig(setup.QuickRuns):
         300, description="optimizer steps of the model that is trained with queries; 0 leaves that out"
     )
     examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
-    seed: Seed = Field(0, description="of the queries; the models are trained with seed 0")
+    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0,), description="each of the models is trained once with each")
+    seed: Seed = Field(0, description="of the queries")
 
     @classmethod
     def contradictions(cls, values: Mapping[str, Any]) -> list[str]:
@@ -72,10 +86,10 @@ class QueryConfig(setup.QuickRuns):
         return []
 
     def grid(self) -> AblationConfig:
-        """Return the runs on single objects, one for each variant, as the grid that `train_missing` trains."""
+        """Return the runs on single objects as the grid that `train_missing` trains."""
         shared = self.defaults().keys() & AblationConfig.defaults().keys() - {"data_dir"}
         values = {name: getattr(self, name) for name in shared}
-        return AblationConfig(baseline=self.models[0], seeds=(0,), **values)
+        return AblationConfig(baseline=self.models[0], **values)
 
 
 parameters = partial(setup.parameters, kind=QueryConfig)
@@ -189,47 +203,63 @@ def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> d
 
 @dataclass(frozen=True)
 class Steering:
-    """What `steer` measured of several models; `comparisons` intervals hold together with 95 %."""
+    """What `steer` measured of several models, by name and seed; `comparisons` intervals hold together with 95 %."""
 
-    models: Mapping[str, Levels]
+    models: Mapping[str, Mapping[int, Levels]]
     comparisons: int
 
     @classmethod
-    def measure(cls, models: Mapping[str, ImageClassifier], queries: Queries) -> "Steering":
+    def measure(cls, models: Networks, queries: Queries) -> "Steering":
         """Measure models; the intervals of all their levels hold together."""
-        measured = {name: steer(model, queries) for name, model in models.items()}
-        return cls(measured, sum(map(len, measured.values())))
+        measured = {name: {s: steer(m, queries) for s, m in seeds.items()} for name, seeds in models.items()}
+        return cls(measured, sum(len(next(iter(seeds.values()))) for seeds in measured.values()))
 
-    def with_model(self, name: str, model: ImageClassifier, queries: Queries) -> "Steering":
+    def with_model(self, name: str, seeds: Mapping[int, ImageClassifier], queries: Queries) -> "Steering":
         """Return a copy with one more model, whose intervals are as wide as those of the others."""
-        return replace(self, models={**self.models, name: steer(model, queries)})
+        return replace(self, models={**self.models, name: {s: steer(m, queries) for s, m in seeds.items()}})
 
     def select(self, *names: str) -> "Steering":
         """Return a copy with some of the models, whose intervals stay what they are."""
         return replace(self, models={name: self.models[name] for name in names})
 
+    def values(self, name: str, level: str, measure: str) -> Tensor:
+        """Return a measure of every seed and scene (S, N)."""
+        return torch.stack([levels[level][measure] for levels in self.models[name].values()]).double()
+
+    @property
+    def few_seeds(self) -> bool:
+        """Whether there are too few seeds for intervals over them: then intervals are over scenes alone."""
+        return any(len(seeds) < LEAST_SEEDS for seeds in self.models.values())
+
     @cached_property
     def intervals(self) -> dict[tuple[str, str], dict[str, Interval]]:
-        """(model, level) -> the bootstrap intervals over scenes of "swing" and "follows"."""
+        """(model, level) -> the intervals of "swing" and "follows", the farther ends of those over seeds and scenes."""
         return {
             (name, level): {
-                measure: bootstrap_interval(values[measure].double().numpy(), self.comparisons)
-                for measure in ("swing", "follows")
+                measure: self._interval(self.values(name, level, measure), bounds)
+                for measure, bounds in (("swing", (-1, 1)), ("follows", (0, 1)))
             }
-            for name, levels in self.models.items()
-            for level, values in levels.items()
+            for name, seeds in self.models.items()
+            for level in next(iter(seeds.values()))
         }
+
+    def _interval(self, values: Tensor, bounds: tuple[float, float]) -> Interval:
+        over_scenes = bootstrap_interval(values.mean(0).numpy(), self.comparisons)
+        over_seeds = t_interval(values.mean(1).numpy(), self.comparisons, bounds=bounds)
+        return widest([over_scenes, over_seeds]) if over_seeds.known else over_scenes
 
     def table(self) -> pd.DataFrame:
         """Return a table with one row for each level: shares of the attention in %, swing in points, follows in %."""
         rows = {}
         for (name, level), intervals in self.intervals.items():
-            values = self.models[name][level]
+            means = {
+                key: self.values(name, level, key).nanmean() for key in ("queried", "other", "absent", "agreement")
+            }
             rows[name, level] = {
-                **{f"on {key}, %": f"{100 * values[key].mean():.1f}" for key in ("queried", "other", "absent")},
+                **{f"on {key}, %": f"{100 * means[key]:.1f}" for key in ("queried", "other", "absent")},
                 "swing, points [95 %]": intervals["swing"].text(1, 100, sign=True),
                 "follows, % [95 %]": intervals["follows"].text(1, 100),
-                "same order": f"{values['agreement'].nanmean():.3f}",
+                "same order": f"{means['agreement']:.3f}",
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["model", "level"])
 
@@ -243,57 +273,88 @@ class Steering:
         A model is read at the level that finds the objects best; masks are those of the scenes, (N, 2, H, W).
         """
         rows = {}
-        for name, levels in self.models.items():
-            both = {level: (values["queried"] + values["other"]).mean().item() for level, values in levels.items()}
+        for name, seeds in self.models.items():
+            means = {
+                level: {key: self.values(name, level, key).mean().item() for key in ("queried", "other", "swing")}
+                for level in next(iter(seeds.values()))
+            }
+            both = {level: of["queried"] + of["other"] for level, of in means.items()}
             level = max(both, key=both.__getitem__)
             rows[name] = {
                 "level": level,
                 "their area, %": f"{100 * masks.any(1).double().mean():.0f}",
                 "attention on both objects, %": f"{100 * both[level]:.0f}",
-                "swing, points": Interval(levels[level]["swing"].mean().item()).text(1, 100, sign=True),
+                "swing, points": Interval(means[level]["swing"]).text(1, 100, sign=True),
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
     def effects(self, budget: str = "") -> list[Effect]:
-        """Return for each level how much more often attention follows the query than a map that ignores it."""
+        """Return for each level how much more often attention follows the query than a map that ignores it.
+
+        The claim is that the whole interval lies above the margin; with too few seeds nothing is decided.
+        """
         words = ("ignoring the query (50 %)", "follows the query", "shapes, two objects", budget)
+        end = (MARGIN, UNDECIDED) if self.few_seeds else (MARGIN,)
         return [
-            Effect(CLAIM, f"{name} at {level}", *words, 1, intervals["follows"].minus(CHANCE), MARGIN)
-            for (name, level), intervals in self.intervals.items()
+            Effect(CLAIM, f"{name} at {level}", *words, len(self.models[name]), of["follows"].minus(CHANCE), *end)
+            for (name, level), of in self.intervals.items()
         ]
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row for each model, seed and level: in how many quarters of a scene's cases attention follows.
+
+        A scene has two queries, and a tie counts half: a digit from 0 (never) to 4 (both times), scene by scene.
+        """
+        rows = [
+            {"model": name, "seed": seed, "level": level, "scenes": len(values["follows"])}
+            | {key: round(values[key].double().mean().item(), 6) for key in ("queried", "other", "absent", "follows")}
+            | {"follows_by_scene": "".join(str(round(4 * value)) for value in values["follows"].tolist())}
+            for name, seeds in self.models.items()
+            for seed, levels in seeds.items()
+            for level, values in levels.items()
+        ]
+        return pd.DataFrame(rows)
 
     def conclusion(self) -> str:
         """Return whether the claim holds, in sentences; with `pc` positions keep their order, so it does not count."""
         effects = [effect for effect in self.effects() if not effect.model.split()[0].rstrip(",").endswith("-pc")]
         if not effects:
             return "Nothing can be concluded: no model that a query can steer was measured."
-        levels = {word: [e.model for e in effects if e.verdict == word] for word in (SUPPORTED, UNDECIDED)}
-        outcome = next((word for word, names in levels.items() if names), CONTRADICTED)
-        where = "; ".join(f"{word} at {', '.join(names) or 'none'}" for word, names in levels.items())
-        contradicted = len(effects) - sum(map(len, levels.values()))
+        words = (SUPPORTED, UNDECIDED, CONTRADICTED)
+        levels = {word: [e.model for e in effects if e.verdict == word] for word in words}
+        outcome = next(word for word in words if levels[word])
         best = max(effects, key=lambda effect: effect.interval.mean)
         against_chance = [verdict(effect.interval) for effect in effects]
+        interval_of = "over scenes" if self.few_seeds else "over seeds and scenes"
         return (
-            f'"{CLAIM} in more than {100 * (CHANCE + MARGIN):.0f} % of the cases": {outcome}.\n'
-            f"Level by level: {where}; {CONTRADICTED} at {contradicted} of {len(effects)}.\n"
+            f'"{CLAIM}": {outcome}.\n'
+            f"{SUPPORTED} at {', '.join(levels[SUPPORTED]) or 'none'}; {UNDECIDED} at {len(levels[UNDECIDED])} and "
+            f"{CONTRADICTED} at {len(levels[CONTRADICTED])} of {len(effects)} levels.\n"
             f"A map that ignores the query reaches 50 %: of {len(effects)} levels, {against_chance.count(SUPPORTED)} "
             f"lie above that and {against_chance.count(CONTRADICTED)} below.\n"
             f"The highest is {best.model}: {best.interval.minus(-CHANCE).text(1, 100)} %.\n"
-            f"The intervals are over scenes, and {self.comparisons} of them hold together with 95 %. Each model was "
-            "trained once:\nthey say nothing about models trained with other seeds."
+            f"The intervals are {interval_of}, and {self.comparisons} of them hold together with 95 %."
+            + (f" {TOO_FEW_SEEDS}\nSo nothing is decided about networks trained with other seeds." * self.few_seeds)
         )
 
 
-def answers_table(models: Mapping[str, ImageClassifier], queries: Queries) -> pd.DataFrame:
-    """Return a table of `answers` in %, with one row for each model."""
-    table = pd.DataFrame({name: answers(model, queries) for name, model in models.items()}).T.rename_axis("model")
+def answers_table(models: Networks, queries: Queries) -> pd.DataFrame:
+    """Return a table of `answers` in %, with one row for each model, means over its seeds."""
+    table = _means({n: [answers(model, queries) for model in seeds.values()] for n, seeds in models.items()})
     return (100 * table).round(1).rename(columns="names {}, %".format)
 
 
-def geometry_table(models: Mapping[str, ImageClassifier], split: Split) -> pd.DataFrame:
-    """Return a table of `geometry`, with one row for each model that has a global feature."""
-    rows = {name: geometry(model, split) for name, model in models.items() if model.uses_global_feature}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").round(2)
+def geometry_table(models: Networks, split: Split) -> pd.DataFrame:
+    """Return a table of `geometry`, with one row for each model that has a global feature, means over its seeds."""
+    rows = {
+        name: [geometry(model, split) for model in seeds.values() if model.uses_global_feature]
+        for name, seeds in models.items()
+    }
+    return _means({name: of for name, of in rows.items() if of}).round(2)
+
+
+def _means(rows: Mapping[str, list[dict[str, float]]]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.DataFrame(of).mean() for name, of in rows.items()}).T.rename_axis("model")
 
 
 def typical(levels: Levels, count: int) -> tuple[str, Tensor]:

@@ -6,9 +6,10 @@ from collections import OrderedDict
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy import stats
 
 import ltpa
 from ltpa import Run, Split, TrainConfig, create_model
@@ -175,7 +176,7 @@ def test_steering_is_a_loop_over_scenes(name, normalizer):
                 "absent": (shares[2, 0] + shares[2, 1]) / 2,
                 "swing": ((shares[0, 0] - shares[1, 0]) + (shares[1, 1] - shares[0, 1])) / 2,
                 "follows": sum(hits) / 2,
-                "agreement": spearmanr(scores[0].flatten(), scores[1].flatten()).statistic,
+                "agreement": stats.spearmanr(scores[0].flatten(), scores[1].flatten()).statistic,
             }
             assert list(found[level]) == list(expected)
             for key, value in expected.items():
@@ -267,9 +268,10 @@ def measured(follows, n=400):
     return {"queried": hits, "other": zero, "absent": zero, "swing": hits, "follows": hits, "agreement": zero}
 
 
-def steering_of(comparisons=None, **levels_by_model):
-    models = {name.replace("_", "-"): levels for name, levels in levels_by_model.items()}
-    return Steering(models, comparisons or sum(map(len, models.values())))
+def steering_of(comparisons=None, seeds=3, **levels_by_model):
+    """Models that were measured with the same outcome with every seed."""
+    models = {name.replace("_", "-"): dict.fromkeys(range(seeds), of) for name, of in levels_by_model.items()}
+    return Steering(models, comparisons or sum(map(len, levels_by_model.values())))
 
 
 def test_the_verdict_of_table_and_sentence_is_that_of_the_whole_interval():
@@ -278,15 +280,15 @@ def test_the_verdict_of_table_and_sentence_is_that_of_the_whole_interval():
         "m-add sigmoid": {"conv10": measured(0.6), "conv13": measured(0.4)},
         "m-pc": {"conv13": measured(0.9)},
     }
-    steering = Steering(models, 5)
+    steering = Steering({name: dict.fromkeys(range(3), of) for name, of in models.items()}, 5)
     effects = {effect.model: effect for effect in steering.effects("little")}
     verdicts = [CONTRADICTED, SUPPORTED, UNDECIDED, CONTRADICTED, SUPPORTED]
     assert [effect.verdict for effect in effects.values()] == verdicts
-    assert {(e.margin, e.seeds, e.interval.n, e.budget) for e in effects.values()} == {(0.1, 1, 400, "little")}
+    assert {(e.margin, e.seeds, e.interval.n, e.budget) for e in effects.values()} == {(0.1, 3, 400, "little")}
     assert effects["m-dp at conv13"].interval.mean == pytest.approx(0.2)
     text = steering.conclusion()
     assert f'more than 60 % of the cases": {SUPPORTED}' in text
-    assert f"{SUPPORTED} at m-dp at conv13; {UNDECIDED} at m-add sigmoid at conv10; {CONTRADICTED} at 2 of 4" in text
+    assert f"{SUPPORTED} at m-dp at conv13; {UNDECIDED} at 1 and {CONTRADICTED} at 2 of 4 levels" in text
     assert "of 4 levels, 2 lie above that and 1 below" in text
     follows = steering.table().loc[("m-dp", "conv13"), "follows, % [95 %]"]
     assert f"The highest is m-dp at conv13: {follows} %" in text
@@ -298,6 +300,26 @@ def test_the_verdict_of_table_and_sentence_is_that_of_the_whole_interval():
     assert steering_of(m_dp={"conv10": measured(0.4)}).conclusion().count(CONTRADICTED) == 2
     assert UNDECIDED in steering_of(m_dp={"conv10": measured(0.7, 10)}).conclusion()
     assert steering.select("m-pc").conclusion().startswith("Nothing can be concluded"), "a control"
+
+
+def test_seeds_that_differ_leave_it_open_and_too_few_decide_nothing():
+    follows = [0.66, 0.7, 0.8]
+    of = {"m-dp": {seed: {"conv13": measured(value)} for seed, value in enumerate(follows)}}
+    interval = Steering(of, 2).intervals["m-dp", "conv13"]["follows"]
+    low, high = stats.t.interval(1 - 0.05 / 2, 2, loc=np.mean(follows), scale=stats.sem(follows))
+    assert (interval.low, interval.high) == pytest.approx((low, min(1, high)))
+    assert Steering(of, 2).effects()[0].verdict == UNDECIDED
+    one = steering_of(seeds=1, m_dp={"conv13": measured(0.9)})
+    assert [(e.verdict, e.seeds) for e in one.effects()] == [(UNDECIDED, 1)]
+    assert one.intervals["m-dp", "conv13"]["follows"].known, "over scenes"
+    assert "Fewer than 3 seeds" in one.conclusion()
+
+
+def test_every_scene_can_be_read_back_from_the_table():
+    row = steering_of(m_dp={"conv13": measured(0.75, 8) | {"follows": torch.tensor([0, 0.25, 0.5, 0.75, 1, 1, 1, 0])}})
+    row = row.frame().iloc[2]
+    assert (row["model"], row["seed"], row["level"], row["follows_by_scene"]) == ("m-dp", 2, "conv13", "01234440")
+    assert row["follows"] == pytest.approx(4.5 / 8)
 
 
 def test_intervals_widen_with_the_number_of_comparisons():
@@ -315,13 +337,14 @@ def test_tables():
     assert (row["on queried, %"], row["on other, %"]) == ("75.0", "0.0")
     assert row["swing, points [95 %]"].startswith("+75.0 [")
     assert table.loc[("m-pc", "conv13"), "swing, points [95 %]"] == "+0.0 [+0.0, +0.0]"
-    assert query.typical(steering.models["m-dp"], 1)[0] == "conv13"
+    assert query.typical(steering.models["m-dp"][0], 1)[0] == "conv13"
     masks = torch.zeros(1, 2, 10, 10, dtype=torch.bool)
     masks[0, 0, 0, :3] = masks[0, 1, 5, :2] = True
     assert list(steering.objects_table(masks).loc["m-dp"]) == ["conv13", "5", "75", "+75.0"]
     queries = draw_queries(colored_scenes(), bank_of([0, 1, 2, 3] * 3))
-    assert list(query.answers_table({"good": Obedient()}, queries).iloc[0, :2]) == [100, 0]
-    table = query.geometry_table({"pc": build("vgg-att-concat-pc"), "good": Obedient()}, bank_of([0, 1, 2, 3] * 10))
+    assert list(query.answers_table({"good": {0: Obedient(), 1: Obedient(-1.0)}}, queries).iloc[0, :2]) == [50, 50]
+    networks = {"pc": {0: build("vgg-att-concat-pc")}, "good": {0: Obedient()}}
+    table = query.geometry_table(networks, bank_of([0, 1, 2, 3] * 10))
     assert list(table.index) == ["good"], "the other has no global feature"
 
 
@@ -423,8 +446,8 @@ def test_the_runs_are_those_of_the_quick_parameters():
         plain = TrainConfig(**ltpa.QUICK, model=model, normalizer=normalizer or "softmax", seed=0)
         assert cell.config == plain
         assert cell.config.path == plain.path
-    small = query.QueryConfig(models=["vgg-att-concat-dp"], epochs=1, train_limit=9, seed=4).grid().grid()
-    assert [(c.config.epochs, c.config.train_limit, c.config.seed) for c in small] == [(1, 9, 0)]
+    small = query.QueryConfig(models=["vgg-att-concat-dp"], epochs=1, train_limit=9, seed=4, seeds=[0, 2]).grid()
+    assert [(c.config.epochs, c.config.train_limit, c.config.seed) for c in small.grid()] == [(1, 9, 0), (1, 9, 2)]
 
 
 def test_photographs(monkeypatch):
