@@ -20,6 +20,13 @@ def counted(number: float, noun: str, plural: str = "") -> str:
     return f"{digits} {noun if number == 1 else plural or noun + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: "40 seconds", "5 minutes", "1.5 hours"."""
+    if seconds < 90:
+        return counted(round(seconds), "second")
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def with_article(noun: str) -> str:
     """Return a noun with its article: "an arrow", "a star"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

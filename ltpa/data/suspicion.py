@@ -1,14 +1,11 @@
 """Folders that are not a data set for a classifier: each rule explains one kind and says what to do."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from typing import Literal
 
-import numpy as np
-
-from .images import MIN_SIDE, decode, is_deep
+from .images import MIN_SIDE, decode, to_rgb
 from .tree import Folder
 
 Role = Literal["train", "test", "validation"]
@@ -93,7 +90,7 @@ def _problem_of_classes(folder: Folder) -> str | None:
         return _flat(folder) if folder.images else _empty(folder)
     if len(parts) == 1:
         return _single(folder, parts[0])
-    rules = (_are_splits, _is_copy, _splits_inside, _same_children, _are_containers, _are_masks, _masks_among)
+    rules = (_are_splits, _is_too_high, _splits_inside, _are_masks, _masks_among)
     return next((problem for rule in rules if (problem := rule(folder, parts))), None)
 
 
@@ -105,29 +102,10 @@ def _empty(folder: Folder) -> str:
 
 
 def _flat(folder: Folder) -> str:
-    """Explain pictures that are not sorted into classes, with what may hold their labels."""
-    names = [re.split(r"[\d._ -]", path.name)[0] for path in folder.images]
-    kinds = sorted({*names})
-    guess = (
-        f" (judging by the file names, perhaps {_some(kinds)})"
-        if "" not in kinds and 1 < len(kinds) <= len(names) / 2
-        else ""
-    )
-    beside = _beside(folder)
-    labels = f" Beside the pictures: {beside}; boxes, masks and tables of labels are not read." if beside else ""
     return (
-        f"{folder.path} holds {pictures_in_words(folder)}, but no folders of classes: make a folder for each class"
-        f"{guess} and put its pictures there.{labels} docs/own_images.md shows how to do that in a few lines"
+        f"{folder.path} holds {pictures_in_words(folder)}, but no folders of classes: make a folder for each class and "
+        "put its pictures there. docs/own_images.md shows how to do that in a few lines"
     )
-
-
-def _beside(folder: Folder) -> str:
-    """Return what lies beside pictures: "labels/ (12 .txt), 1 .csv"."""
-    parent = folder.parent
-    siblings = [part for part in parent.folders if part is not folder and not role_of(part.name)] if parent else []
-    described = [f"{part.name}/ ({part.kinds() or pictures_in_words(part)})" for part in siblings[:4]]
-    others = sum((where.others for where in (folder, parent) if where), Counter[str]())
-    return ", ".join([*described, *(f"{count} {kind}" for kind, count in others.items() if kind.startswith("."))])
 
 
 def pictures_in_words(folder: Folder) -> str:
@@ -183,66 +161,42 @@ def _are_splits(folder: Folder, parts: Sequence[Folder]) -> str | None:
     return None
 
 
-def _is_copy(folder: Folder, parts: Sequence[Folder]) -> str | None:
-    """Explain a folder that holds the others a second time, as archives often do."""
-    names = {part.name for part in parts}
-    for part in parts:
-        same = sorted(names & {name.name for name in part.pictured})
-        if len(same) > 1:
+def _is_too_high(folder: Folder, parts: Sequence[Folder]) -> str | None:
+    """Explain a folder that holds a data set, or several, or a second copy of its own classes."""
+    for part in sorted(parts, key=lambda part: _MASKS.search(part.name) is not None):
+        others = {part.name for part in parts}.union(*({c.name for c in p.pictured} for p in parts if p is not part))
+        shared = [child.name for child in part.pictured if child.name in others]
+        is_container = _is(part.name, _CONTAINERS) or (_is(part.name, _LOOSE_CONTAINERS) and len(part.pictured) > 1)
+        if not (parts_of(part) or len(shared) > 1 or (is_container and not (part.images and part.pictured))):
+            continue
+        if meant := _meant(part):
+            inside = f" with folders of classes ({_some(shared)})" if shared else ""
             return (
-                f"{part.path} holds folders of the same names as the folder around it ({_some(same)}), so it is not a "
-                f"class: choose data_dir={part.path}, or move it elsewhere"
+                f"{folder.path} is too high: {part.name}/ is a data set of its own{inside}; choose "
+                f"data_dir={meant.path}. If it is a class, put its pictures directly into it"
             )
+        if is_container:
+            return problem_of(part)
     return None
 
 
 def _splits_inside(folder: Folder, parts: Sequence[Folder]) -> str | None:
-    """Explain <class>/train and <class>/test, and a data set beside something else."""
-    split = [part for part in parts if parts_of(part)]
-    if not split:
-        return None
-    if problem_of(split[0]) is None:
-        return f"{folder.path} is too high: the data are in {split[0].name}/, choose data_dir={split[0].path}"
-    inner = ", ".join(f"{part.name}/" for part in parts_of(split[0]).values())
-    return (
-        f"{split[0].path} holds {inner}: the splits are inside the classes. It must be the other way around, "
-        f"{folder.path / 'train/<class>'} and {folder.path / 'test/<class>'}"
-    )
-
-
-def _same_children(folder: Folder, parts: Sequence[Folder]) -> str | None:
-    """Explain subfolders that all have the same children: the children are the classes, or some are masks."""
+    """Explain <class>/train and <class>/test, and <class>/images beside <class>/masks."""
     nested = [part for part in parts if part.pictured]
     common = set.intersection(*({child.name for child in part.pictured} for part in nested)) if nested else set()
     if len(nested) < 2 or len(common) < 2:
         return None
-    outer, inner = _some([f"{part.name}/" for part in nested]), sorted(common)
-    if pictures := [name for name in inner if _is(name, _CONTAINERS)]:
-        others = [name for name in inner if name not in pictures]
+    inner = ", ".join(sorted(common))
+    if parts_of(nested[0]):
         return (
-            f"{folder.path}: {outer} each hold {_some(others)} beside {pictures[0]}/. The folder of a class may hold "
-            f"only its pictures: move {_some(others)} elsewhere"
+            f"{nested[0].path} holds {inner}: the splits are inside the classes. It must be the other way around, "
+            f"{folder.path / 'train/<class>'} and {folder.path / 'test/<class>'}"
         )
-    named = [part for part in nested if _is(part.name, _LOOSE_CONTAINERS)] or [
-        part for part in nested if not _MASKS.search(part.name)
-    ]
-    best = max(named or nested, key=lambda part: len(part.pictured))
+    others = _some([name for name in sorted(common) if not _is(name, _CONTAINERS)])
     return (
-        f"{folder.path}: {outer} all hold the folders {_some(inner)}. If these are the classes, choose one of the "
-        f"outer folders, such as data_dir={best.path}, or name the outer folders train/ and test/. If they are not "
-        "classes, put the pictures directly into the folders of the classes"
+        f"{folder.path}: the folders in it each hold {inner}. The folder of a class may hold only its pictures: move "
+        f"{others} elsewhere"
     )
-
-
-def _are_containers(folder: Folder, parts: Sequence[Folder]) -> str | None:
-    """Explain images/ beside other folders."""
-    for part in parts:
-        sorted_below = len(part.pictured) > 1 and not part.images
-        if _is(part.name, _CONTAINERS) or (sorted_below and _is(part.name, _LOOSE_CONTAINERS)):
-            if meant := _meant(part):
-                return f"{folder.path} is too high: the classes are in {part.name}/, choose data_dir={meant.path}"
-            return problem_of(part)
-    return None
 
 
 def _are_masks(folder: Folder, parts: Sequence[Folder]) -> str | None:
@@ -284,23 +238,15 @@ def _masks_among(folder: Folder, parts: Sequence[Folder]) -> str | None:
 
 
 def _look_like_masks(folder: Folder, named: bool) -> bool:
-    """Return whether the first pictures have few values: 2 to 32, or about so few if the folder's name says masks.
-
-    With such a name, a single value or the noise of JPEG files is accepted.
-    """
-    most = 1
+    """Return whether the first pictures have at most 32 colors; without a name that says so, one needs two or more."""
+    counts = []
     for path in islice(folder.all_images(), 4):
         try:
-            image = decode(path.read_bytes(), MIN_SIDE)
+            colors = to_rgb(decode(path.read_bytes(), MIN_SIDE)).getcolors(32)
         except (OSError, ValueError):
             return False
-        values = np.asarray(image if is_deep(image) else image.convert("RGB"), dtype=np.float64)
-        count = len(np.unique(values if values.ndim == 2 else values @ (1.0, 256.0, 65536.0)))
-        grays = np.sort(np.histogram(np.asarray(image.convert("L")), 16, (0, 256))[0])
-        if count > 32 and not (named and grays[-4:].sum() > 0.97 * grays.sum()):
-            return False
-        most = max(most, count)
-    return named or most > 1
+        counts.append(len(colors or ()))
+    return all(counts) and (named or max(counts) > 1)
 
 
 def _is(name: str, words: set[str]) -> bool:

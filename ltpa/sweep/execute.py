@@ -2,17 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ from ..training.base import Callback, Trainer
 from ..training.callbacks import Saving
 from ..training.run import read_history
 from ..training.trainer import fit
-from .guard import VARIABLE
 from .record import Record
 
 POLL = 1.0  # seconds between questions to the scheduler
@@ -162,7 +157,6 @@ def _execute_notebook(task: Task, watch: Watch) -> Record:
                 progress_bar=False,
                 start_timeout=180,
                 source=task.source,
-                environment={**os.environ, VARIABLE: _mark()},
                 log=log,
                 on_start=lambda kernel_id: setattr(watch, "stop", lambda seconds: _end_kernel(kernel_id(), seconds)),
             )
@@ -194,19 +188,6 @@ def _with_run(record: Record, path: str | Path | None) -> Record:
     metrics = {name: value for name, value in history[-1].items() if name != "seconds"}
     metrics["training_seconds"] = sum(row["seconds"] for row in history)
     return replace(record, run=str(path), metrics=metrics)
-
-
-@cache
-def _mark() -> str:
-    """Start the guard of this process, once, and return the mark of the processes that end with it."""
-    mark = uuid.uuid4().hex
-    guard = str(Path(__file__).with_name("guard.py"))
-    # -P: the modules beside the guard must not hide others. The pipe stays open as long as this process lives.
-    _guards.append(subprocess.Popen([sys.executable, "-P", guard, mark], stdin=subprocess.PIPE, start_new_session=True))
-    return mark
-
-
-_guards: list[subprocess.Popen[bytes]] = []
 
 
 def _end_kernel(pid: int | None, seconds: float) -> None:

@@ -2,9 +2,8 @@
 
 import logging
 import os
-import shutil
 import signal
-import sys
+import statistics
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ import pandas as pd
 import psutil
 
 from ..cores import available_cores
+from ..errors import duration
 from ..inference import choose_device
 from ..progress import logger, messages
 from ..training.run import locked
@@ -172,22 +172,22 @@ class _Sweep:
     pending: dict[Any, tuple[Record, int]] = field(default_factory=dict)
     failed: list[Record] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    state: str = ""
 
     def run(self) -> None:
         """Submit all variants and wait for them."""
-        with _LiveLine() as line:
-            try:
-                for record in self.plan.open:
-                    self._submit(record, 1)
-                while self.pending:
-                    for future in [future for future in self.pending if future.done()]:
-                        self._take(future, line)
-                    line.show(self._progress())
-                    time.sleep(0.25)
-            except KeyboardInterrupt:
-                line.print("stopping: running trainings save first; the same command continues from there")
-                self._stop()
-                raise
+        try:
+            for record in self.plan.open:
+                self._submit(record, 1)
+            while self.pending:
+                for future in [future for future in self.pending if future.done()]:
+                    self._take(future)
+                self._report()
+                time.sleep(0.25)
+        except KeyboardInterrupt:
+            self.say("stopping: running trainings save first; the same command continues from there")
+            self._stop()
+            raise
         for record in self.failed:
             self.say(f"failed: {record.failure()}")
 
@@ -212,7 +212,7 @@ class _Sweep:
             Path(output).parent.mkdir(parents=True, exist_ok=True)
         return Task(record, parameters, target.notebook, target.path, output, self.options.kernel)
 
-    def _take(self, future: Any, line: "_LiveLine") -> None:
+    def _take(self, future: Any) -> None:
         """Keep the result of a variant; submit it again after the first failure."""
         from distributed import CancelledError
 
@@ -226,7 +226,7 @@ class _Sweep:
         except Exception as error:
             result = replace(record, state="failed", error=_worker_error(error))
         if result.state == "failed" and attempt < ATTEMPTS:
-            line.print(f"failed, trying once more: {result.failure()}")
+            self.say(f"failed, trying once more: {result.failure()}")
             self._submit(record, attempt + 1)
             return
         own = self.plan.folder.absolute() / record.name
@@ -237,15 +237,15 @@ class _Sweep:
         if result.seconds:
             self.seconds.append(result.seconds)
 
-    def _progress(self) -> str:
-        slots = sum(self.client.nthreads().values()) or 1 if self.pending else 1
-        running = min(slots, len(self.pending))
+    def _report(self) -> None:
+        """Say how far the sweep is, when that has changed."""
+        running = min(sum(self.client.nthreads().values()) or 1, len(self.pending))
         done = len(self.plan.records) - len(self.pending) - len(self.failed)
-        text = f"{done} of {len(self.plan.records)} done, {running} running, {len(self.failed)} failed"
-        if self.seconds and self.pending:
-            left = (len(self.pending) - running / 2) * sum(self.seconds) / len(self.seconds) / max(1, running)
-            text += f", about {_duration(left)} left"
-        return text
+        state = f"{done} of {len(self.plan.records)} done, {running} running, {len(self.failed)} failed"
+        if state != self.state:
+            left = (len(self.pending) - running / 2) * statistics.mean(self.seconds or [0]) / max(1, running)
+            self.say(state + (f", about {duration(left)} left" if left else ""))
+        self.state = state
 
     def _stop(self) -> None:
         """Cancel all variants, and wait until those that run have ended."""
@@ -269,40 +269,3 @@ def _worker_error(error: BaseException) -> str:
     if isinstance(error, KilledWorker):
         return "its workers died repeatedly; is there too little memory? Fewer --workers leave more for each"
     return f"{type(error).__name__}: {error}"[:500]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class _LiveLine:
-    """A line that changes in place on a terminal; elsewhere it is printed when it says something new."""
-
-    def __init__(self) -> None:
-        self._terminal, self._last, self._state = sys.stdout.isatty(), "", ""
-
-    def __enter__(self) -> "_LiveLine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._terminal and self._last:
-            print()
-
-    def show(self, text: str) -> None:
-        """Show the state."""
-        state = text if self._terminal else text.partition(", about")[0]
-        if state == self._state:
-            return
-        self._state, self._last = state, text
-        if self._terminal:
-            width = shutil.get_terminal_size().columns - 1
-            print("\r" + text[:width].ljust(width), end="", flush=True)
-        else:
-            print(text, flush=True)
-
-    def print(self, text: str) -> None:
-        """Print a line above the state."""
-        print(("\r" if self._terminal else "") + text.ljust(len(self._last)), flush=True)
-        self._last = ""

@@ -13,7 +13,7 @@ import torch
 
 from ..cores import available_cores
 from ..data.dataset import Dataset
-from ..errors import counted
+from ..errors import counted, duration
 from ..inference import evaluate_images
 from ..progress import Progress, logger
 from .base import Callback, Trainer
@@ -290,7 +290,7 @@ class ProgressBar(Callback):
         left = steps * (time.monotonic() - self._timed_since) / TIMED_STEPS
         left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
         epochs = self._whole // trainer.steps_per_epoch
-        logger.info(f"{counted(epochs, 'epoch')} on {_machine(trainer)}: about {_duration(left)} to go")
+        logger.info(f"{counted(epochs, 'epoch')} on {_machine(trainer)}: about {duration(left)} to go")
 
 
 def all_callbacks(
@@ -359,12 +359,6 @@ def _describe(trainer: Trainer) -> tuple[str, str]:
         words.append(f"test {run.history[-1]['test_accuracy']:.1%}")
     epoch = math.ceil(trainer.state.step / trainer.steps_per_epoch)
     return f"epoch {epoch}" + (f"/{planned}" if planned else ""), ", ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return counted(round(seconds), "second")
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _machine(trainer: Trainer) -> str:

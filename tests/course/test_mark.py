@@ -37,7 +37,7 @@ def test_each_exercise_is_marked_by_itself(tmp_path, capsys, monkeypatch):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".ipynb_checkpoints" / "ben.ipynb").write_text("{")
     table = tmp_path / "table.csv"
-    assert mark.main([str(tmp_path), "--yes", "--seconds", "5", "--csv", str(table)]) == 0
+    assert mark.main([str(tmp_path), "--yes", "--seconds", "2", "--csv", str(table)]) == 0
     frame = pd.read_csv(table)
     assert list(frame) == ["name", "exercise", "result"]
     assert list(frame.name.unique()) == ["anna/00.ipynb", "ben.ipynb"]
@@ -49,7 +49,7 @@ def test_each_exercise_is_marked_by_itself(tmp_path, capsys, monkeypatch):
     assert anna["steer"].endswith("(line 1 of the cell)")
     assert anna["positions"] == "error: it ended the process"
     assert anna["border"] == "error: ZeroDivisionError: division by zero (line 4 of the cell)"
-    assert anna["moved"] == "error: it did not finish within 5 s"
+    assert anna["moved"] == "error: it did not finish within 2 s"
     assert anna["add"] == "not filled in", "solutions=True fills in nothing"
     assert anna["gates"].startswith("not yet. Return two things")
     assert set(frame.result[8:]) == {"the notebook cannot be read (JSONDecodeError)"}

@@ -17,6 +17,8 @@ import nbformat
 import pytest
 import yaml
 
+from tests.notebooks import forks
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIRST, TRAIN, LOOK = NOTEBOOKS[:3]
@@ -61,9 +63,16 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a Python module; `folder` takes the place of the repository, so that it has a runs/ of its own."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "LTPA_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m"]
     if KERNEL == "python3":
         env["PYTHONPATH"] = str(ROOT)
-    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=env, cwd=folder)
+        if sys.platform == "linux":
+            start = forks.command((("PYTHONPATH", str(ROOT)), ("OMP_NUM_THREADS", "1")))
+            kernel = {"argv": [*start, "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "fork"}
+            (folder / "kernels" / KERNEL).mkdir(parents=True, exist_ok=True)
+            (folder / "kernels" / KERNEL / "kernel.json").write_text(json.dumps({**kernel, "language": "python"}))
+            env["JUPYTER_PATH"] = str(folder)
+    return subprocess.run([*start, *command], capture_output=True, text=True, env=env, cwd=folder)
 
 
 def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> subprocess.CompletedProcess[str]:

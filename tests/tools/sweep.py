@@ -24,7 +24,6 @@ import psutil
 from nbformat.v4 import new_code_cell, new_notebook
 
 from ltpa import TrainConfig, fit, load_sweep
-from ltpa.sweep.guard import VARIABLE
 from tests.tools.crash import TINY, differences
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +67,7 @@ def crash(folder: Path, notebook: bool) -> None:
     _wait_for_epochs(killed, 1)
     workers_of(process)[0].send_signal(signal.SIGKILL)
     _wait_for_epochs(killed, SETTINGS["epochs"] + 2)
-    started = [p for p in psutil.process_iter() if _is_of(p, process)]
+    started = [p for p in psutil.process_iter() if _is_of(p, process, folder)]
     process.kill()
     process.wait()
     since = time.monotonic()
@@ -96,10 +95,10 @@ def _wait_for_epochs(out: Path, count: int) -> None:
         time.sleep(0.05)
 
 
-def _is_of(process: psutil.Process, ancestor: psutil.Process) -> bool:
+def _is_of(process: psutil.Process, ancestor: psutil.Process, folder: Path) -> bool:
     try:
-        marked = VARIABLE in process.environ() and "ipykernel" in _words(process)
-        return marked or ancestor in process.parents()
+        orphan = "ipykernel" in _words(process) and process.cwd() == str(folder.resolve())  # of a killed worker
+        return orphan or ancestor in process.parents()
     except psutil.Error:
         return False
 

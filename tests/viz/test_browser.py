@@ -23,13 +23,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "02_attention_maps.ipynb"
+CELL = """import ltpa
+data = ltpa.load_data("shapes", train_limit=20, test_limit=20)
+explorer = ltpa.explore(ltpa.create_model("vgg-att3-concat-pc", 10, width=1 / 16).eval(), data)"""
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 OTHER = os.environ.get("LTPA_NOTEBOOK_PYTHON")
@@ -125,11 +125,10 @@ def until(condition, what, process=None):
 
 
 def prepare(folder):
-    """The notebook with its test parameters, and photos to upload."""
-    values = yaml.safe_load((ROOT / "notebooks" / "params" / "test" / f"{NOTEBOOK.stem}.yaml").read_text())
-    notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOK)), values)
-    notebook.metadata.pop("papermill", None)
-    nbformat.write(notebook, folder / "notebook.ipynb")
+    """A notebook with the explorer, and photos to upload."""
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    cells = [new_code_cell(CELL), new_code_cell("print('the end')")]
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / "notebook.ipynb")
     Image.new("RGB", (300, 200), (200, 60, 60)).save(folder / "photo.jpg")
     (folder / "text.jpg").write_text("this is no photo")
     (folder / "runs").mkdir()
@@ -190,6 +189,8 @@ def use_the_explorer(driver, folder, name):
     driver.find_element(By.ID, "caught").send_keys(str(folder / "photo.jpg"))
     changes("a photo was uploaded")
     keep("photo")
+    # While a slow computation runs, an old picture is faded.
+    before = until(lambda: (now := shown()) and not time.sleep(1) and now == shown() and now, "a picture that stays")
     button.click()
     driver.find_element(By.ID, "caught").send_keys(str(folder / "text.jpg"))
     until(lambda: "text.jpg: not an image" in error(), "a text is refused")
