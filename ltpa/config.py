@@ -313,7 +313,9 @@ class TrainConfig(SettingsBase):
     progressive_resizing: bool = Field(
         True, description="train on smaller pictures first: half the side for 30 % of the steps, then three quarters"
     )
-    augment: Augmentation = Field("auto", description="'auto' flips and shifts, but does not flip digits")
+    augment: Augmentation = Field(
+        "auto", description="'auto' flips and shifts, but does not flip digits; cutout is for long trainings"
+    )
     precision: Precision = Field("auto", description="of the convolutions; fp16 needs a GPU")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:<number> or mps (not tested)")
     seed: Seed = Field(0, description="of initialization, order, augmentation and dropout, not of the data")

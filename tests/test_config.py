@@ -44,7 +44,7 @@ CHOICES = {
     "normalizer": ["softmax", "sigmoid"],
     "dataset": ["shapes", "cifar10", "cifar100", "svhn", "folder"],
     "optimizer": ["muon", "sgd", "adamw"],
-    "augment": ["auto", "flip+shift", "shift", "crop+flip", "none"],
+    "augment": ["auto", "flip+shift", "flip+shift+cutout", "shift", "crop+flip", "none"],
     "precision": ["auto", "fp32", "bf16", "fp16"],
     "device": ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
 }

@@ -11,7 +11,7 @@ MOMENTUM = 0.9  # of SGD
 FILTER_MOMENTUM = 0.6  # of Muon
 NEWTON_SCHULZ_STEPS = 3
 SLOW = 0.1  # the rate of a pretrained backbone, as a part of the rate of what reads it
-SGD_SHARE = 1.7  # with Muon: the rate of what is not a filter, as a multiple of the filters' rate
+NORM_SHARE = 4.0  # with Muon: the rate of biases and norms, as a multiple of the rate of everything else
 WARM_UP = {"muon": 0.02, "sgd": 0.25, "adamw": 0.1}  # part of the schedule in which the learning rate rises
 
 
@@ -26,43 +26,48 @@ class Muon(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take a step: filters by Muon, all other parameters by SGD."""
-        groups = [group for group in self.param_groups if group.get("filters")]
-        gradients = [(p, p.grad) for group in groups for p in group["params"]]
-        for group in groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_filters(parameter, group["lr"])
-                    parameter.grad = None  # nothing is left for SGD
+        gradients = []
+        for group in self.param_groups:
+            banks = [p for p in group["params"] if p.grad is not None] if group.get("filters") else []
+            gradients += [(bank, bank.grad) for bank in banks]
+            for shape in dict.fromkeys(bank.shape for bank in banks):
+                self._step_filters([bank for bank in banks if bank.shape == shape], group["lr"])
+            for bank in banks:
+                bank.grad = None  # nothing is left for SGD
         loss = super().step(closure)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        for bank, gradient in gradients:
+            bank.grad = gradient
         return loss
 
-    def _step_filters(self, filters: Tensor, rate: float) -> None:
-        gradient = filters.grad
-        assert gradient is not None
-        momentum = self.state[filters].setdefault("momentum_buffer", torch.zeros_like(filters))
-        momentum.mul_(FILTER_MOMENTUM).add_(gradient)
-        direction = gradient.add(momentum, alpha=FILTER_MOMENTUM)
-        rows = direction.permute(0, 2, 3, 1).flatten(1)  # no copy in channels_last
-        step = orthogonalized(rows).reshape(direction.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        filters.mul_(len(filters) ** 0.5 / filters.norm().clamp(min=1e-12)).add_(step, alpha=-rate)
+    def _step_filters(self, banks: list[Tensor], rate: float) -> None:
+        """Step filter banks (C', C, h, w) of one shape, all at once."""
+        directions = []
+        for bank in banks:
+            momentum = self.state[bank].setdefault("momentum_buffer", torch.zeros_like(bank))
+            momentum.mul_(FILTER_MOMENTUM).add_(bank.grad)
+            direction = bank.grad.add(momentum, alpha=FILTER_MOMENTUM)
+            directions.append(direction.permute(0, 2, 3, 1))  # no copy in channels_last
+        rows = torch.stack([direction.flatten(1) for direction in directions])
+        steps = orthogonalized(rows).unflatten(2, directions[0].shape[1:])
+        for bank, step in zip(banks, steps, strict=True):
+            bank.mul_(len(bank) ** 0.5 / bank.norm().clamp(min=1e-12)).add_(step.permute(0, 3, 1, 2), alpha=-rate)
 
 
-def orthogonalized(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """Return about U V^T of a matrix U S V^T: Newton-Schulz steps bring its singular values to between 0.7 and 1.2.
+def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Return about U V^T of each matrix U S V^T: Newton-Schulz steps bring its singular values to between 0.7 and 1.2.
 
     Each step applies 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to the singular values (Jordan et al. 2024). Three steps leave
-    those that are below about a tenth of the Frobenius norm smaller.
+    those that are below about a tenth of the Frobenius norm smaller. `matrices` are (N, rows, columns).
     """
-    x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    x = x / x.norm().clamp(min=1e-12)
-    if tall := len(x) > x.shape[1]:
-        x = x.T
+    x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
     for _ in range(steps):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def make_optimizer(
@@ -75,36 +80,47 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer of a model's trainable parameters; matrices and filters decay, but not biases, norms and `u`.
 
-    The rate of each group of parameters is the highest of its schedule. With "muon", `learning_rate` is that of the
-    filters of all convolutions but the first, which do not decay; SGD moves the rest. The `slow` parameters, those of a
-    pretrained backbone, learn at a tenth of the rate.
+    The rate of each group of parameters is the highest of its schedule. With "muon", the filters of all convolutions
+    but the first do not decay; SGD moves the rest, biases and norms at four times the rate. The `slow` parameters,
+    those of a pretrained backbone, learn at a tenth of the rate.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    banks = [p for p in model.parameters() if p.ndim == 4]  # in the order of the layers
-    filters = [p for p in banks[1:] if p.requires_grad] if optimizer == "muon" else []
-    others = [p for p in trained if all(p is not f for f in filters)]
-    rate = learning_rate * SGD_SHARE if optimizer == "muon" else learning_rate
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay, "lr": rate},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "lr": learning_rate},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr": learning_rate},
     ]
     if optimizer == "muon":
-        groups.append({"params": filters, "weight_decay": 0.0, "lr": learning_rate, "filters": True})
-    if slow_ones := {id(p) for p in slow}:
-        groups = [
-            {
-                **group,
-                "params": [p for p in group["params"] if (id(p) in slow_ones) == is_slow],
-                "lr": group["lr"] * part,
-            }
-            for group in groups
-            for is_slow, part in ((False, 1.0), (True, SLOW))
-        ]
+        banks = [p for p in model.parameters() if p.ndim == 4][1:]  # in the order of the layers
+        _part_off(groups, banks, weight_decay=0.0, filters=True)
+        _part_off(groups, _biases_and_norms(model), factor=NORM_SHARE)
+    _part_off(groups, slow, factor=SLOW)
+    groups = [group for group in groups if group["params"]]
     if optimizer == "adamw":
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
-    if optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
-    return Muon([g for g in groups if g["params"]], lr=rate, momentum=MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    kind = Muon if optimizer == "muon" else torch.optim.SGD
+    return kind(groups, lr=learning_rate, momentum=MOMENTUM, nesterov=True)
+
+
+def _part_off(
+    groups: list[dict[str, Any]], parameters: Iterable[nn.Parameter], *, factor: float = 1.0, **options: Any
+) -> None:
+    """Move parameters into groups of their own, with other options and a factor on their rate."""
+    chosen = {id(p) for p in parameters}
+    for group in list(groups):
+        moved = [p for p in group["params"] if id(p) in chosen]
+        if moved:
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            parted = {**group, "params": moved, **options}
+            groups.append({**parted, "lr": factor * parted["lr"]})
+
+
+def _biases_and_norms(model: nn.Module) -> list[nn.Parameter]:
+    return [
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm)
+    ]
 
 
 def schedule(done: float, warm_up: float) -> float:

@@ -28,24 +28,31 @@ def bits_of_one(seed, epoch, sample):
     return state & (2**63 - 1)
 
 
-def drawn(seed, epoch, sample, height, width):
+def drawn(seed, epoch, sample, height, width, part):
     """(shift of rows, shift of columns, flip) of a sample; the flip of the first epoch alternates."""
     bits, first = bits_of_one(seed, epoch, sample), bits_of_one(seed, 0, sample)
     low, middle, flip = bits % 2**20, (bits >> 20) % 2**20, (first >> 40) % 2 == 1
-    down, across = height // 16, width // 16
+    down, across = height // part, width // part
     return low % (2 * down + 1) - down, middle % (2 * across + 1) - across, flip != (epoch % 2 == 1)
 
 
 def slowly(images, index, mode, seed, epoch):
     height, width = images.shape[2:]
-    down, across = height // 16, width // 16
+    part = 8 if "cutout" in mode else 16
+    down, across = height // part, width // part
     result = []
     for sample in index.tolist():
         picture = images[sample].numpy()
-        rows, columns, flip = drawn(seed, epoch, sample, height, width)
+        rows, columns, flip = drawn(seed, epoch, sample, height, width, part)
         padded = np.pad(picture, ((0, 0), (down, down), (across, across)), mode="reflect")
         picture = padded[:, down + rows :, across + columns :][:, :height, :width]
-        result.append(picture[:, :, ::-1] if flip and mode == "flip+shift" else picture)
+        picture = picture[:, :, ::-1].copy() if flip and mode != "shift" else picture.copy()
+        if "cutout" in mode:
+            bits = bits_of_one(~seed, epoch, sample)
+            top, left = bits % 2**20 % height - height // 8, (bits >> 20) % 2**20 % width - width // 8
+            square = np.s_[:, max(0, top) : max(0, top + height // 4), max(0, left) : max(0, left + width // 4)]
+            picture[square] = np.floor(picture.mean((1, 2), dtype=np.float32, keepdims=True)).astype(np.uint8)
+        result.append(picture)
     return torch.from_numpy(np.stack(result))
 
 
@@ -65,7 +72,7 @@ def test_finalizer_is_splitmix64():
     assert state ^ (state >> 31) == 0xE220A8397B1DCDAF
 
 
-@pytest.mark.parametrize("mode", ["flip+shift", "shift"])
+@pytest.mark.parametrize("mode", ["flip+shift", "shift", "flip+shift+cutout"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 24), (33, 47), (16, 8), (7, 5), (1, 1)])
 def test_against_a_slow_reference(mode, height, width):
     images = some_images(40, height, width)
@@ -165,7 +172,7 @@ def test_seeds_epochs_and_samples_give_unrelated_bits():
 
 
 def test_choice():
-    assert AUGMENTATIONS == ("auto", "flip+shift", "shift", "crop+flip", "none")
+    assert AUGMENTATIONS == ("auto", "flip+shift", "flip+shift+cutout", "shift", "crop+flip", "none")
     for dataset in ("cifar10", "cifar100", "shapes", "folder"):
         assert choose_augmentation("auto", dataset) == "flip+shift"
         assert choose_augmentation("auto", dataset, crops=True) == "crop+flip"

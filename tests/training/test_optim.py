@@ -101,9 +101,15 @@ def test_muon_takes_the_filters_of_all_convolutions_but_the_first_and_leaves_the
         "trunk.conv1.0.weight",
     }
     assert len(filters) >= 12
-    assert names_by_group(model, optimizer) == [set(weights) - filters, rest, filters]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.125, 0.0, 0.0]
-    assert optimizer.param_groups[2]["lr"] == 0.5
+    scores = {name for name in rest if name.endswith(".u")}
+    groups = [set(weights) - filters, scores, filters, rest - scores]
+    options = [(0.125, 0.5), (0.0, 0.5), (0.0, 0.5), (0.0, 2.0)]
+    expected = [(names, *option) for names, option in zip(groups, options, strict=True) if names]
+    found = zip(names_by_group(model, optimizer), optimizer.param_groups, strict=True)
+    assert [(names, group["weight_decay"], group["lr"]) for names, group in found] == expected
+    assert [bool(group.get("filters")) for group in optimizer.param_groups] == [
+        names == filters for names, *_ in expected
+    ]
 
 
 def test_what_is_frozen_is_left_out():
@@ -121,8 +127,8 @@ def test_newton_schulz_changes_the_singular_values_alone(shape):
     s = s / np.sqrt((s**2).sum())
     for _ in range(3):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    assert orthogonalized(matrix).numpy() == pytest.approx(u @ np.diag(s) @ v, abs=2e-5)
-    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+    assert orthogonalized(matrix[None])[0].numpy() == pytest.approx(u @ np.diag(s) @ v, abs=2e-5)
+    assert torch.equal(orthogonalized(torch.zeros(1, *shape)), torch.zeros(1, *shape))
 
 
 def test_muon_agrees_with_its_formula_and_sgd_takes_the_other_parameters():
@@ -145,7 +151,7 @@ def test_muon_agrees_with_its_formula_and_sgd_takes_the_other_parameters():
         optimizer.step()
         first.step()
         momentum = 0.6 * momentum + gradient
-        direction = orthogonalized(torch.tensor(gradient + 0.6 * momentum)).numpy()
+        direction = orthogonalized(torch.tensor(gradient + 0.6 * momentum)[None])[0].numpy()
         filters = filters * np.sqrt(6) / np.linalg.norm(filters) - 0.2 * direction
         assert model[1].weight.detach().flatten(1).numpy() == pytest.approx(filters, abs=1e-5)
         assert torch.equal(model[0].weight, reference.weight)

@@ -80,7 +80,7 @@ RIGHT = {
     "learning_rate": st.floats(1e-9, 100),
     "weight_decay": st.floats(0, 1),
     "label_smoothing": st.floats(0, 1, exclude_max=True),
-    "augment": st.sampled_from(["auto", "flip+shift", "shift", "none"]),
+    "augment": st.sampled_from(["auto", "flip+shift", "flip+shift+cutout", "shift", "none"]),
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "device": st.sampled_from(["auto", "cpu"]),
     "seed": st.integers(0, 2**31 - 1),
