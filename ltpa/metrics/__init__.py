@@ -1,6 +1,9 @@
 """Measure maps alone, against masks, and against the model; compute confidence intervals and verdicts."""
 
 from ..maps import correlation, effective_positions, entropy, rank_agreement, relative
+from .agreement import measure_agreement, ranks
+from .contrast import class_contrast
+from .deletion import Deletion, delete_cells, each_cell_hidden, train_with_hidden_cells
 from .faithfulness import Curves, deletion_insertion, permuted_attention
 from .interventions import (
     CHANCE_MARGIN,
@@ -8,15 +11,17 @@ from .interventions import (
     accuracy_without_object,
     changed_scenes,
     effect_prediction,
-    interventions,
+    intervene,
 )
 from .overlap import CONTROLS, MEASURES, controls, localization
-from .sanity import layers_top_down, randomization
+from .sanity import entropy_rise, histogram_entropy, layers_top_down, randomization
 from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_interval, write_effects
 
 __all__ = [
-    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "Curves", "Effect", "Interval", "Interventions", "accuracy_without_object",
-    "bootstrap_interval", "changed_scenes", "controls", "correlation", "deletion_insertion", "effect_prediction",
-    "effective_positions", "effects_frame", "entropy", "interventions", "layers_top_down", "localization",
-    "permuted_attention", "randomization", "rank_agreement", "relative", "t_interval", "write_effects",
+    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "Curves", "Deletion", "Effect", "Interval", "Interventions",
+    "accuracy_without_object", "bootstrap_interval", "changed_scenes", "class_contrast", "controls", "correlation",
+    "delete_cells", "deletion_insertion", "each_cell_hidden", "effect_prediction", "effective_positions",
+    "effects_frame", "entropy", "entropy_rise", "histogram_entropy", "intervene", "layers_top_down", "localization",
+    "measure_agreement", "permuted_attention", "randomization", "rank_agreement", "ranks", "relative", "t_interval",
+    "train_with_hidden_cells", "write_effects",
 ]  # fmt: skip

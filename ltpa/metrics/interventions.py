@@ -56,7 +56,7 @@ def changed_scenes(images: Tensor, seed: int = 1, redraws: int = 2) -> dict[str,
     return scenes
 
 
-def interventions(
+def intervene(
     model: Model,
     images: Tensor,
     changed: Mapping[str, Split | Tensor] | Iterable[tuple[str, Tensor]],
@@ -78,17 +78,15 @@ def interventions(
     first = before.argmax(1, keepdim=True)
     names, moved, drop, answers, changes = [], [], [], [], []
     for name, pictures in _pairs(changed):
-        if pictures.shape != images.shape or pictures.dtype != images.dtype:
-            raise ValueError(
-                f"{name!r} must hold the same pictures changed, {images.dtype} {tuple(images.shape)}, "
-                f"not {pictures.dtype} {tuple(pictures.shape)}"
-            )
+        if pictures.shape != images.shape:
+            shapes = f"{tuple(images.shape)}, not {tuple(pictures.shape)}"
+            raise ValueError(f"{name!r} must hold the same pictures changed, of shape {shapes}")
         after = attend(network, pictures, precision, batch_size).logits.softmax(1)
         names.append(name)
         moved.append((before - after).abs().sum(1) / 2)
         drop.append((before - after).gather(1, first).squeeze(1))
         answers.append(after.argmax(1))
-        changes.append((to_float(pictures) - to_float(images)).abs().mean(1).cpu())
+        changes.append((to_float(pictures.cpu()) - to_float(images.cpu())).abs().mean(1))
     if not names:
         raise ValueError("there are no changes; ltpa.metrics.changed_scenes(images) draws some")
     stacked = (torch.stack(values, 1) for values in (moved, drop, answers, changes))

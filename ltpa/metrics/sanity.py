@@ -1,7 +1,7 @@
 """Measure whether a map depends on what the model learned: make layers random again, from the top down."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,12 @@ def randomization(
     *,
     stops: Sequence[str] | None = None,
     seed: int = 0,
+    draws: int = 1,
 ) -> dict[str, dict[str, dict[str, Tensor]]]:
     """Return how similar maps stay while layers of a copy of the model become random (Adebayo et al. 2018).
 
-    A map that does not change says nothing about what the model learned in these layers (arXiv 1810.03292).
+    A map that does not change says nothing about what the model learned in these layers (arXiv 1810.03292). One that
+    does change may still do so for other reasons, and random layers keep information: see `entropy_rise`.
 
     Args:
         model: a run, any model of `ltpa.create_model`, or your own module, which needs `maps_of`.
@@ -37,11 +39,12 @@ def randomization(
             target, because the random model predicts other classes:
             `lambda model, images: {"saliency": ltpa.explain(model, images, "saliency", target)}`.
         stops: layers of `layers_top_down` after which maps are compared; by default all.
+        draws: how many sets of random weights are drawn; the similarities are the means over them.
 
     Returns:
-        layer -> name -> {"rank_agreement": (N,), "correlation": (N,)} after this layer and all above it became random.
-        The correlation is Pearson's, as an absolute value, since an inverted map keeps its structure. NaN if a map is
-        constant.
+        layer -> name -> {"rank_agreement": (N,), "correlation": (N,)} after this layer and all above it became random:
+        Spearman's and Pearson's correlation, as absolute values, since an inverted map keeps its structure. So they are
+        above 0 even between unrelated maps, the more the fewer positions a map has. NaN if a map is constant.
     """
     check_images(images)
     model = unwrapped(model)
@@ -53,11 +56,75 @@ def randomization(
     for stop in stops:
         if stop not in layers:
             raise ValueError(f"unknown layer {stop!r}: {closest(stop, layers)}")
-    before = maps_of(model, images)
-    if not before:
-        raise ValueError("this model has no attention maps; give maps_of, such as one that calls ltpa.explain")
+    before = _maps(maps_of, model, images)
+    similarities: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for draw in range(draws):
+        for layer, changed in _random_from_the_top(model, layers, seed + draw * 1_000_003):
+            if layer not in stops:
+                continue
+            after = maps_of(changed, images)
+            for name, maps in before.items():
+                total = similarities.setdefault(layer, {}).setdefault(name, {})
+                for measure, compared in (("rank_agreement", rank_agreement), ("correlation", correlation)):
+                    total[measure] = total.get(measure, 0.0) + compared(maps, after[name]).abs() / draws
+    return similarities
+
+
+def entropy_rise(
+    model: Model,
+    images: Tensor,
+    maps_of: MapsByName | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 5,
+    bins: int = 100,
+) -> dict[str, Tensor]:
+    """Return by how much the entropy of each map rises when the whole model becomes random, name -> (N,).
+
+    It is eMPRT (Hedström et al. 2024, arXiv 2401.06465): (H_random - H) / H, where H is the entropy of a histogram of
+    the map's values in `bins` equal bins from its lowest to its highest. A map that shows what the model learned should
+    become less orderly without it, so higher is better, and 0 means that learning leaves no trace in the map. Unlike
+    `randomization` it compares no positions, and needs no order of layers. The mean over `draws` sets of random
+    weights; NaN where all values of a map are equal.
+
+    Maps with few positions fill few bins: compare maps of one size. Arguments as in `randomization`.
+    """
+    check_images(images)
+    model = unwrapped(model)
+    maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
+    layers = layers_top_down(model, images)
+    before = {name: histogram_entropy(maps, bins) for name, maps in _maps(maps_of, model, images).items()}
+    rises = {name: torch.zeros_like(value) for name, value in before.items()}
+    for draw in range(draws):
+        *_, (_, changed) = _random_from_the_top(model, layers, seed + draw * 1_000_003)
+        after = maps_of(changed, images)
+        for name, value in before.items():
+            rises[name] += (histogram_entropy(after[name], bins) - value) / value / draws
+    return {name: value.where(before[name] > 0, torch.nan) for name, value in rises.items()}
+
+
+def histogram_entropy(maps: Tensor, bins: int = 100) -> Tensor:
+    """Return the entropy in nats of a histogram of each map's values, (N, h, w) -> (N,); 0 if all values are equal.
+
+    The `bins` are equal and reach from the lowest value of the map to its highest.
+    """
+    values = maps.flatten(1).double()
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    at = ((values - low) / (high - low).clamp(min=1e-300) * bins).long().clamp(max=bins - 1)
+    counts = torch.zeros(len(values), bins, dtype=torch.float64, device=values.device)
+    counts.scatter_add_(1, at, torch.ones_like(values))
+    return torch.special.entr(counts / values.shape[1]).sum(1).float()
+
+
+def _maps(maps_of: MapsByName, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
+    if maps := maps_of(model, images):
+        return maps
+    raise ValueError("this model has no attention maps; give maps_of, such as one that calls ltpa.explain")
+
+
+def _random_from_the_top(model: nn.Module, layers: Sequence[str], seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each layer and one copy of the model in which this layer and all above it are random."""
     changed = copy.deepcopy(model)
-    similarities = {}
     device = as_classifier(model).mean.device
     devices = [device] if device.type == "cuda" else []
     for number, layer in enumerate(layers):
@@ -65,16 +132,7 @@ def randomization(
             torch.manual_seed(seed * 1_000 + number)
             for module in changed.get_submodule(layer).modules():
                 _make_random(module)
-        if layer in stops:
-            after = maps_of(changed, images)
-            similarities[layer] = {
-                name: {
-                    "rank_agreement": rank_agreement(m, after[name]),
-                    "correlation": correlation(m, after[name]).abs(),
-                }
-                for name, m in before.items()
-            }
-    return similarities
+        yield layer, changed
 
 
 def layers_top_down(model: Model, images: Tensor) -> list[str]:

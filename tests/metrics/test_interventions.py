@@ -6,7 +6,7 @@ from torch import nn
 
 from ltpa.data.shapes import CHANGES, draw_shapes
 from ltpa.inference import to_float
-from ltpa.metrics import accuracy_without_object, changed_scenes, effect_prediction, interventions
+from ltpa.metrics import accuracy_without_object, changed_scenes, effect_prediction, intervene
 from ltpa.metrics.interventions import CHANCE_MARGIN, NO_OBJECT, Interventions
 from ltpa.models.foreign import as_classifier
 from tests.metrics.helpers import build, pictures, some_maps
@@ -84,7 +84,7 @@ def test_pictures_that_cannot_be_drawn_again_are_refused(drawn):
 def test_effects_against_a_slow_computation(drawn, scenes):
     model, images = build("vgg-att3-concat-pc"), drawn[0][:8]
     changed = {name: scene[:8] for name, scene in scenes.items()}
-    effects = interventions(model, images, changed, precision="fp32", batch_size=3)
+    effects = intervene(model, images, changed, precision="fp32", batch_size=3)
     assert effects.names == tuple(scenes)
     with torch.no_grad():
         for i in range(8):
@@ -120,7 +120,7 @@ def test_prediction_is_spearmans_correlation():
 def test_the_map_of_what_the_model_looks_at_predicts_best(drawn, scenes):
     """The model reads the middle of the picture, and the map says so; the others point elsewhere or nowhere."""
     middle = slice(10, 22)
-    effects = interventions(Window(middle, middle), drawn[0], scenes)
+    effects = intervene(Window(middle, middle), drawn[0], scenes)
     truth = torch.zeros(COUNT, 32, 32)
     truth[:, middle, middle] = 1
     maps = {"truth": truth, "elsewhere": 1 - truth, "uniform": torch.ones(COUNT, 4, 4), "noise": some_maps(COUNT, 8)}
@@ -133,7 +133,7 @@ def test_the_map_of_what_the_model_looks_at_predicts_best(drawn, scenes):
 
 
 def test_an_empty_map_counts_as_uniform_and_a_constant_answer_says_nothing(drawn, scenes):
-    effects = interventions(Window(slice(0, 32), slice(0, 32)), drawn[0], scenes)
+    effects = intervene(Window(slice(0, 32), slice(0, 32)), drawn[0], scenes)
     empty, uniform = (effect_prediction(torch.full((COUNT, 8, 8), v), effects) for v in (0.0, 1.0))
     assert torch.equal(empty["prediction"], uniform["prediction"])
     still = Interventions(effects.names, *([torch.zeros_like(effects.moved)] * 3), effects.changes)
@@ -155,6 +155,6 @@ def test_without_its_object_the_label_is_guessed(drawn, scenes):
 def test_other_pictures_are_refused():
     model = as_classifier(Window(slice(0, 8), slice(0, 8)))
     with pytest.raises(ValueError, match="'half' must hold the same pictures changed"):
-        interventions(model, pictures(4), {"half": pictures(2)})
+        intervene(model, pictures(4), {"half": pictures(2)})
     with pytest.raises(ValueError, match="there are no changes"):
-        interventions(model, pictures(4), {})
+        intervene(model, pictures(4), {})

@@ -1,12 +1,13 @@
 """Layers made random: which ones, as in a new model, and what that does to maps."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from ltpa import attend, create_model, explain, metrics
-from ltpa.metrics import layers_top_down, randomization
+from ltpa.metrics import entropy_rise, histogram_entropy, layers_top_down, randomization
 from tests.metrics.helpers import CLASSES, build, pictures, some_maps
 
 
@@ -79,7 +80,7 @@ def test_the_similarity_is_that_of_the_maps_before_and_after():
     for (layer, values), maps in zip(found.items(), kept[1:], strict=True):
         for level, similarity in values.items():
             expected = metrics.rank_agreement(kept[0][level], maps[level])
-            torch.testing.assert_close(similarity["rank_agreement"], expected, msg=layer)
+            torch.testing.assert_close(similarity["rank_agreement"], expected.abs(), msg=layer)
             torch.testing.assert_close(
                 similarity["correlation"], metrics.correlation(kept[0][level], maps[level]).abs(), msg=layer
             )
@@ -125,6 +126,70 @@ def test_the_model_and_the_callers_random_numbers_stay_as_they_were():
     value = first["trunk.conv1"]["conv13"]["rank_agreement"]
     torch.testing.assert_close(again["trunk.conv1"]["conv13"]["rank_agreement"], value, rtol=0, atol=0)
     assert not torch.equal(other["trunk.conv1"]["conv13"]["rank_agreement"], value)
+
+
+def test_several_draws_are_averaged():
+    model, images, kept = build(), pictures(2), []
+    found = randomization(
+        model,
+        images,
+        lambda net, x: kept.append(attend(net, x, "fp32").maps) or kept[-1],
+        stops=["trunk.conv1"],
+        draws=3,
+    )
+    assert len(kept) == 4
+    for level, similarity in found["trunk.conv1"].items():
+        each = [metrics.rank_agreement(kept[0][level], maps[level]).abs() for maps in kept[1:]]
+        assert not torch.allclose(each[0], each[1])
+        torch.testing.assert_close(similarity["rank_agreement"], sum(each) / 3, msg=level)
+
+
+def test_histogram_entropy_against_counting():
+    maps = torch.cat([some_maps(3, 8), torch.ones(1, 8, 8)])
+    values = histogram_entropy(maps, bins=10)
+    for one, value in zip(maps.double(), values.tolist(), strict=True):
+        low, high = one.min().item(), one.max().item()
+        counts = [0] * 10
+        for x in one.flatten().tolist():
+            counts[min(9, int((x - low) / (high - low) * 10)) if high > low else 0] += 1
+        expected = -sum(c / 64 * math.log(c / 64) for c in counts if c)
+        assert value == pytest.approx(expected, abs=1e-6)
+
+
+def test_entropy_rises_where_learning_made_the_map_orderly():
+    model, images = build(), pictures(3)
+    orderly = torch.zeros(3, 8, 8)
+    orderly[:, 2:4, 2:4] = 1
+    noise = some_maps(3, 8)
+    maps = {"learned": (orderly, noise), "lost": (noise, orderly), "same": (noise, noise), "flat": (0 * noise, noise)}
+
+    def maps_of(net, _):
+        return {name: pair[net is not model] for name, pair in maps.items()}
+
+    rises = entropy_rise(model, images, maps_of, draws=2)
+    before, after = histogram_entropy(orderly), histogram_entropy(noise)
+    torch.testing.assert_close(rises["learned"], (after - before) / before)
+    assert (rises["lost"] < 0).all()
+    assert (rises["same"] == 0).all()
+    assert rises["flat"].isnan().all()
+
+
+def test_entropy_is_compared_with_a_wholly_random_model():
+    model, images, states = build(), pictures(2), []
+
+    def maps_of(net, batch):
+        states.append(copy.deepcopy(net.state_dict()))
+        return attend(net, batch, "fp32").maps
+
+    rises = entropy_rise(model, images, maps_of, draws=2)
+    assert list(rises) == ["conv7", "conv10", "conv13"]
+    assert len(states) == 3
+    for name, weights in model.named_parameters():
+        if weights.ndim > 1:
+            drawn = [states[k][name] for k in (1, 2)]
+            assert torch.equal(states[0][name], weights)
+            assert not torch.allclose(drawn[0], weights)
+            assert not torch.allclose(drawn[0], drawn[1])
 
 
 def test_what_cannot_be_made_random_is_refused():
