@@ -4,7 +4,7 @@ The old address is the one in `[project.urls]` of pyproject.toml. What is replac
 Colab and GitHub Pages; further, whatever stands as a placeholder (an owner that begins with an underscore), in a
 Colab link to a notebook of this repository, in an instruction that installs this package, or in CITATION.cff. So a
 run that was broken off, or files merged from a fork, come right again. Links to other repositories stay. The sentence
-that the badges do not work yet goes.
+that badges and pictures do not work yet goes.
 """
 
 import argparse
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACES = (
     "*.md",
     "docs/**/*.md",
+    "docs/llms.txt",
     "notebooks/*.md",
     "notebooks/*.ipynb",
     "ltpa/**/*.py",
@@ -37,7 +38,8 @@ PAGES = re.compile(rf"(?P<before>(?<![\w.-])){OWNER}(?P<between>\.github\.io/){N
 INSTALLS = re.compile(r"\bltpa(?:\[[\w, -]*\])?\s*@\s*(?:git\+)?https://\Z")
 DECLARES = re.compile(r"(?:\brepository-code:\s*[\"']?|\bRepository\s*=\s*\")https://\Z")
 NOT_YET = re.compile(
-    r'^[ \t]*"?\*The badges? works? once this repository is published\.\*(?:\\n",)?\r?\n', re.MULTILINE
+    r'^[ \t]*"?\*The badges?(?: and the picture)? works? once this repository is published\.\*(?:\\n",)?\r?\n',
+    re.MULTILINE,
 )
 NOTEBOOK = re.compile(r"/blob/[^/\s]+/(notebooks/[\w.-]+\.ipynb)")
 

@@ -18,7 +18,9 @@ from sphinx.util import logging
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTEBOOKS = ROOT / "notebooks"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(DOCS)]
+
+from api_text import api_text  # noqa: E402
 
 from ltpa import __version__  # noqa: E402
 
@@ -51,6 +53,7 @@ nb_mime_priority_overrides = [
 
 html_theme = "sphinx_book_theme"
 html_title = "ltpa"
+html_extra_path = ["llms.txt"]
 html_theme_options = {
     "repository_url": REPOSITORY,
     "repository_branch": f"v{version}",
@@ -63,11 +66,13 @@ html_theme_options = {
 
 
 def copy_notebooks(source: Path, target: Path) -> None:
-    """Copy the notebooks, with the text of each picture where a browser finds it."""
+    """Copy the notebooks, with the pictures at their top from here and the text of each picture for a browser."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata.pop("widgets", None)
+        first = notebook.cells[0]
+        first.source = re.sub(r"https://raw\.githubusercontent\.com/[^)\s]+?/docs/", "../docs/", first.source)
         for cell in notebook.cells:
             for output in cell.get("outputs", []):
                 if picture := output.get("data", {}).get("image/png"):
@@ -102,8 +107,16 @@ def escape(app: Sphinx, kind: str, name: str, thing: object, options: object, li
         lines[number] = "`".join(parts)
 
 
+def write_api(app: Sphinx, error: Exception | None) -> None:
+    """Write llms-full.txt, the whole API, beside llms.txt."""
+    if error is None:
+        text = api_text((DOCS / "api.md").read_text("utf-8"), REPOSITORY, version)
+        Path(app.outdir, "llms-full.txt").write_text(text, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("build-finished", write_api)
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     copy_notebooks(Path(os.environ.get("LTPA_EXECUTED", NOTEBOOKS)), DOCS / "notebooks")
     app.connect("source-read", relink)

@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import pytest
 
 import ltpa
+from docs.api_text import api_text
 from tests.test_repository import ADDRESS, NOTEBOOKS, ROOT, VERSION
 
 SITE = Path(os.environ.get("LTPA_SITE", "nowhere"))
@@ -41,6 +43,36 @@ def test_every_public_name_is_documented():
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
     missing = [n for n in ltpa.__all__ if not n.startswith("_") and not re.search(rf"\bltpa\.{n}\b", text)]
     assert not missing
+
+
+def test_teachers_have_an_answer_to_every_question():
+    page = (ROOT / "docs" / "teaching" / "notebooks.md").read_text("utf-8")
+    quoted = {" ".join(part.replace("> ", " ").split()) for part in re.findall(r"(?:^> .+\n)+", page, re.MULTILINE)}
+    asked = set()
+    for path in NOTEBOOKS:
+        text = (
+            nbformat.read(path, as_version=4).cells[-1].source.partition("## Questions")[2].partition("\n\n**Next**")[0]
+        )
+        asked |= {" ".join(question.split()) for question in re.split(r"^\d\. ", text, flags=re.MULTILINE)[1:]}
+    assert len(asked) >= 3 * len(NOTEBOOKS)
+    assert quoted == asked
+
+
+def test_the_text_for_assistants_has_every_public_name():
+    text = api_text((ROOT / "docs" / "api.md").read_text("utf-8"), "https://github.com/ann/maps", VERSION)
+    names = {line.split()[1] for line in text.splitlines() if line.startswith("### ltpa.")}
+    public = {f"ltpa.{name}" for name in ltpa.__all__ if not name.startswith("_")}
+    assert public - names <= {"ltpa.QUICK", "ltpa.data", "ltpa.metrics", "ltpa.viz"}
+    assert {f"ltpa.metrics.{name}" for name in ltpa.metrics.__all__} <= names
+    assert "attend(model: Model, images: Tensor | Split" in text
+    assert "eval-rst" not in text
+
+
+@needs_site
+def test_pages_for_assistants_exist():
+    links = re.findall(r"https://[\w-]+\.github\.io/ltpa/([\w./-]+)", (SITE / "llms.txt").read_text("utf-8"))
+    assert len(links) > 20
+    assert [link for link in links if not (SITE / link).is_file()] == []
 
 
 @needs_site

@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from tests.tools.covers import cover_of
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = sorted((ROOT / "notebooks" / "params").glob("*/*.yaml"))
@@ -32,7 +34,12 @@ COLAB = re.compile(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/
 ARCHIVE = re.compile(
     r"\bltpa(?:\[[\w,]*\])? ?@ ?https://github\.com/([\w.-]+/[\w.-]+)/archive/refs/tags/([\w.-]+)\.zip"
 )
+KAGGLE = re.compile(
+    r"kaggle\.com/kernels/welcome\?src=https://github\.com/([\w.-]+/[\w.-]+)/blob/([^/\s]+)/notebooks/([\w.-]+\.ipynb)"
+)
+RAW = re.compile(r"raw\.githubusercontent\.com/([\w.-]+/[\w.-]+)/([^/\s]+)/docs/images/([\w.-]+)")
 PLACEHOLDER = re.compile(r"(?:github\.com|/github)/(_[\w-]*/[\w-]+)")
+TAGGED = (COLAB, KAGGLE, RAW, ARCHIVE)
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|Users|root)/\w|\b[A-Z]:\\+Users\\")
 
 
@@ -76,9 +83,11 @@ def is_parameters(cell):
 def test_addresses_and_tags_agree(path):
     text = path.read_text(encoding="utf-8")
     assert ADDRESS in text
-    assert {match[1] for pattern in (COLAB, ARCHIVE, PLACEHOLDER) for match in pattern.finditer(text)} <= {ADDRESS}
-    assert {match[2] for pattern in (COLAB, ARCHIVE) for match in pattern.finditer(text)} <= {f"v{VERSION}"}
-    assert {match[3] for match in COLAB.finditer(text)} <= {notebook.name for notebook in NOTEBOOKS}
+    assert {match[1] for pattern in (*TAGGED, PLACEHOLDER) for match in pattern.finditer(text)} <= {ADDRESS}
+    assert {match[2] for pattern in TAGGED for match in pattern.finditer(text)} <= {f"v{VERSION}"}
+    opened = {match[3] for pattern in (COLAB, KAGGLE) for match in pattern.finditer(text)}
+    assert opened <= {notebook.name for notebook in NOTEBOOKS}
+    assert all((ROOT / "docs" / "images" / match[3]).is_file() for match in RAW.finditer(text))
     if path.suffix in (".ipynb", ".md") and path.name != "CHANGELOG.md":
         assert (NOT_YET in text) == ADDRESS.startswith("_")
 
@@ -216,11 +225,13 @@ class TestNotebook:
         assert metadata.get("kernelspec", {}).get("name") == "python3"
         assert "widgets" not in metadata
 
-    def test_has_badge_set_up_and_parameters(self, path):
-        first = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells[0]
-        link = f"https://colab.research.google.com/github/{ADDRESS}/blob/v{VERSION}/notebooks/{path.name}"
-        assert first.source.startswith("# ")
-        assert link in first.source
+    def test_has_badges_picture_set_up_and_parameters(self, path):
+        notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+        first = notebook.cells[0].source
+        assert first.startswith("# ")
+        for pattern in (COLAB, KAGGLE):
+            assert [match.groups() for match in pattern.finditer(first)] == [(ADDRESS, f"v{VERSION}", path.name)]
+        assert [match[3] for match in RAW.finditer(first)] == [cover_of(notebook).name] == [f"{path.stem}.png"]
         cells = code_cells(path)
         assert [match.groups() for match in ARCHIVE.finditer(cells[0].source)] == [(ADDRESS, f"v{VERSION}")]
         assert sum(map(is_parameters, cells)) == 1

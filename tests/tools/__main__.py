@@ -10,6 +10,7 @@ import ltpa  # noqa: F401 - before a command loads torch, as in a program of a u
 
 COMMANDS = {  # name: (module, what it does)
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
+    "covers": ("covers", "the picture at the top of each notebook, from executed copies"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
     "pictures": ("pictures", "the pictures in README and docs that the shipped weights make"),
