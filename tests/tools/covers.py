@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 COVER = re.compile(
     r"!\[(?P<text>[^\]]+)\]\(https://raw\.githubusercontent\.com/\S+/docs/images/(?P<name>[\w.-]+\.png)\)"
 )
-WIDEST = 1200  # pixels
+LARGEST = (1200, 800)  # pixels
 
 
 class Cover(NamedTuple):
@@ -61,10 +61,9 @@ def picture_of(notebook: Any, text: str) -> bytes:
 
 
 def write(path: Path, picture: bytes, digest: str) -> None:
-    """Write the picture, at most `WIDEST` pixels wide, with the digest of its cell."""
+    """Write the picture, scaled down to `LARGEST`, with the digest of its cell."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    image.thumbnail(LARGEST, Image.Resampling.LANCZOS)
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Cell", digest)
     image.save(path, optimize=True, pnginfo=notes)
