@@ -28,11 +28,11 @@ PARTS = {  # of a VGG with attention, and how the names of their parameters begi
 
 
 def attention_models(grid: Grid) -> dict[str, ImageClassifier]:
-    """Return the whole model of each VGG variant with attention, with its first seed, by a short name such as "dp"."""
+    """Return the whole model of each VGG variant whose maps follow the picture, by a short name such as "dp"."""
     return {
         variant.removeprefix("vgg-att3-concat-"): whole_model(grid.results_of(variant)[0].run)
         for variant in grid.variants
-        if variant.startswith("vgg-att")
+        if variant.startswith("vgg-att") and not variant.split()[0].endswith(("-uniform", "-static"))
     }
 
 

@@ -32,10 +32,12 @@ class AblationConfig(QuickRuns):
     """Parameters of the ablation."""
 
     models: Annotated[Sequence[Variant], EachOnce] = Field(
-        (*MODELS, "vgg"),
+        ("vgg-late", "vgg-late-norm", "vgg-att3-concat-uniform", "vgg-att3-concat-pc", "vgg-att3-concat-add"),
         description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
     )
-    baseline: Variant = Field("vgg-late", description="what the other `models` are compared with")
+    baseline: Variant = Field(
+        "vgg-late", description="what the other `models` are compared with, where nothing else is planned"
+    )
     seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
     budget: Annotated[float, Field(ge=0)] | None = Field(
         None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
@@ -140,6 +142,10 @@ class Grid:
         """Return the results of one variant, a seed each."""
         return [result for result in self.results if result.cell.variant == variant]
 
+    def scores(self) -> dict[str, dict[int, Tensor]]:
+        """Return whether each test image is classified rightly, by variant and seed."""
+        return {v: {r.cell.seed: r.correct for r in self.results_of(v)} for v in self.variants}
+
     def accuracy(self, variant: str) -> Interval:
         """Return the mean accuracy of a variant on the test images, in [0, 1], with its interval over seeds."""
         return t_interval([result.accuracy for result in self.results_of(variant)], bounds=(0, 1))
@@ -156,7 +162,7 @@ class Grid:
         rows = [
             {"variant": r.cell.variant, "seed": r.cell.seed, "accuracy": r.accuracy, "test_images": len(r.correct)}
             | {"seconds": round(r.seconds, 1), "parameters": costs[r.cell.variant]["parameters"]}
-            | {"gmac": round(costs[r.cell.variant]["GMAC"], 4)}
+            | {"gmac": round(costs[r.cell.variant]["GMAC"], 6)}
             | {f"entropy_{level}": round(value, 4) for level, value in r.entropies.items()}
             | shared
             for variant in self.variants

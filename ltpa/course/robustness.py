@@ -25,7 +25,7 @@ from ..data.dataset import Dataset
 from ..data.split import Split, stratified
 from ..errors import closest
 from ..inference import attend, evaluate_images, to_float
-from ..metrics.statistics import UNDECIDED, Interval, bootstrap_interval, packed
+from ..metrics.statistics import UNDECIDED, Effect, Interval, bootstrap_interval, packed
 from ..metrics.statistics import write_effects as write_effects
 from ..models.classifier import ImageClassifier, evaluation_mode
 from ..training.run import Run
@@ -35,7 +35,6 @@ from ..viz.words import model_in_words
 from . import setup
 from .effects import (
     MARGIN,
-    Comparison,
     compare_scores,
     draw_runs,
     effects_figure,
@@ -304,7 +303,7 @@ def check_table(found: Sequence[Check]) -> pd.DataFrame:
 # Effects
 
 
-def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) -> list[Comparison]:
+def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) -> list[Effect]:
     """Compare every model with the baseline at `epsilon`, for both attacks: the share of images that stay right.
 
     Only images that both classify rightly without attack, with every seed, count: otherwise a model with fewer right
@@ -315,7 +314,7 @@ def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) ->
     masked = {check.variant for check in found if check.sign}
     runs = {name: {r.cell.seed: r for r in attacked if r.cell.variant == name} for name in grid.variants}
     baseline = runs.pop(config.baseline, {})
-    comparisons = []
+    comparisons: list[Effect] = []
     for attack, (name, by_seed) in product(ATTACKS, runs.items()):
         pair = {name: by_seed, config.baseline: baseline}
         seeds = [seed for seed in by_seed if seed in baseline]
@@ -333,7 +332,7 @@ def effects(grid: Grid, attacked: Sequence[Attacked], found: Sequence[Check]) ->
     return [replace(c, verdict=UNDECIDED) if masked & {c.model, c.baseline} else c for c in comparisons]
 
 
-def conclusion(comparisons: Sequence[Comparison], found: Sequence[Check]) -> str:
+def conclusion(comparisons: Sequence[Effect], found: Sequence[Check]) -> str:
     """Return what can and what cannot be concluded, in a few sentences."""
     if not comparisons:
         return (

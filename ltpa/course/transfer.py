@@ -15,11 +15,11 @@ from pydantic import Field
 from ..config import EachOnce, FilePath, Variant, settings
 from ..data.dataset import Dataset, Split, load_data
 from ..data.split import stratified
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, packed, write_effects
+from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, packed, write_effects
 from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure
 from ..viz.words import model_in_words
 from . import setup
-from .effects import MARGIN, Comparison, compare_scores, draw_runs, few_seeds, paragraph, style_runs
+from .effects import MARGIN, compare_scores, draw_runs, few_seeds, paragraph, style_runs
 from .effects import effects_figure as effects_figure
 from .grid import MODELS, AblationConfig
 from .grid import collect as collect
@@ -95,12 +95,13 @@ def digits(train_limit: int | None = None, test_limit: int | None = None) -> Dat
 # Comparisons
 
 
-def compare(probes: Probes) -> list[Comparison]:
+def compare(probes: Probes) -> list[Effect]:
     """Compare trained descriptors with the baseline's features, with the same network before training, with the pixels.
 
     What attention adds, what training adds, what a network adds: the intervals of each question hold together.
     """
-    config, names, comparisons = probes.grid.config, probes.descriptors, []
+    config, names = probes.grid.config, probes.descriptors
+    comparisons: list[Effect] = []
     together = len(probes.correct) * max(1, len(names))
     for count, by_name in probes.correct.items():
         words = {"claim": CLAIM, "measure": measure(probes, count)}
@@ -118,7 +119,7 @@ def measure(probes: Probes, count: int | None) -> str:
     return f"accuracy on {probes.target.name}, {count_words(count)}"
 
 
-def claim_verdict(comparisons: Sequence[Comparison], measure: str, name: str) -> str:
+def claim_verdict(comparisons: Sequence[Effect], measure: str, name: str) -> str:
     """Return the verdict on features: they must be better than the baseline's, than untrained ones and than pixels."""
     verdicts = [c.verdict for c in comparisons if (c.measure, c.model) == (measure, name)]
     if CONTRADICTED in verdicts:
@@ -135,7 +136,7 @@ def accuracy_table(probes: Probes) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("features")
 
 
-def comparison_table(comparisons: Sequence[Comparison], baseline: str) -> pd.DataFrame:
+def comparison_table(comparisons: Sequence[Effect], baseline: str) -> pd.DataFrame:
     """Return the comparisons with one baseline, in points, by features (rows) and number of labels (columns)."""
     columns: dict[str, dict[str, str]] = {}
     for c in comparisons:
@@ -145,7 +146,7 @@ def comparison_table(comparisons: Sequence[Comparison], baseline: str) -> pd.Dat
     return pd.DataFrame(columns).rename_axis(f"minus {baseline}")
 
 
-def write_results(probes: Probes, comparisons: Sequence[Comparison], folder: str | Path = "runs") -> list[Path]:
+def write_results(probes: Probes, comparisons: Sequence[Effect], folder: str | Path = "runs") -> list[Path]:
     """Write all effects, and the accuracy of every classifier."""
     target = probes.target.name
     accuracies = [
@@ -160,7 +161,7 @@ def write_results(probes: Probes, comparisons: Sequence[Comparison], folder: str
     return [write_effects(comparisons, Path(folder) / f"effects_07_{target}.csv"), path]
 
 
-def conclusion(probes: Probes, comparisons: Sequence[Comparison]) -> str:
+def conclusion(probes: Probes, comparisons: Sequence[Effect]) -> str:
     """Return what can and what cannot be concluded, in a few sentences."""
     if not any(c.baseline == probes.baseline for c in comparisons):
         return f"Nothing can be concluded: there is no pair of descriptors and {probes.baseline} with the same seed."

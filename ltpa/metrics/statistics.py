@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval is useless
 TOO_FEW_SEEDS = f"Fewer than {LEAST_SEEDS} seeds: no interval over seeds can be given."
 COLUMNS = (
-    "claim", "model", "baseline", "measure", "data", "budget", "seeds", "n", "effect", "low", "high", "verdict",
+    "claim", "model", "baseline", "measure", "data", "budget", "seeds", "n", "effect", "low", "high", "margin",
+    "verdict",
 )  # fmt: skip
 
 
@@ -57,19 +59,16 @@ def t_interval(
     """Return Student's t-interval of the mean of a few values (n,), such as the accuracies of a few seeds.
 
     Args:
-        values: independent values; fewer than three give no interval.
+        values: independent values; fewer than three, or equal ones, which show no spread, give no interval.
         comparisons: how many intervals hold together with `confidence` (Bonferroni correction).
         bounds: limits of the quantity, such as (0, 1) for an accuracy; the interval is cut there.
     """
     x = _checked(values)
     mean = float(x.mean())
-    if len(x) < LEAST_SEEDS:
+    tail = tail_of(comparisons, confidence)
+    if len(x) < LEAST_SEEDS or np.ptp(x) == 0:
         return Interval(mean, n=len(x))
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
-    reach = float(t.ppf(1 - _tail(comparisons, confidence), len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    reach = float(student_t().ppf(1 - tail, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1]), len(x))
 
 
@@ -87,7 +86,7 @@ def bootstrap_interval(
     x = _checked(x)
     if len(x) < 2:
         return Interval(float(x.mean()), n=len(x))
-    tail = _tail(comparisons, confidence)
+    tail = tail_of(comparisons, confidence)
     # Right and wrong answers have few distinct values, so it is enough to draw how often each occurs.
     distinct, counts = np.unique(x, return_counts=True)
     draw = np.random.default_rng(seed)
@@ -110,8 +109,10 @@ def verdict(interval: Interval, margin: float = 0.0) -> str:
     """Return the verdict on the claim "the effect is larger than the margin".
 
     "supported" if the whole interval is above the margin, "contradicted" if it is below, and "undecided" otherwise,
-    also if there is no interval.
+    also if there is no interval or if it has no width: equal values do not show what chance can do.
     """
+    if not interval.low < interval.high:
+        return UNDECIDED
     if interval.low > margin:
         return SUPPORTED
     return CONTRADICTED if interval.high < margin else UNDECIDED
@@ -143,7 +144,7 @@ def effects_frame(effects: Iterable[Effect]) -> pd.DataFrame:
     rows = [
         {name: getattr(e, name) for name in ("claim", "model", "baseline", "measure", "data", "budget", "seeds")}
         | {"n": e.interval.n, "effect": e.interval.mean, "low": e.interval.low, "high": e.interval.high}
-        | {"verdict": e.verdict}
+        | {"margin": e.margin, "verdict": e.verdict}
         for e in effects
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).round({"effect": 6, "low": 6, "high": 6})
@@ -156,11 +157,13 @@ def write_effects(effects: Iterable[Effect], path: str | Path) -> Path:
 
 
 def packed(correct: ArrayLike) -> str:
-    """Return right and wrong answers (N,) as text for a table, eight in two hexadecimal digits.
-
-    `numpy.unpackbits(numpy.frombuffer(bytes.fromhex(text), "uint8"))[:N]` reads them back.
-    """
+    """Return right and wrong answers (N,) as text for a table, eight in two hexadecimal digits; see `unpacked`."""
     return np.packbits(np.asarray(correct, dtype=bool)).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """Return the answers, bool (count,), of `packed` text."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), "uint8"))[:count].astype(bool)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:
@@ -172,7 +175,16 @@ def _checked(values: ArrayLike) -> np.ndarray:
     return x
 
 
-def _tail(comparisons: int, confidence: float) -> float:
+def student_t() -> Any:
+    """Return scipy's Student's t distribution; an ImportError says how to install it."""
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
+    return t
+
+
+def tail_of(comparisons: int, confidence: float) -> float:
     """Return the probability beyond one end of the interval."""
     if not 0 < confidence < 1 or comparisons < 1:
         raise ValueError(

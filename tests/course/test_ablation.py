@@ -12,13 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 import ltpa
 from ltpa.course import ablation, effects, global_feature
 from ltpa.course import grid as grids
-from ltpa.course.ablation import AblationConfig, Grid, Result
-from ltpa.metrics.statistics import COLUMNS, CONTRADICTED, SUPPORTED, TOO_FEW_SEEDS, UNDECIDED, effects_frame
+from ltpa.course.ablation import AblationConfig
+from ltpa.metrics.contrasts import contrast, holm
+from ltpa.metrics.statistics import (
+    COLUMNS,
+    CONTRADICTED,
+    SUPPORTED,
+    TOO_FEW_SEEDS,
+    UNDECIDED,
+    effects_frame,
+    unpacked,
+)
 from ltpa.models.cost import gmac
 from ltpa.sweep.plan import fit_alone, make_plan
 from ltpa.viz import to_png
@@ -109,8 +117,6 @@ def test_what_is_missing_unfinished_or_broken_is_named_and_left_out(trained, mon
     ):
         assert words in reason
     assert grid.complaints().startswith("5 of 6 runs are left out:\n  vgg-late, seed 3: ")
-    assert ablation.compare(grid) == []
-    assert "Nothing can be concluded" in ablation.conclusion([])
     # Training what is missing trains what lacks a file, says what it cannot use, and goes on.
     ablation.train_missing(whole.config)
     assert capsys.readouterr().out.count("left out: ") == 2
@@ -196,91 +202,87 @@ def test_a_run_that_diverges_does_not_stop_the_others(monkeypatch, tmp_path, cap
 # Comparisons
 
 
-def made_up(accuracies, images=1000, baseline="vgg-late"):
-    """A grid of results with such accuracies, {variant: {seed: accuracy}}; wrong are the last images."""
-    config = AblationConfig(models=list(accuracies), seeds=[0, 1, 2, 3], baseline=baseline)
-    grid = Grid(config)
-    for cell in config.grid():
-        if cell.seed in accuracies[cell.variant]:
-            correct = torch.arange(images) < round(accuracies[cell.variant][cell.seed] * images)
-            grid.results.append(Result(cell, None, correct))
-    return grid
-
-
-def test_comparisons_are_paired_by_seed():
-    grid = made_up(
-        {
-            "vgg-late": {0: 0.70, 1: 0.75, 2: 0.72},
-            "vgg": {0: 0.78, 1: 0.84, 2: 0.79, 3: 0.99},
-            "vgg-gap": {1: 0.65, 2: 0.61},
-        }
-    )
-    first, second = ablation.compare(grid)
-    assert (first.model, second.model) == ("vgg", "vgg-gap")
-    assert first.differences == pytest.approx({0: 0.08, 1: 0.09, 2: 0.07})
-    assert second.differences == pytest.approx({1: -0.10, 2: -0.11})
-    values = np.array([0.08, 0.09, 0.07])
-    low, high = stats.t.interval(0.975, 2, loc=0.08, scale=stats.sem(values))
-    assert (first.over_seeds.mean, first.over_seeds.low, first.over_seeds.high) == pytest.approx((0.08, low, high))
-    assert first.over_images.mean == pytest.approx(0.08)
-    assert (first.interval.low, first.interval.high) == pytest.approx(
-        (min(low, first.over_images.low), max(high, first.over_images.high))
-    )
-    assert (first.seeds, first.interval.n, first.verdict) == (3, 1000, SUPPORTED)
-
-
-def test_two_seeds_have_no_interval_over_seeds_anywhere():
-    grid = made_up({"vgg-late": {0: 0.7, 1: 0.75}, "vgg": {0: 0.8, 1: 0.99}})
-    (one,) = ablation.compare(grid)
-    assert not one.over_seeds.known
-    assert one.over_images.low > 0
-    assert (one.interval.known, one.verdict) == (False, UNDECIDED)
-    row = ablation.accuracy_table(grid, [one]).loc["vgg"]
-    assert list(row) == [2, "89.5", "+17.0", "none", row["test images alone"], UNDECIDED]
-    assert TOO_FEW_SEEDS in " ".join(ablation.conclusion([one]).split())
-    figure = ablation.ablation_figure(grid, [one])
-    assert all(-5 < value < 35 for line in figure.axes[1].lines for value in line.get_xdata())
-    assert any("fewer than 3 seeds" in text.get_text() for text in figure.legends[0].get_texts())
-
-
-def test_intervals_end_where_accuracy_ends():
-    grid = made_up({"vgg-late": {0: 0.0, 1: 0.02, 2: 0.3}, "vgg": {0: 1.0, 1: 0.98, 2: 0.6}})
-    (one,) = ablation.compare(grid)
-    assert one.interval.high == 1
-    assert grid.accuracy("vgg-late").low == 0
-    assert grid.accuracy("vgg").high == 1
-
-
-def test_over_images_is_the_bootstrap_of_the_mean_difference():
-    grid = made_up({"vgg-late": {0: 0.5, 1: 0.5}, "vgg": {0: 0.5, 1: 0.5}})
+def made_up(accuracies, images=2000):
+    """Scores with such accuracies, {variant: [accuracy of each seed]}; each seed errs at places of its own."""
     draw = torch.Generator().manual_seed(0)
-    grid.results = [Result(r.cell, None, torch.rand(400, generator=draw) < 0.6) for r in grid.results]
-    by_cell = {(r.cell.variant, r.cell.seed): r.correct.double() for r in grid.results}
-    values = sum(by_cell["vgg", seed] - by_cell["vgg-late", seed] for seed in (0, 1)) / 2
-    (one,) = ablation.compare(grid)
-    mean, spread = values.mean().item(), values.std().item() / 20
-    assert one.over_images.mean == pytest.approx(mean)
-    assert one.over_images.low == pytest.approx(mean - 1.96 * spread, abs=0.15 * spread)
-    assert one.over_images.high == pytest.approx(mean + 1.96 * spread, abs=0.15 * spread)
+
+    def correct(accuracy):
+        right = torch.arange(images) < round(accuracy * images)
+        return right[torch.randperm(images, generator=draw)]
+
+    return {name: {s: correct(a) for s, a in enumerate(values)} for name, values in accuracies.items()}
 
 
-def test_two_baselines_share_one_correction_and_a_pair_is_compared_once():
-    seeds = {"vgg-late": (0.70, 0.72, 0.71), "vgg-gap": (0.73, 0.76, 0.75), "vgg": (0.60, 0.65, 0.62)}
-    grid = made_up({name: dict(enumerate(values)) for name, values in seeds.items()})
-    comparisons = ablation.compare(grid, ["vgg-late", "vgg", "vgg-late"])
-    pairs = [("vgg-gap", "vgg-late"), ("vgg", "vgg-late"), ("vgg-gap", "vgg")]
-    assert [(c.model, c.baseline) for c in comparisons] == pairs
-    last = comparisons[-1]
-    assert last.differences == pytest.approx({0: 0.13, 1: 0.11, 2: 0.13})
-    values = np.array([0.13, 0.11, 0.13])
-    low, high = stats.t.interval(1 - 0.05 / 3, 2, loc=values.mean(), scale=stats.sem(values))
-    assert (last.over_seeds.low, last.over_seeds.high) == pytest.approx((low, high))
-    assert comparisons[0].over_seeds.low < ablation.compare(grid)[0].over_seeds.low, "three are wider than two"
+def around(accuracy, seeds=8, step=0.001):
+    return [accuracy + step * (s - (seeds - 1) / 2) for s in range(seeds)]
 
-    text = " ".join(ablation.conclusion(comparisons).split())
-    assert "With 3 seeds, 3 comparisons" in text
-    assert "And better than vgg: vgg-gap (+12.3 points)." in text
-    assert ablation.compare(made_up({"vgg-late": {0: 0.7}, "vgg-gap": {0: 0.8}}), ["vgg"]) == []
+
+WORDS = {"data": "shapes", "budget": "4 epochs"}
+PC, ADD, UNIFORM, LATE = "vgg-att3-concat-pc", "vgg-att3-concat-add", "vgg-att3-concat-uniform", "vgg-late-norm"
+
+
+def test_the_planned_contrasts_are_tested_with_holms_correction():
+    scores = made_up({"vgg": around(0.2), LATE: around(0.6), UNIFORM: around(0.7), PC: around(0.712), ADD: around(0.8)})
+    effects_ = ablation.compare(scores, **WORDS)
+    assert [(e.model, e.baseline) for e in effects_] == [(PC, UNIFORM), (ADD, UNIFORM), (UNIFORM, LATE)]
+    assert [e.claim for e in effects_] == [ablation.MAPS, ablation.MAPS, ablation.LEVELS]
+    tables = {name: effects.table_of(scores[name]) for name in (PC, ADD, UNIFORM, LATE)}
+    found = [
+        contrast(tables[e.model], tables[e.baseline], [t for n, t in tables.items() if n not in (e.model, e.baseline)])
+        for e in effects_
+    ]
+    assert [e.interval for e in effects_] == holm(found, effects.MARGIN)
+    assert [e.verdict for e in effects_] == [UNDECIDED, SUPPORTED, SUPPORTED]
+    assert {(e.seeds, e.interval.n, e.margin, e.data, e.budget) for e in effects_} == {
+        (8, 2000, 0.005, "shapes", "4 epochs")
+    }
+    wide = made_up({LATE: around(0.6, 4, 0.02), UNIFORM: around(0.7, 4, 0.02)})
+    more = made_up({"vgg-att-concat-uniform": around(0.8, 8, 0.01)})
+    (alone,), (pooled,) = (
+        ablation.compare({**wide, **more}, **WORDS, also=also) for also in ([], ["vgg-att-concat-uniform", "missing"])
+    )
+    assert alone.interval.low < pooled.interval.low
+    text = " ".join(ablation.conclusion(effects_).split())
+    assert "With 8 seeds, 3 comparisons" in text
+    assert f"better than {UNIFORM}: {ADD} (+10.0 points); undecided: {PC} (+1.2 points). And" in text
+
+
+def test_without_planned_models_all_are_compared_with_the_baseline():
+    scores = made_up({"vgg-late": around(0.6, 3), "vgg": around(0.5, 3), PC: around(0.7, 4)})
+    effects_ = ablation.compare(scores, **WORDS)
+    assert [(e.model, e.baseline, e.seeds) for e in effects_] == [("vgg", "vgg-late", 3), (PC, "vgg-late", 3)]
+    assert [e.verdict for e in effects_] == [CONTRADICTED, SUPPORTED]
+    assert ablation.compare(scores, **WORDS, baseline="vgg-gap") == []
+    assert "Nothing can be concluded" in ablation.conclusion([])
+
+
+def test_two_seeds_and_equal_seeds_decide_nothing():
+    for accuracies in ({LATE: [0.6, 0.61], UNIFORM: [0.8, 0.81]}, {LATE: [0.6] * 4, UNIFORM: [0.9] * 4}):
+        (one,) = ablation.compare(made_up(accuracies), **WORDS)
+        assert (one.interval.known, one.verdict) == (False, UNDECIDED)
+        few = TOO_FEW_SEEDS in " ".join(ablation.conclusion([one]).split())
+        assert few == (len(accuracies[LATE]) == 2)
+
+
+def test_scores_of_different_images_are_not_compared():
+    scores = {"vgg-late": {0: torch.rand(20)}, "vgg": {0: torch.rand(1)}}
+    with pytest.raises(ValueError, match=r"vgg and vgg-late were measured on different images .*\(1,\) and \(20,\)"):
+        effects.compare_scores(scores, "vgg-late", AblationConfig(**TINY), claim="c", measure="accuracy")
+    with pytest.raises(ValueError, match="different images"):
+        ablation.compare(scores, **WORDS)
+
+
+def test_scores_are_compared_with_one_baseline_for_other_notebooks():
+    scores = made_up({"vgg-late": around(0.6, 3), "vgg": around(0.5, 3), PC: around(0.7, 3)})
+    config = AblationConfig(**{**TINY, "data_name": "birds of Kent"})
+    found = effects.compare_scores(scores, "vgg-late", config, claim="c", measure="accuracy")
+    tables = [effects.table_of(scores[name]) for name in ("vgg", "vgg-late", PC)]
+    assert found[0].interval == contrast(tables[0], tables[1], tables[2:]).interval(2)
+    assert (found[0].data, found[0].budget) == ("birds of Kent", config.described())
+    more = effects.compare_scores(scores, "vgg-late", config, claim="c", measure="accuracy", data="x", together=9)
+    assert more[0].interval.low < found[0].interval.low
+    assert more[0].data == "x"
+    assert effects.compare_scores(scores, "vgg-gap", config, claim="c", measure="accuracy") == []
 
 
 @pytest.mark.parametrize(
@@ -293,70 +295,61 @@ def test_two_baselines_share_one_correction_and_a_pair_is_compared_once():
 )
 def test_the_data_are_called_what_the_parameters_say(changes, words):
     config = AblationConfig(**{**TINY, **changes})
-    scores = {name: {0: torch.rand(20).double()} for name in ("vgg-late", "vgg")}
-    about = {"claim": "c", "measure": "accuracy"}
-    (here,) = effects.compare_scores(scores, "vgg-late", config, **about)
-    (there,) = effects.compare_scores(scores, "vgg-late", config, data=f"{words} to digits", **about)
-    assert (here.data, there.data) == (words, f"{words} to digits")
+    assert config.data_described() == words
     assert "data_name" not in config.common()
 
 
-def test_scores_of_different_images_are_not_compared():
-    scores = {"vgg-late": {0: torch.rand(20)}, "vgg": {0: torch.rand(1)}}
-    with pytest.raises(ValueError, match=r"vgg and vgg-late were measured on different images .*\(1,\) and \(20,\)"):
-        effects.compare_scores(scores, "vgg-late", AblationConfig(**TINY), claim="c", measure="accuracy")
-
-
-def test_the_conclusion_says_what_the_numbers_say():
-    accuracies = {"vgg-late": 0.7, "vgg": 0.8, "vgg-gap": 0.6, "vgg-pan": 0.701, "resnet164": 0.725}
-    spread = {"vgg-late": 0, "resnet164": 1 / 20}
-    grid = made_up(
-        {name: {s: a + (s - 1.5) * spread.get(name, 1e-3) for s in range(4)} for name, a in accuracies.items()},
-        images=100_000,
+def test_worse_equal_and_better_models_are_sorted():
+    scores = made_up(
+        {"vgg-late": around(0.7), "vgg": around(0.8), "vgg-gap": around(0.6), "vgg-pan": around(0.7)}, images=100_000
     )
-    comparisons = ablation.compare(grid)
-    assert [c.verdict for c in comparisons] == [SUPPORTED, CONTRADICTED, CONTRADICTED, UNDECIDED]
-    text = " ".join(ablation.conclusion(comparisons).split())
-    assert "With 4 seeds, 4 comparisons" in text
-    assert "better than vgg-late: vgg (+10.0 points); worse: vgg-gap (-10.0 points);" in text
-    assert "if at all: vgg-pan (+0.1 points); undecided: resnet164 (+2.5 points)." in text
+    found = ablation.compare(scores, **WORDS)
+    assert [e.verdict for e in found] == [SUPPORTED, CONTRADICTED, CONTRADICTED]
+    text = effects.sorted_out(found)
+    assert text.startswith("better than vgg-late: vgg (+10.0 points); worse: vgg-gap (-10.0 points);")
+    assert "if at all: vgg-pan (+0.0 points)" in text
     # A difference that does not show in the digits printed is none.
-    tiny = replace(comparisons[1], interval=effects.Interval(-0.0004, -0.0005, -0.0003))
+    tiny = replace(found[1], interval=effects.Interval(-0.0004, -0.0005, -0.0003))
     assert "if at all: vgg-gap (+0.0 points)" in effects.sorted_out([tiny])
-    table = ablation.accuracy_table(grid, comparisons)
-    assert list(table.loc["vgg-late"])[:3] == [4, "70.0 [70.0, 70.0]", ""]
-    assert table.loc["vgg", "verdict"] == SUPPORTED
 
 
 def test_tables_figures_and_files_of_a_real_grid(trained, tmp_path):
     _, grid = trained
-    comparisons = ablation.compare(grid)
-    costs = ablation.cost_table(grid)
+    runs_ = grid.frame()
+    found = ablation.compare(grid.scores(), **WORDS)
+    costs = ablation.cost_table(runs_)
     assert list(costs.index) == TINY["models"]
     assert [name for name in costs if name.startswith("entropy")] == [f"entropy conv{n}" for n in (7, 10, 13)]
+    accuracies = ablation.accuracy_table(runs_)
+    mean = np.mean([r.accuracy for r in grid.results_of("vgg-late")])
+    assert accuracies.loc["vgg-late", "accuracy, % [95 % over seeds]"] == f"{100 * mean:.1f}", "two seeds"
     open_figures = plt.get_fignums()
-    figure, cost_figure = ablation.ablation_figure(grid, comparisons), ablation.cost_figure(grid)
+    figure, cost_figure = ablation.ablation_figure(runs_, found), ablation.cost_figure(runs_)
     assert plt.get_fignums() == open_figures
     left, right = figure.axes
     points = [list(line.get_xdata()) for line in left.lines if line.get_marker() == "o"]
-    assert points == [[100 * r.accuracy for r in grid.results_of(variant)] for variant in TINY["models"]]
-    drawn = [list(line.get_xdata()) for line in right.lines if line.get_marker() == "o"]
-    assert drawn == [[pytest.approx(100 * d) for d in c.differences.values()] for c in comparisons]
+    for drawn, variant in zip(points, TINY["models"], strict=True):
+        assert drawn == pytest.approx([100 * r.accuracy for r in grid.results_of(variant)], abs=1e-4)
+    means = [line.get_xdata() for line in right.lines if line.get_marker() == "|"]
+    assert means == [pytest.approx([100 * e.interval.mean]) for e in found]
     names = [label.get_text().replace("\n", " ") for label in left.get_yticklabels()]
     assert names == [model_in_words(name) for name in TINY["models"]]
     for line, variant in zip(cost_figure.axes[0].lines, TINY["models"], strict=True):
-        assert list(line.get_xdata()) == [1000 * gmac(grid.results_of(variant)[0].run.model)] * 2
-        assert list(line.get_ydata()) == [100 * r.accuracy for r in grid.results_of(variant)]
+        expected = 1000 * gmac(grid.results_of(variant)[0].run.model)
+        assert list(line.get_xdata()) == pytest.approx([expected] * 2, abs=1e-3)
     assert min(len(to_png(f)) for f in (figure, cost_figure)) > 10_000
 
-    runs, written = map(pd.read_csv, ablation.write_results(grid, comparisons, tmp_path / "new"))
+    paths = ablation.write_results(grid, found, tmp_path / "new")
+    runs, answers, written = (pd.read_csv(path, dtype={"correct": str}) for path in paths)
     assert list(zip(runs["variant"], runs["seed"], strict=True)) == [(m, s) for m in TINY["models"] for s in (3, 0)]
-    for row in runs.itertuples():
+    for row, packed_row in zip(runs.itertuples(), answers.itertuples(), strict=True):
         (result,) = [r for r in grid.results_of(row.variant) if r.cell.seed == row.seed]
         assert row.accuracy == pytest.approx(result.accuracy, abs=1e-6)
         assert (row.width, row.train_limit, row.dataset) == (1 / 32, 64, "shapes")
+        assert (packed_row.variant, packed_row.seed) == (row.variant, row.seed)
+        assert unpacked(packed_row.correct, packed_row.images).tolist() == result.correct.tolist()
     assert list(written) == list(COLUMNS)
-    pd.testing.assert_frame_equal(written, effects_frame(comparisons))
+    pd.testing.assert_frame_equal(written, effects_frame(found))
 
 
 def test_a_grid_without_any_run_says_what_to_do(trained, tmp_path, monkeypatch):
@@ -365,9 +358,9 @@ def test_a_grid_without_any_run_says_what_to_do(trained, tmp_path, monkeypatch):
     grid = ablation.collect(AblationConfig(**TINY))
     with pytest.raises(ValueError, match=r"(?s)there is no run to compare; 6 of 6 runs.*set budget=None"):
         grid.require_runs()
-    for draw in (lambda grid: ablation.ablation_figure(grid, []), ablation.cost_figure):
+    for draw in (lambda runs: ablation.ablation_figure(runs, []), ablation.cost_figure):
         with pytest.raises(ValueError, match="no run to draw"):
-            draw(grid)
+            draw(grid.frame())
 
 
 # Does it look at g?

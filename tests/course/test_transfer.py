@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import ltpa
-from ltpa.course import effects, transfer, transfer_probe
+from ltpa.course import transfer, transfer_probe
 from ltpa.course.grid import Grid, Result
 from ltpa.course.transfer import TransferConfig
 from ltpa.course.transfer_probe import Probes
+from ltpa.metrics import contrasts
 from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
@@ -304,7 +305,7 @@ def test_a_claim_needs_the_baseline_and_both_controls(attention, before, pixels,
     of = {ATT: attention, LATE: 0.7, f"{ATT}, untrained": before, f"{LATE}, untrained": 0.6, "pixels": pixels}
     probes = made_up(of)
     comparisons = transfer.compare(probes)
-    means = {(c.baseline, c.measure, c.model): c.over_seeds.mean for c in comparisons}
+    means = {(c.baseline, c.measure, c.model): c.interval.mean for c in comparisons}
     for measure in ("accuracy on digits, 5 labels a class", "accuracy on digits, all labels"):
         assert means[LATE, measure, ATT] == pytest.approx(attention - 0.7)
         assert means["untrained", measure, ATT] == pytest.approx(attention - before)
@@ -328,8 +329,8 @@ def test_chance_in_one_control_leaves_it_open():
 
 def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
     of = {ATT: 0.9, LATE: 0.7, f"{ATT}, untrained": 0.8, f"{LATE}, untrained": 0.6, "pixels": 0.5}
-    together, t_interval = [], effects.t_interval
-    monkeypatch.setattr(effects, "t_interval", lambda x, n, **rest: together.append(n) or t_interval(x, n, **rest))
+    together, interval = [], contrasts.Contrast.interval
+    monkeypatch.setattr(contrasts.Contrast, "interval", lambda self, n: together.append(n) or interval(self, n))
     transfer.compare(made_up(of))
     assert together == [2] * 6, "one network with attention, two numbers of labels"
 
@@ -344,7 +345,7 @@ def test_files_tables_and_figure(probed, tmp_path):
     key = ("untrained", "accuracy on digits, all labels", "vgg-att3-concat-dp: g_s")
     (one,) = [c for c in comparisons if (c.baseline, c.measure, c.model) == key]
     row = rows.set_index(["baseline", "measure", "model"]).loc[key]
-    assert row["effect"] == pytest.approx(one.over_seeds.mean, abs=1e-6)
+    assert row["effect"] == pytest.approx(one.interval.mean, abs=1e-6)
     assert (row["verdict"], row["data"], row["seeds"], row["n"]) == (UNDECIDED, "shapes to digits", 2, 30)
     each = pd.read_csv(accuracy_path).set_index(["features", "seed", "labels_per_class"])
     assert len(each) == 2 * 11 * 2
