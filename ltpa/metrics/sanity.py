@@ -78,29 +78,36 @@ def entropy_rise(
     seed: int = 0,
     draws: int = 5,
     bins: int = 100,
-) -> dict[str, Tensor]:
-    """Return by how much the entropy of each map rises when the whole model becomes random, name -> (N,).
+) -> dict[str, dict[str, Tensor]]:
+    """Return by how much the entropy of each map rises when the whole model becomes random (eMPRT).
 
-    It is eMPRT (Hedström et al. 2024, arXiv 2401.06465): (H_random - H) / H, where H is the entropy of a histogram of
-    the map's values in `bins` equal bins from its lowest to its highest. A map that shows what the model learned should
-    become less orderly without it, so higher is better, and 0 means that learning leaves no trace in the map. Unlike
-    `randomization` it compares no positions, and needs no order of layers. The mean over `draws` sets of random
-    weights; NaN where all values of a map are equal.
+    The entropy H is that of a histogram of the map's values in `bins` equal bins from its lowest to its highest. A map
+    that shows what the model learned should be less orderly without it: higher is better, and 0 means that learning
+    leaves no trace. Unlike `randomization` it compares no positions and needs no order of layers.
 
-    Maps with few positions fill few bins: compare maps of one size. Arguments as in `randomization`.
+    Maps with few positions fill few bins, so compare maps of one size. Arguments as in `randomization`.
+
+    Returns:
+        name -> {"relative": (N,), (H_random - H) / H as in the paper (Hedström et al. 2024, arXiv 2401.06465), which is
+        huge where a map is almost one spot, so take medians; "difference": (N,), H_random - H in nats}. Both are means
+        over `draws` sets of random weights; "relative" is NaN where all values of a map are equal.
     """
     check_images(images)
     model = unwrapped(model)
     maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
     layers = layers_top_down(model, images)
     before = {name: histogram_entropy(maps, bins) for name, maps in _maps(maps_of, model, images).items()}
-    rises = {name: torch.zeros_like(value) for name, value in before.items()}
+    after = {name: torch.zeros_like(value) for name, value in before.items()}
     for draw in range(draws):
         *_, (_, changed) = _random_from_the_top(model, layers, seed + draw * 1_000_003)
-        after = maps_of(changed, images)
-        for name, value in before.items():
-            rises[name] += (histogram_entropy(after[name], bins) - value) / value / draws
-    return {name: value.where(before[name] > 0, torch.nan) for name, value in rises.items()}
+        maps = maps_of(changed, images)
+        for name in before:
+            after[name] += histogram_entropy(maps[name], bins) / draws
+    rises = {name: after[name] - before[name] for name in before}
+    return {
+        name: {"relative": (rise / before[name]).where(before[name] > 0, torch.nan), "difference": rise}
+        for name, rise in rises.items()
+    }
 
 
 def histogram_entropy(maps: Tensor, bins: int = 100) -> Tensor:

@@ -168,10 +168,12 @@ def test_entropy_rises_where_learning_made_the_map_orderly():
 
     rises = entropy_rise(model, images, maps_of, draws=2)
     before, after = histogram_entropy(orderly), histogram_entropy(noise)
-    torch.testing.assert_close(rises["learned"], (after - before) / before)
-    assert (rises["lost"] < 0).all()
-    assert (rises["same"] == 0).all()
-    assert rises["flat"].isnan().all()
+    torch.testing.assert_close(rises["learned"]["relative"], (after - before) / before)
+    torch.testing.assert_close(rises["learned"]["difference"], after - before)
+    assert (rises["lost"]["relative"] < 0).all()
+    torch.testing.assert_close(rises["same"]["relative"], torch.zeros(3))
+    assert rises["flat"]["relative"].isnan().all()
+    torch.testing.assert_close(rises["flat"]["difference"], after)
 
 
 def test_entropy_is_compared_with_a_wholly_random_model():
