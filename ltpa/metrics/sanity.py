@@ -115,10 +115,10 @@ def histogram_entropy(maps: Tensor, bins: int = 100) -> Tensor:
 
     The `bins` are equal and reach from the lowest value of the map to its highest.
     """
-    values = maps.flatten(1).double()
+    values = maps.cpu().flatten(1).double()
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     at = ((values - low) / (high - low).clamp(min=1e-300) * bins).long().clamp(max=bins - 1)
-    counts = torch.zeros(len(values), bins, dtype=torch.float64, device=values.device)
+    counts = torch.zeros(len(values), bins, dtype=torch.float64)
     counts.scatter_add_(1, at, torch.ones_like(values))
     return torch.special.entr(counts / values.shape[1]).sum(1).float()
 
