@@ -57,10 +57,13 @@ def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor
     """Return about U V^T of each matrix U S V^T: Newton-Schulz steps bring its singular values to between 0.7 and 1.2.
 
     Each step applies 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to the singular values (Jordan et al. 2024). Three steps leave
-    those that are below about a tenth of the Frobenius norm smaller. `matrices` are (N, rows, columns).
+    those that are below about a tenth of the Frobenius norm smaller. `matrices` are (N, rows, columns). GPUs that have
+    bfloat16 compute in it.
     """
     x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+    if x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+        x = x.bfloat16()
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     for _ in range(steps):
