@@ -180,8 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (text, add_options, _) in COMMANDS.items():
-        add_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
-    options, unknown = parser.parse_known_args(_with_values(sys.argv[1:] if arguments is None else arguments))
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command._negative_number_matcher = re.compile(r"-\.?\d")  # argparse takes -1e-3 for an option
+        add_options(command)
+    options, unknown = parser.parse_known_args(arguments)
     try:
         COMMANDS[options.command][2](vars(options), unknown)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
@@ -205,11 +207,12 @@ def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> No
     )
     descriptions, hints = kind.descriptions(), get_type_hints(kind)
     for name, default in kind.defaults().items():
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+        is_switch = isinstance(default, bool)
         choices = f"; {', '.join(get_args(hints[name]))}" if get_origin(hints[name]) is Literal else ""
         text = f"{descriptions[name]}{choices} (default: {default})".strip().replace("%", "%%")
-        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
-        if switch:
+        value: dict[str, Any] = {"nargs": "?", "const": "true" if is_switch else _MISSING, "metavar": "VALUE"}
+        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, help=text, **value)
+        if is_switch:
             no: dict[str, Any] = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS}
             parser.add_argument(*_spellings(f"no-{name}"), dest=name, help=argparse.SUPPRESS, **no)
 
@@ -237,24 +240,6 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Seq
     if lines:
         raise ValueError("\n".join(lines))
     return settings
-
-
-def _with_values(words: Sequence[str]) -> list[str]:
-    """Join settings to values that look like options, such as -1e-3, and mark those without a value.
-
-    So these are reported together with all other errors.
-    """
-    fields = TrainConfig.defaults().items()
-    valued = {text for name, default in fields if not isinstance(default, bool) for text in _spellings(name)}
-    joined: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word in valued:
-            following = rest.pop(0) if rest and not re.match("-f$|--|-[a-z]", rest[0]) else _MISSING
-            word = f"{word}={following}"
-        joined.append(word)
-    return joined
 
 
 def _spellings(name: str) -> list[str]:

@@ -174,9 +174,7 @@ def _without_wrapping(folder: Path) -> Path:
 
 
 def class_table(data: Dataset) -> pd.DataFrame:
-    """Return how many training and test photos each class has, the last row being all; print the data's notes."""
-    for note in data.notes:
-        print(f"note: {note}")
+    """Return how many training and test photos each class has, the last row being all."""
     count = len(data.classes)
     columns = {
         "training": data.train.labels.bincount(minlength=count).tolist(),

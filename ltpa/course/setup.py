@@ -55,13 +55,6 @@ class QuickRuns(SettingsBase):
         return f"width {self.width:g}, {counted(self.epochs, 'epoch')} of {images} training images"
 
 
-@settings
-class _Shared(SettingsBase):
-    """What every notebook may have among its parameters."""
-
-    runs_on_drive: bool = False
-
-
 _started: dict[Path, Path] = {}  # the project's folder -> the folder that the notebook started in
 
 
@@ -74,16 +67,14 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     Every notebook may also have `runs_on_drive`: True puts `runs/` on Google Drive.
     """
     beside = _enter_project()
-    known = [*kind.defaults(), *_Shared.defaults()]
+    known = [*kind.defaults(), "runs_on_drive"]
     assigned = dict.fromkeys(_assigned_parameters(namespace.get("In", []), known))
     problems = [f"unknown parameter {name!r}: {closest(name, known)}" for name in assigned if name not in known]
-    values = {name: namespace[name] for name in known if name in namespace}
-    shared = {name: values.pop(name) for name in _Shared.defaults() if name in values}
-    on_drive, config = _Shared(), None
-    try:
-        on_drive = _Shared.from_text(shared)
-    except ValueError as error:
-        problems.append(str(error))
+    values = {name: namespace[name] for name in kind.defaults() if name in namespace}
+    wanted, config = namespace.get("runs_on_drive", False), None
+    on_drive = {"true": True, "false": False}.get(str(wanted).lower())  # papermill may give a text
+    if on_drive is None:
+        problems.append(f"runs_on_drive must be True or False, not {wanted!r}")
     try:
         config = kind.from_text({name: _beside(beside, name, value, kind) for name, value in values.items()})
     except ValueError as error:
@@ -91,7 +82,7 @@ def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
     problems += _unused_folder(config)
     if problems or config is None:
         raise ValueError("\n".join(problems))
-    if on_drive.runs_on_drive:
+    if on_drive:
         print(f"runs/ is on Google Drive: {runs_on_drive(Path.cwd())}")
     return config
 
@@ -178,7 +169,11 @@ def images_of_run(
     them, or a folder of images with the same classes.
     """
     data = data_for(config, download, test_only=True) if data_dir == "auto" else _images_in(data_dir, config)
-    check_classes(data, classes)
+    if data.classes != tuple(classes):
+        raise ValueError(
+            f"the classes of the data, {', '.join(data.classes)}, are not those of the run, {', '.join(classes)}; "
+            "set data_dir to the folder that the run was trained on"
+        )
     return data
 
 
@@ -199,12 +194,3 @@ def _images_in(data_dir: str, config: TrainConfig) -> Dataset:
             f"data_dir={data_dir!r} holds no images for this network, which was trained on {config.dataset}; leave it "
             f"at 'auto' for the test images of that. As a folder of images: {error}"
         ) from error
-
-
-def check_classes(data: Dataset, classes: Sequence[str]) -> None:
-    """Refuse data whose classes are not those of the run."""
-    if data.classes != tuple(classes):
-        raise ValueError(
-            f"the classes of the data, {', '.join(data.classes)}, are not those of the run, {', '.join(classes)}; "
-            "set data_dir to the folder that the run was trained on"
-        )

@@ -1,11 +1,11 @@
 """Your own pictures in any form: paths, folders, addresses, bytes, arrays, tensors."""
 
 import os
-import queue
-import threading
+import time
 import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,19 @@ tensor (3, H, W)."""
 def read_pictures(source: Picture | Sequence[Picture]) -> list[Tensor]:
     """Return a uint8 tensor (3, H, W) for each picture: a `Picture`, a list of them, a folder, or a batch.
 
-    Only the first 32 pictures of a folder are read, by name. A batch is an array (N, H, W, 3) or a
-    tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
+    Only the first 32 pictures of a folder are read, by name, and with a warning those that can be read. A batch is an
+    array (N, H, W, 3) or a tensor (N, 3, H, W). Arrays and tensors are uint8, or float in [0, 1].
     """
+    return [picture for _, picture in read_named(source)]
+
+
+def read_named(source: Picture | Sequence[Picture]) -> list[tuple[str, Tensor]]:
+    """Return each picture of `read_pictures` with the name of its file, "" without one."""
     many = isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4)
     pictures: Any = source if many else [source]
     if not len(pictures):
         raise ValueError("no picture was given")
-    return [_read(part) for picture in pictures for part in _parts(picture)]
+    return [named for picture in pictures for named in _parts(picture)]
 
 
 def at_resolution(picture: Tensor, side: int) -> Tensor:
@@ -84,58 +89,52 @@ def fetch_picture(url: str, seconds: float = URL_SECONDS, max_bytes: int = URL_B
 
     A ValueError says what is wrong: not complete within `seconds`, more than `max_bytes`, or not a picture.
     """
-    answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-    stop = threading.Event()
-    # In a thread, because urllib's time-out starts again with every block that a slow server sends.
-    threading.Thread(target=_receive, args=(url, seconds, max_bytes, answer, stop), daemon=True).start()
+    content, until = bytearray(), time.monotonic() + seconds
+    request = urllib.request.Request(url, headers={"User-Agent": "ltpa", "Accept": "image/*"})
     try:
-        content = answer.get(timeout=seconds)
-    except queue.Empty:
-        raise ValueError(f"{url}: not received within {seconds:g} s; try again, or save the picture by hand") from None
-    finally:
-        stop.set()
-    if isinstance(content, Exception):
-        raise ValueError(f"{url}: {str(content) or type(content).__name__}") from content
-    if not is_image(content[:32]):
-        page = content[:500].lstrip().lower().startswith((b"<!doctype", b"<html"))
-        hint = "a web page; open it and copy the address of the picture itself" if page else "not a picture"
-        raise ValueError(f"{url}: {hint} ({', '.join(IMAGE_FORMATS)})")
-    return content
-
-
-def _receive(url: str, seconds: float, max_bytes: int, answer: queue.SimpleQueue, stop: threading.Event) -> None:
-    """Put what the server sends into `answer`, or the error."""
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "ltpa", "Accept": "image/*"})
-        content = bytearray()
         with urllib.request.urlopen(request, timeout=seconds) as response:
             length = int(response.headers.get("Content-Length") or 0)
-            while not stop.is_set() and max(length, len(content)) <= max_bytes and (block := response.read1(1 << 16)):
+            while max(length, len(content)) <= max_bytes and (block := response.read1(1 << 16)):
                 content += block
-        if max(length, len(content)) > max_bytes:
-            raise ValueError(f"more than {max_bytes / 1e6:.3g} MB; save a smaller picture by hand")
-        if len(content) < length:
-            raise ValueError(f"the server sent only {len(content):,} of {length:,} bytes; try again")
-        answer.put(bytes(content))
-    except Exception as error:
-        answer.put(error)
+                if time.monotonic() > until:  # the time-out starts again with every block that a slow server sends
+                    raise TimeoutError
+    except TimeoutError:
+        raise ValueError(f"{url}: not received within {seconds:g} s; try again, or save the picture by hand") from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise ValueError(f"{url}: {str(error) or type(error).__name__}") from error
+    if max(length, len(content)) > max_bytes:
+        raise ValueError(f"{url}: more than {max_bytes / 1e6:.3g} MB; save a smaller picture by hand")
+    if len(content) < length:
+        raise ValueError(f"{url}: the server sent only {len(content):,} of {length:,} bytes; try again")
+    if not is_image(bytes(content[:32])):
+        page = bytes(content[:500]).lstrip().lower().startswith((b"<!doctype", b"<html"))
+        hint = "a web page; open it and copy the address of the picture itself" if page else "not a picture"
+        raise ValueError(f"{url}: {hint} ({', '.join(IMAGE_FORMATS)})")
+    return bytes(content)
 
 
-def _parts(picture: Any) -> Iterator[Any]:
-    """Yield the pictures of a folder, or the picture itself; a path becomes a `Path`, an address stays text."""
+def _parts(picture: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and pictures of a folder, or the picture itself."""
     if not isinstance(picture, str | os.PathLike) or _is_url(picture):
-        yield picture
+        yield "", _read(picture)
         return
     path = Path(os.path.expanduser(picture))
     if not path.is_dir():
-        yield path
+        yield path.name, _read(path)
         return
-    files = pictures_in(path)
-    if not files:
-        raise ValueError(f"the folder {str(path)!r} holds no pictures; name one of its subfolders, or a picture")
+    files, broken = pictures_in(path), list[str]()
     if len(files) > MAX_FOLDER:
-        warnings.warn(f"{path} holds {len(files)} pictures: the first {MAX_FOLDER} are read", stacklevel=3)
-    yield from files[:MAX_FOLDER]
+        warnings.warn(f"{path} holds {len(files)} pictures: the first {MAX_FOLDER} are read", stacklevel=4)
+    for file in files[:MAX_FOLDER]:
+        try:
+            yield file.name, _read(file)
+        except ValueError as error:
+            broken.append(str(error))
+    if len(broken) == len(files[:MAX_FOLDER]):
+        why = f"that can be read ({broken[0]})" if broken else "; name one of its subfolders, or a picture"
+        raise ValueError(f"the folder {str(path)!r} holds no pictures{' ' if broken else ''}{why}")
+    if broken:
+        warnings.warn(f"{len(broken)} of {len(files)} pictures are left out: {'; '.join(broken)}", stacklevel=4)
 
 
 def _is_url(picture: Any) -> bool:

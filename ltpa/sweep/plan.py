@@ -18,7 +18,6 @@ from .record import Record, read_records
 
 MISSING = "a sweep needs {}: pip install 'ltpa[sweep]'"
 _NOT_IDENTITY = {"run_dir", "device"}  # where a variant is kept and computed does not make it another one
-_COMMA = re.compile(r""",(?![^\[\]]*\])(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")  # not within brackets or quotes
 _WORDS: dict[str, Any] = {"none": None, "null": None, "true": True, "false": False}
 
 
@@ -171,8 +170,7 @@ def _with_known(folder: Path, records: Sequence[Record]) -> tuple[list[Record], 
 
 def parse_value(text: str) -> Any:
     """Return the value that a text stands for: a number, None, a truth value, a list, or the text itself."""
-    word = text.strip()
-    return _WORDS[word.lower()] if word.lower() in _WORDS else _literal(word)
+    return _plain_words(_literal(text.strip()))
 
 
 def _literal(text: str) -> Any:
@@ -188,15 +186,17 @@ def _values(text: str) -> list[Any]:
         if not 0 <= last - first < 10_000:
             raise ValueError("a range must go up and have at most 10,000 values")
         return list(range(first, last + 1))
-    parts = [part.strip() for part in _COMMA.split(text)]
-    if not all(parts):
-        raise ValueError("a value is empty")
-    return [_listed(part) if part.startswith("[") else parse_value(part) for part in parts]
+    try:
+        return [_plain_words(value) for value in yaml_values(f"[{text}]")]
+    except Exception as error:  # the YAML library's own
+        raise ValueError("a value is empty, or a bracket or quote is not closed") from error
 
 
-def _listed(text: str) -> list[Any]:
-    value = _literal(text)
-    return value if isinstance(value, list) else [parse_value(part) for part in text.strip("[]").split(",")]
+def _plain_words(value: Any) -> Any:
+    """Return what words such as "none" stand for, also in lists."""
+    if isinstance(value, list):
+        return [_plain_words(item) for item in value]
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _problems(target: Target, parameters: Mapping[str, Any]) -> list[str]:

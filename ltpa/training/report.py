@@ -14,6 +14,9 @@ from .._version import __version__
 from ..config import TrainConfig
 from ..cores import available_cores
 from ..inference import choose_device, choose_precision
+from ..models.networks import is_backbone
+
+_NOT_OF_BACKBONES = ("width", "progressive_resizing")  # settings that change nothing there
 
 
 def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
@@ -42,7 +45,10 @@ def report(config: Any, device_name: str | None = None, own: Any = None) -> None
 
 
 def _print_fields(settings: Any) -> None:
+    has_backbone = isinstance(settings, TrainConfig) and is_backbone(settings.model)
     for name, default in settings.defaults().items():
+        if has_backbone and name in _NOT_OF_BACKBONES:
+            continue
         value = getattr(settings, name)
         same = (tuple(value) if isinstance(value, list) else value) == default
         print(f"  {name} = {value!r}" + ("" if same else "  (changed)"))

@@ -53,7 +53,8 @@ class Run:
 
     def __str__(self) -> str:
         config = self.config
-        lines = [f"{config.model} (width {config.width:g}, {config.normalizer}) on {config.dataset}: {self.progress}"]
+        width = "" if is_backbone(config.model) else f"width {config.width:g}, "
+        lines = [f"{config.model} ({width}{config.normalizer}) on {config.dataset}: {self.progress}"]
         if self.history:
             last, seconds = self.history[-1], sum(row.get("seconds", 0.0) for row in self.history)
             accuracy, loss = last["test_accuracy"], last["train_loss"]

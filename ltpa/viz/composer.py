@@ -56,17 +56,6 @@ def compose(
     return sheet
 
 
-def busy(image: Image.Image, text: str) -> Image.Image:
-    """Return the picture, faded, with a line of text, for the time in which a new one is computed."""
-    faded = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
-    pen, font = ImageDraw.Draw(faded), _font(_HEADING, bold=True)
-    middle = (faded.width // 2, min(faded.height, 3 * _LINE + _PANEL) // 2)
-    left, top, right, bottom = pen.textbbox(middle, text, font=font, anchor="mm")
-    pen.rectangle((left - 16, top - 12, right + 16, bottom + 12), "white", _RULE, 2)
-    pen.text(middle, text, _INK, font, anchor="mm")
-    return faded
-
-
 def to_png(image: Image.Image) -> bytes:
     """Return the picture as PNG."""
     buffer = io.BytesIO()

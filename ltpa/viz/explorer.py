@@ -1,8 +1,7 @@
 """The explorer: click through pictures, levels and models, or upload a photo, and see where the network looks.
 
 It uses only the core widgets of ipywidgets 7.7 and 8, so Colab needs no custom widget manager. One picture is updated
-in place, so nothing flickers. During a slow computation, the old picture fades and names it. Errors appear in the
-panel.
+in place, so nothing flickers. A line above it names a slow computation while it runs, and shows errors.
 """
 
 import base64
@@ -22,14 +21,14 @@ from torch import Tensor
 
 from ..attribution import METHODS, explain
 from ..data.dataset import Dataset, Split
-from ..data.sources import Picture, at_resolution, read_pictures
+from ..data.sources import Picture, at_resolution, read_named, read_pictures
 from ..errors import counted
 from ..inference import attend, attend_batches
 from ..models.networks import AttentionOutput
 from . import composer, style
 from .composer import MAXIMUM, UNIFORM, Row, fit_for_display
 from .figures import UNSURE
-from .show import Model, class_names, find_model, known_classes, names_of_files, network_of, readable
+from .show import Model, class_names, find_model, known_classes, network_of, readable
 from .words import METHOD_NAMES, model_in_words
 
 IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassified"
@@ -116,7 +115,7 @@ class Explorer:
     def _take_images(self, images: Any) -> Sequence[str] | None:
         """Store images, labels and names; return the class names if the images have some."""
         self._labels: Tensor | None = None
-        self._names = tuple(names_of_files(images))
+        self._names: tuple[str, ...] = ()
         classes = images.classes if isinstance(images, Dataset) else None
         source: Any = images.test if isinstance(images, Dataset) else images
         if isinstance(source, Split):
@@ -125,8 +124,10 @@ class Explorer:
             source = Split(source, torch.zeros(len(source), dtype=torch.int64))
         if isinstance(source, Split) and source.dtype != torch.uint8:
             source = source.images
-        is_split = isinstance(source, Split)
-        self._images: Split | list[Tensor] = source if is_split else [] if source is None else read_pictures(source)
+        self._images: Split | list[Tensor] = source if isinstance(source, Split) else []
+        if source is not None and not isinstance(source, Split):
+            self._names, pictures = zip(*read_named(source), strict=True)
+            self._images = list(pictures)
         return classes
 
     def _image(self, number: int) -> Tensor:
@@ -214,10 +215,10 @@ class Explorer:
             self._say("")
             try:
                 action()
+                if "computing" in self.message.value:
+                    self._say("")
             except Exception as error:  # the panel stays usable whatever happens
                 self._say(str(error) or type(error).__name__, wrong=True)
-                if self._shown is not None:  # instead of a faded one
-                    self.picture.value = composer.to_png(self._shown)
 
         return answer
 
@@ -226,11 +227,10 @@ class Explorer:
         self.message.value = f'<b style="color: {color}">{html.escape(text, quote=False)}</b>' if text else ""
 
     def _announce(self, work: str, pixels: float) -> None:
-        """Fade the picture and name the work, if it takes long; `pixels` are those of all forward passes."""
+        """Name the work, if it takes long; `pixels` are those of all forward passes."""
         seconds = self._pace * pixels
-        if seconds > _SLOW and self._shown is not None:
-            text = f"computing {work} ..." if seconds < 2 else f"computing {work}, about {seconds:.0f} s ..."
-            self.picture.value = composer.to_png(composer.busy(self._shown, text))
+        if _SLOW < seconds < math.inf:
+            self._say(f"computing {work}, about {max(1, round(seconds))} s ...")
 
     # --- events
 
@@ -312,7 +312,7 @@ class Explorer:
         elif self.chosen:
             key = self.chosen[min(self.position.value, len(self.chosen) - 1)]
             picture = self._image(key)
-            title = self._names[key] if self._names else f"image {key}"
+            title = (self._names and self._names[key]) or f"image {key}"
             shown = self._cached((key, "shown"), lambda: fit_for_display(picture))
             entered = readable(picture)
             label = -1 if self._labels is None else int(self._labels[key])

@@ -33,7 +33,7 @@ _MOST_SNAPSHOTS = 5
 _SIDE = 2.15  # inches, of the largest panel
 _TALLEST = 1.6  # of a panel, in multiples of its width; a longer picture is drawn smaller
 _BAR_ROOM, _NARROW = 1.35, 1.35  # inches: for the color bar; panels under which "entropy 0.94" takes two lines
-_LETTERS, _LINE = 8.5, 0.23  # letters that fit into an inch; inches of a line
+_LETTERS, LINE = 8.5, 0.23  # letters that fit into an inch; inches of a line
 
 
 def attention_figure(
@@ -143,14 +143,14 @@ def _panels(pictures: Sequence[Pixels], titles: Sequence[str], heads: Sequence[s
     side = min(_SIDE, (WIDTH - room) / across)
     texts = ["\n".join(textwrap.fill(line, round(side * _LETTERS)) for line in title.split(" | ")) for title in titles]
     heads = [textwrap.fill(head, round(side * _LETTERS)) for head in heads]
-    under = (0.35 if side > _NARROW else 0.35 + _LINE) if heads else 0.1  # for the entropy
+    under = (0.35 if side > _NARROW else 0.35 + LINE) if heads else 0.1  # for the entropy
     rows = []
     for start in range(0, count, 1 if heads else across):
         several = slice(start, start + (1 if heads else across))
         tallest = min(_TALLEST, max(picture.shape[0] / picture.shape[1] for picture in pictures[several]))
-        rows.append(side * tallest + under + _LINE * (1 + max(text.count("\n") for text in texts[several])))
-    above = _LINE * (1 + max([text.count("\n") for text in heads], default=0))
-    figure = new_figure(sum(rows) + 0.1 + above, max(across * side + room, 0.6 * WIDTH if heads else 0))
+        rows.append(side * tallest + under + LINE * (1 + max(text.count("\n") for text in texts[several])))
+    above = LINE * (1 + max([text.count("\n") for text in heads], default=0))
+    figure = new_figure(sum(rows) + 0.1 + above, max(across * side + room, 0.6 * WIDTH))
     axes = figure.subplots(down, across, squeeze=False, height_ratios=rows)
     for number, panel in enumerate(axes.flat):
         index = number // across if heads else number  # of the picture

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.images import MIN_SIDE
-from ..data.sources import DEFAULT_SIDE, MAX_ASPECT, MAX_FOLDER, Picture, at_resolution, pictures_in, read_pictures
+from ..data.sources import DEFAULT_SIDE, MAX_ASPECT, Picture, at_resolution, read_named
 from ..errors import closest
 from ..inference import attend
 from ..maps import named_maps
@@ -20,7 +20,7 @@ from ..models.foreign import unwrapped
 from ..pretrained import list_pretrained, load_pretrained
 from ..training.run import Run, load_run
 from .composer import fit_for_display
-from .figures import UNSURE, attention_figure, captions
+from .figures import LINE, UNSURE, attention_figure, captions
 from .style import FONT
 
 SHOWN = 600  # most pixels of a picture's longer side in the figure; the model reads the full picture
@@ -64,7 +64,7 @@ def show(
         raise ValueError("give either a model (or a run) or maps={name: weights (N, h, w)}")
     if not 0 <= unsure <= 1:
         raise ValueError(f"unsure must be a probability from 0 to 1, not {unsure}")
-    pictures = read_pictures(images)
+    names, pictures = map(list, zip(*read_named(images), strict=True))
     drawn: dict[str, Any]
     caption = ""
     if maps is not None:
@@ -75,10 +75,11 @@ def show(
         outputs = [attend(network, readable(picture, side)[None]) for picture in pictures]
         drawn = {level: [output.maps[level][0] for output in outputs] for level in outputs[0].maps}
         logits = torch.cat([output.logits for output in outputs])
-        names = class_names(model, classes, logits.shape[1])
-        answers = captions(logits, names, unsure=unsure)
-        caption = known_classes(names, unsure if any(answer.startswith("unsure") for answer in answers) else None)
-        titles = _with_names(answers, images) if titles is None else titles
+        known = class_names(model, classes, logits.shape[1])
+        answers = captions(logits, known, unsure=unsure)
+        caption = "" if drawn else "This network has no attention maps. "
+        caption += known_classes(known, unsure if any(answer.startswith("unsure") for answer in answers) else None)
+        titles = _with_names(answers, names) if titles is None else titles
     if masks is None:
         titles = [""] * len(pictures) if titles is None else titles
         if len(titles) == len(pictures):
@@ -86,8 +87,9 @@ def show(
         pictures = [fit_for_display(picture, SHOWN) for picture in pictures]
     figure = attention_figure(pictures, drawn, titles=titles, masks=masks, scale=scale)
     if caption:
-        letters = round(9 * figure.get_figwidth())
-        figure.supxlabel(textwrap.fill(caption, letters), fontsize=FONT, x=0.01, ha="left", parse_math=False)
+        text = textwrap.fill(caption, round(9 * figure.get_figwidth()))
+        figure.supxlabel(text, fontsize=FONT, x=0.01, ha="left", parse_math=False)
+        figure.set_figheight(figure.get_figheight() + LINE * (1 + text.count("\n")))
     return figure
 
 
@@ -144,21 +146,11 @@ def readable(picture: Tensor, side: int | None = None) -> Tensor:
     return at_resolution(picture, side if side is not None else min(max(shorter, MIN_SIDE), DEFAULT_SIDE))
 
 
-def names_of_files(source: Any) -> list[str]:
-    """Return the names of the files that `read_pictures` reads, or nothing unless all pictures are in files."""
-    names = []
-    for part in source if isinstance(source, list | tuple) else [source]:
-        if not isinstance(part, str | os.PathLike):
-            return []
-        path = Path(part).expanduser()
-        names += [file.name for file in pictures_in(path)[:MAX_FOLDER]] if path.is_dir() else [path.name]
-    return names
-
-
-def _with_names(answers: list[str], images: Any) -> list[str]:
+def _with_names(answers: list[str], names: Sequence[str]) -> list[str]:
     """Return the answers with the names of the files, if there are several."""
-    names = names_of_files(images)
-    return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)] if len(names) > 1 else answers
+    if len(names) < 2 or not all(names):
+        return answers
+    return [f"{name} | {answer}" for name, answer in zip(names, answers, strict=True)]
 
 
 def _with_shape(title: str, picture: Tensor) -> str:

@@ -485,9 +485,10 @@ def test_the_notebook_goes_on_with_every_right_answer(name, after_the_notebook, 
     shown, printed = [], []
     monkeypatch.setattr(ltpa.viz, "display", lambda figure, alt: shown.append(alt))
     (cell,) = (cell.source for cell in CELLS if f'check("{name}"' in cell.source)
-    for answer in RIGHT[name]:
+    answers = RIGHT[name][:3]
+    for answer in answers:
         exec(cell, {**after_the_notebook, "check": lambda *_, answer=answer, **__: answer, "print": printed.append})
-    assert len(shown) + len(printed) == {"shift": 0, "moved": 2}.get(name, 1) * len(RIGHT[name])
+    assert len(shown) + len(printed) == {"shift": 0, "moved": 2}.get(name, 1) * len(answers)
 
 
 def test_each_exercise_has_a_cell_to_fill_behind_its_question():

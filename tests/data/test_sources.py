@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltpa.data.sources import fetch_picture, read_pictures
+from ltpa.data.sources import fetch_picture, read_named, read_pictures
 
 from .pictures import BLUE, RED, colors, encoded, plain
 
@@ -97,6 +97,19 @@ def test_a_folder_of_photos(tmp_path):
         assert len(read_pictures(tmp_path)) == 32
     with pytest.raises(ValueError, match="more"):
         read_pictures(tmp_path / "more")
+
+
+def test_broken_pictures_of_a_folder_are_left_out(tmp_path):
+    for name, content in (("a.png", PNG), ("b.png", b"broken"), ("c.png", PNG)):
+        (tmp_path / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures are left out: .*b\.png: not an image"):
+        assert [name for name, _ in read_named(tmp_path)] == ["a.png", "c.png"]
+    with pytest.raises(ValueError, match=r"b\.png"):
+        read_pictures([tmp_path / "a.png", tmp_path / "b.png"])
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="no pictures that can be read"):
+        read_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "P"), ("WEBP", "RGB")])

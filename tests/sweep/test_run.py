@@ -29,7 +29,7 @@ CELLS = (
     ("try:\n    time.sleep(seconds)\nfinally:\n    Path(f'ended-{x}').touch()", []),
     ("display(JSON({'square': x * x, 'x': 'a recorded value does not hide a parameter'}))", []),
 )
-SETTINGS = {**TINY, "train_limit": 60, "test_limit": 30, "epochs": 6, "snapshots": 2}
+SETTINGS = {**TINY, "train_limit": 60, "test_limit": 30, "epochs": 4, "snapshots": 2}
 
 
 @pytest.fixture(scope="module")

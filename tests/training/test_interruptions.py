@@ -37,9 +37,9 @@ def test_signal_handlers_are_the_callers_again(tmp_path, monkeypatch):
     assert inside[0] != before
 
 
-@pytest.mark.parametrize("steps", [[1], [3], [4, 5], [8], [9], list(range(1, 10))])
+@pytest.mark.parametrize("steps", [[3], [4, 5], list(range(1, 10))])
 def test_an_interrupted_run_is_the_same_bit_by_bit(undisturbed, tmp_path, monkeypatch, steps):
-    """In the middle of an epoch, in its last step, in the first and the last of all, twice in one epoch, in all."""
+    """In the last step of an epoch, twice in one epoch, in all steps."""
     changes = {"dropout": True, "snapshots": 2}
     config = tiny_config(tmp_path / "run", **changes)
     calls = disturb(monkeypatch, "train_step", kill_self(signal.SIGINT, steps))
@@ -196,7 +196,7 @@ def test_what_a_killed_process_had_half_written_is_removed(undisturbed, tmp_path
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed(kills, tmp_path):
     ended = Started(tmp_path, crash.run, kills, 2).end()
     assert ended.status == 0, ended.err

@@ -23,8 +23,8 @@ from ltpa import TrainConfig, fit, load_data
 from ltpa.models.networks import PAPER_NAMES
 from tests.test_config import NAMES, contradicts, is_wrong
 
-SIZES = pytest.mark.parametrize("examples", [15, pytest.param(1000, marks=pytest.mark.slow)])
-FILES = pytest.mark.parametrize("examples", [40, pytest.param(500, marks=pytest.mark.slow)])
+SIZES = pytest.mark.parametrize("examples", [8, pytest.param(1000, marks=pytest.mark.slow)])
+FILES = pytest.mark.parametrize("examples", [20, pytest.param(500, marks=pytest.mark.slow)])
 
 
 def profile(examples):
