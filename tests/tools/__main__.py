@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ltpa  # noqa: F401 - before a command loads torch, as in a program of a user
 
 COMMANDS = {  # name: (module, what it does)
+    "ablation": ("ablation", "the measurement of docs/results/03_ablation.md: its trainings, tables and figures"),
     "dead-branch": ("dead_branch", "the proof that a branch of the paper's main model never learns, and its picture"),
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
     "covers": ("covers", "the picture at the top of each notebook, from executed copies"),

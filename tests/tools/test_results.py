@@ -5,7 +5,6 @@ import pytest
 import yaml
 
 from ltpa.course import query
-from ltpa.course.ablation import AblationConfig
 from ltpa.course.effects import MARGIN
 from ltpa.course.robustness import AttackConfig
 from ltpa.course.transfer import TransferConfig
@@ -69,7 +68,6 @@ def test_pages_are_written_between_marks(tmp_path):
 @pytest.mark.parametrize(
     ("number", "name", "kind", "suffix"),
     [
-        ("03", "03_ablation", AblationConfig, ""),
         ("06", "06_robustness", AttackConfig, ""),
         ("07_digits", "07_transfer", TransferConfig, " to digits"),
     ],
