@@ -68,11 +68,17 @@ def test_the_text_for_assistants_has_every_public_name():
     assert "eval-rst" not in text
 
 
+def test_assistants_are_told_of_every_page():
+    links = re.findall(r"https://[\w-]+\.github\.io/ltpa/([\w./-]+)", (ROOT / "docs" / "llms.txt").read_text("utf-8"))
+    pages = {f"{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} - {"index.html", "api.html"}
+    notebooks = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
+    assert set(links) == pages | notebooks | {"llms-full.txt", "results/index.html", "teaching/index.html"}
+
+
 @needs_site
-def test_pages_for_assistants_exist():
-    links = re.findall(r"https://[\w-]+\.github\.io/ltpa/([\w./-]+)", (SITE / "llms.txt").read_text("utf-8"))
-    assert len(links) > 20
-    assert [link for link in links if not (SITE / link).is_file()] == []
+def test_the_whole_api_is_on_the_site():
+    assert "### ltpa.attend\n" in (SITE / "llms-full.txt").read_text("utf-8")
+    assert (SITE / "llms.txt").is_file()
 
 
 @needs_site
