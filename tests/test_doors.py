@@ -57,7 +57,7 @@ DOORS = {  # functions of a model and four images
     "integrated gradients": lambda net, x: explain(net, x[:1], "integrated_gradients") if len(x) == 1 else None,
     "occlusion": lambda net, x: explain(net, x, "occlusion"),
     "attention": lambda net, x: explain(net, x, "attention"),
-    "deletion and insertion": lambda net, x: metrics.deletion_insertion(net, x, MAPS, steps=2, precision="fp32"),
+    "deletion and insertion": lambda net, x: metrics.deletion_insertion(net, x, MAPS, fractions=(0, 0.5, 1), precision="fp32"),
     "permuted attention": lambda net, x: metrics.permuted_attention(net, x),
     "randomization": lambda net, x: metrics.randomization(net, x, stops=["head"]),
     "layers": lambda net, x: metrics.layers_top_down(net, x),
@@ -302,7 +302,7 @@ def test_any_network_is_measured(kind):
     for method in ("integrated_gradients", "occlusion"):
         assert explain(network, images[:1], method, **options).shape == (1, 32, 32)
     assert explain(network, images, "gradcam", layer="features.0", **options).shape == (4, 32, 32)
-    curves = metrics.deletion_insertion(network, images, MAPS, 1, steps=2, precision="fp32", **options)
+    curves = metrics.deletion_insertion(network, images, MAPS, 1, fractions=(0, 0.5, 1), precision="fp32", **options)
     torch.testing.assert_close(curves.deletion[:, 0], logits.softmax(1)[:, 1])
     similar = metrics.randomization(
         network, images, lambda net, x: {"saliency": explain(net, x, "saliency", 0, normalize=NORMALIZE)}
@@ -339,7 +339,7 @@ def test_a_network_without_parameters():
     images = pictures(4)
     assert torch.equal(attend(Bare(), images, "fp32").logits, images.mean((2, 3)))
     torch.testing.assert_close(explain(Bare(), images, "saliency", 0), torch.full((4, 32, 32), 1 / 1024))
-    assert metrics.deletion_insertion(Bare(), images, MAPS, 0, steps=2).deletion.shape == (4, 3)
+    assert metrics.deletion_insertion(Bare(), images, MAPS, 0, fractions=(0, 0.5, 1)).deletion.shape == (4, 3)
     with pytest.raises(ValueError, match="no layers with weights"):
         metrics.randomization(Bare(), images, lambda net, x: {"a": x[:, 0]})
 

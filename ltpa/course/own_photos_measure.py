@@ -31,7 +31,7 @@ _WORDS = {
     GRADCAM: "Grad-CAM of the same layer",
 }
 _COLORS = dict(zip((ATTENTION, PERMUTED, NORM, GRADCAM, CENTER), (*LINE_COLORS[:4], "0.4"), strict=True))
-_STEPS = 8  # of deletion and insertion
+_CURVES: dict[str, Any] = {"fill": "blur", "fractions": [k / 8 for k in range(9)]}  # deletion and insertion
 _LEAST = 10  # photos; fewer decide nothing
 _DIGITS = 2  # decimals of a difference in the table
 
@@ -61,7 +61,7 @@ def measure(model: ImageClassifier, photos: Tensor, seed: int = 0, progress: boo
     with Progress(1 + 4 * len(output.maps), show=progress) as bar:
 
         def add(level: str, kind: str, maps: Tensor) -> None:
-            curves = deletion_insertion(model, photos, maps, target, steps=_STEPS, seed=seed)
+            curves = deletion_insertion(model, photos, maps, target, **_CURVES, seed=seed)
             scores.append(Score(level, kind, curves.insertion_area, curves.deletion_area))
             bar.update(len(scores), lambda: (level, kind))
 

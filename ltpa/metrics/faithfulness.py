@@ -1,5 +1,6 @@
 """Measure whether the model relies on its map: deletion and insertion of pixels, and permuted attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,8 @@ from ..models.classifier import chosen_classes
 from ..models.foreign import Normalization, as_classifier, uncompiled
 from .overlap import blur
 
-FILLS = ("blur", "mean")
+FILLS = ("mean", "noise", "blur")
+FRACTIONS = (0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1)  # of the pixels; an object fills a few percent
 _BLUR = 1 / 8  # sigma of the blur that replaces pixels, as a fraction of the shorter side
 
 
@@ -43,31 +45,34 @@ def deletion_insertion(
     maps: Tensor,
     target: Tensor | int | None = None,
     *,
-    fill: str = "blur",
-    steps: int = 16,
+    fill: str = "mean",
+    fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     precision: str = "auto",
     batch_size: int | None = None,
     normalize: Normalization | None = None,
 ) -> Curves:
-    """Return deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) with K = `steps` + 1 points.
+    """Return deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421), a point for each of `fractions`.
 
     Only the order of a map's pixels counts, and the model was not trained on filled pictures. So compare with the
-    curves of `ltpa.metrics.controls`, over many images (arXiv 1912.01451).
+    curves of `ltpa.metrics.controls`, and of the mask where there is one, over many images (arXiv 1912.01451).
 
     Args:
         model: a run, any model of `ltpa.create_model`, or your own module from images to logits.
         images: (N, 3, H, W), uint8 or float in [0, 1].
         maps: non-negative weights (N, h, w), resized to the images. Pixels of equal weight come in random order.
         target: the class whose probability is measured, one or (N,); by default the predicted ones.
-        fill: what replaces a pixel: "blur" (a Gaussian with sigma 1/8 of the shorter side) or "mean" (the mean color).
+        fill: what replaces a pixel: the "mean" color of its picture; "noise", the color of a random pixel of its
+            picture; or "blur", a Gaussian with sigma 1/8 of the shorter side, through which objects stay visible.
+        fractions: rising from 0 to 1, of the pixels that are changed; rounded to whole pixels.
         normalize: (mean, std) per channel, for your own module if it reads normalized images.
     """
     maps = check_maps(maps)
     if fill not in FILLS:
         raise ValueError(f"unknown fill {fill!r}: {closest(fill, FILLS)}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    points = [float(fraction) for fraction in fractions]
+    if len(points) < 2 or points[0] != 0 or points[-1] != 1 or sorted(points) != points:
+        raise ValueError(f"fractions must rise from 0 to 1, not {points}")
     network = as_classifier(model, normalize)
     logits = attend(network, images, precision, batch_size).logits
     if len(images) != len(maps):
@@ -76,14 +81,14 @@ def deletion_insertion(
         )
     target = (logits.argmax(1) if target is None else chosen_classes(target, logits)).expand(len(images))
     pixels = images.shape[2] * images.shape[3]
-    counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().unique()
+    counts = (torch.tensor(points, dtype=torch.float64) * pixels).round().long().unique()
     generator = torch.Generator().manual_seed(seed)
     deletion, insertion = torch.empty(2, len(images), len(counts)).unbind()
     batch_size = images_at_once(images, batch_size)
     for start in range(0, len(images), batch_size):
         part = slice(start, min(start + batch_size, len(images)))
         batch = to_float(images[part])
-        filled = blur(batch, _BLUR * min(batch.shape[2:])) if fill == "blur" else batch.mean((2, 3), keepdim=True)
+        filled = _filled(batch, fill, generator)
         rank = _ranks(resize(maps[part].cpu(), batch.shape[2:]), generator).to(batch.device)
         for k, count in enumerate(counts.tolist()):
             strongest = (rank < count).unsqueeze(1)
@@ -93,6 +98,17 @@ def deletion_insertion(
                 probabilities = output.logits.float().softmax(1).cpu()
                 curve[part, k] = probabilities.gather(1, target[part, None]).squeeze(1)
     return Curves(counts / pixels, deletion, insertion)
+
+
+def _filled(images: Tensor, fill: str, generator: torch.Generator) -> Tensor:
+    """Return what replaces the pixels of float images."""
+    if fill == "blur":
+        return blur(images, _BLUR * min(images.shape[2:]))
+    if fill == "mean":
+        return images.mean((2, 3), keepdim=True)
+    count, _, height, width = images.shape
+    order = torch.rand(count, height * width, generator=generator).argsort(1).to(images.device)
+    return images.flatten(2).gather(2, order.unsqueeze(1).expand(-1, 3, -1)).view_as(images)
 
 
 def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:

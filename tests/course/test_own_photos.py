@@ -185,7 +185,11 @@ def test_every_level_is_measured_against_every_rival(network):
     kinds = [(level, kind) for level in network.attention for kind in (ATTENTION, PERMUTED, NORM, GRADCAM)]
     assert [(score.level, score.kind) for score in scores] == [("", CENTER), *kinds]
     curves = ltpa.metrics.deletion_insertion(
-        network, photos, ltpa.attend(network, photos, "fp32").maps["conv13"], steps=8
+        network,
+        photos,
+        ltpa.attend(network, photos, "fp32").maps["conv13"],
+        fill="blur",
+        fractions=[k / 8 for k in range(9)],
     )
     (attention,) = [score for score in scores if (score.level, score.kind) == ("conv13", ATTENTION)]
     torch.testing.assert_close(attention.difference, curves.insertion_area - curves.deletion_area)

@@ -10,6 +10,7 @@ from ltpa import attend
 from ltpa.inference import to_float
 from ltpa.maps import resize
 from ltpa.metrics import deletion_insertion, permuted_attention
+from ltpa.metrics.faithfulness import _filled
 from ltpa.metrics.overlap import blur
 from ltpa.models.networks import AttentionOutput, ImageClassifier
 from tests.metrics.helpers import build, pictures, some_maps
@@ -45,10 +46,14 @@ def slow_curves(model, image, order, target, filled, counts):
     return found
 
 
+def evenly(count):
+    return [k / count for k in range(count + 1)]
+
+
 @pytest.mark.parametrize("fill", ["blur", "mean"])
 def test_curves_are_the_loop(fill):
     model, images, maps = build(), pictures(), some_maps()
-    found = deletion_insertion(model, images, maps, fill=fill, steps=3, precision="fp32")
+    found = deletion_insertion(model, images, maps, fill=fill, fractions=evenly(3), precision="fp32")
     target = attend(model, images, "fp32").logits.argmax(1)
     assert found.fractions.tolist() == [0, pytest.approx(341 / 1024), pytest.approx(683 / 1024), 1]
     x = to_float(images)
@@ -61,7 +66,7 @@ def test_curves_are_the_loop(fill):
 
 
 def test_areas_are_trapezoids_of_the_true_fractions():
-    found = deletion_insertion(build(), pictures(), some_maps(), steps=7)
+    found = deletion_insertion(build(), pictures(), some_maps(), fractions=evenly(7))
     x = found.fractions.tolist()
     assert x[0] == 0
     assert x[-1] == 1
@@ -75,7 +80,7 @@ def test_areas_are_trapezoids_of_the_true_fractions():
 
 def test_both_ends_are_the_image_and_the_filled_image():
     model, images = build(), pictures()
-    found = deletion_insertion(model, images, some_maps(), target=2, steps=2, precision="fp32")
+    found = deletion_insertion(model, images, some_maps(), target=2, fill="blur", fractions=evenly(2), precision="fp32")
     whole = attend(model, images, "fp32").logits.softmax(1)[:, 2]
     empty = attend(model, blur(to_float(images), 4.0), "fp32").logits.softmax(1)[:, 2]
     for start, end in (
@@ -86,6 +91,18 @@ def test_both_ends_are_the_image_and_the_filled_image():
         torch.testing.assert_close(end, empty, rtol=1e-4, atol=1e-6)
 
 
+def test_noise_has_the_colors_of_the_picture_in_a_random_order():
+    images = pictures(2)
+    filled = _filled(to_float(images), "noise", torch.Generator().manual_seed(0))
+    for before, after in zip(to_float(images).flatten(2), filled.flatten(2), strict=True):
+        assert sorted(map(tuple, before.T.tolist())) == sorted(map(tuple, after.T.tolist()))
+        assert not torch.equal(before, after)
+    empty = deletion_insertion(build(), images, some_maps(2), fill="noise", precision="fp32").deletion[:, -1]
+    target = attend(build(), images, "fp32").logits.argmax(1)
+    expected = attend(build(), filled, "fp32").logits.softmax(1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(empty, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_right_map_has_the_steepest_curves():
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2
     images[:, :, 0] = 1.0
@@ -93,7 +110,7 @@ def test_the_right_map_has_the_steepest_curves():
     first_row[:, 0] = 1.0
     areas = {}
     for name, maps in {"right": first_row, "random": some_maps(3), "wrong": 1 - first_row}.items():
-        found = deletion_insertion(Summer(), images, maps, target=1, fill="mean", steps=32)
+        found = deletion_insertion(Summer(), images, maps, target=1, fill="mean", fractions=evenly(32))
         areas[name] = found.deletion_area, found.insertion_area
     for better, worse in (("right", "random"), ("random", "wrong")):
         assert (areas[better][0] < areas[worse][0]).all()
@@ -102,11 +119,11 @@ def test_the_right_map_has_the_steepest_curves():
 
 def test_low_maps_are_scaled_up_and_only_their_order_counts():
     model, images, maps = build(), pictures(), some_maps(4, 8)
-    expected = deletion_insertion(model, images, resize(maps, (32, 32)), steps=3)
+    expected = deletion_insertion(model, images, resize(maps, (32, 32)), fractions=evenly(3))
     for same in (maps, maps * 7, maps):
-        found = deletion_insertion(model, images, same, steps=3)
+        found = deletion_insertion(model, images, same, fractions=evenly(3))
         torch.testing.assert_close(found.deletion, expected.deletion, rtol=0, atol=0)
-    found = deletion_insertion(model, images, resize(maps, (32, 32)).exp(), steps=3)
+    found = deletion_insertion(model, images, resize(maps, (32, 32)).exp(), fractions=evenly(3))
     torch.testing.assert_close(found.insertion, expected.insertion, rtol=0, atol=0)
 
 
@@ -115,7 +132,7 @@ def test_equal_weights_come_in_a_random_order_that_the_seed_gives():
     images[:, :, 0] = 1.0
     uniform = torch.ones(2, 32, 32)
     first, same, other = (
-        deletion_insertion(Summer(), images, uniform, target=1, fill="mean", steps=16, seed=seed, precision="fp32")
+        deletion_insertion(Summer(), images, uniform, target=1, fractions=evenly(16), seed=seed, precision="fp32")
         for seed in (0, 0, 1)
     )
     torch.testing.assert_close(first.deletion, same.deletion, rtol=0, atol=0)
@@ -129,14 +146,14 @@ def test_equal_weights_come_in_a_random_order_that_the_seed_gives():
 
 def test_batches_have_no_effect():
     model, images, maps = build(), pictures(5), some_maps(5)
-    expected = deletion_insertion(model, images, maps, steps=2, precision="fp32")
-    found = deletion_insertion(model, images, maps, steps=2, precision="fp32", batch_size=2)
+    expected = deletion_insertion(model, images, maps, fractions=evenly(2), precision="fp32")
+    found = deletion_insertion(model, images, maps, fractions=evenly(2), precision="fp32", batch_size=2)
     torch.testing.assert_close(found.deletion, expected.deletion, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.insertion, expected.insertion, rtol=1e-4, atol=1e-6)
 
 
-def test_more_steps_than_pixels_are_one_step_a_pixel():
-    found = deletion_insertion(Summer(), pictures(1), some_maps(1), steps=2000)
+def test_fractions_of_less_than_a_pixel_are_left_out():
+    found = deletion_insertion(Summer(), pictures(1), some_maps(1), fractions=evenly(2000))
     assert found.deletion.shape == (1, 1025)
     torch.testing.assert_close(found.fractions, torch.arange(1025) / 1024)
 
@@ -147,8 +164,9 @@ def test_more_steps_than_pixels_are_one_step_a_pixel():
         ({"maps": some_maps(3)}, "one map for each image, not 3 maps for 4 images"),
         ({"maps": some_maps(4) - 1}, "weights from 0 up"),
         ({"maps": some_maps(4) * torch.nan}, "have NaN"),
-        ({"fill": "black"}, "unknown fill 'black'.*blur, mean"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"fill": "black"}, "unknown fill 'black'.*mean, noise, blur"),
+        ({"fractions": [0, 0.5]}, "fractions must rise from 0 to 1"),
+        ({"fractions": [0, 0.5, 0.2, 1]}, "fractions must rise from 0 to 1"),
         ({"target": 4}, "target must be a class from 0 to 3"),
         ({"images": pictures()[:0], "maps": some_maps(0)}, "there are no images"),
     ],

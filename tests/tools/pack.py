@@ -203,7 +203,7 @@ def _faithfulness(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Deletion and insertion of maps and controls, and what each map has over the center, image by image."""
-    how = {"fill": "blur", "steps": 16, "seed": seed}
+    how = {"fill": "mean", "seed": seed}
     curves = {}
     for name, values in (maps | controls).items():
         say(f"deletion and insertion on {len(images)} of them: {name}")
@@ -293,7 +293,7 @@ def _maps(figures: Mapping[str, Any]) -> list[str]:
         _table(("level", "entropy, median", "90 % of the images"), entropies),
         f"Faithfulness: area under the probability of the predicted class while pixels are deleted (low is faithful) "
         f"or inserted (high is faithful) in the order of the map; {faith['images']} test images, balanced over the "
-        f"classes, seed {faith['seed']}, {faith['steps']} steps, fill {faith['fill']}; 95 % intervals over images. The "
+        f"classes, seed {faith['seed']}, fill {faith['fill']}; 95 % intervals over images. The "
         "controls know nothing of the picture: a map says something only beyond them.",
         _table(("map", "deletion", "insertion", "insertion minus center"), areas),
     ]
