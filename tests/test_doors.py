@@ -57,7 +57,9 @@ DOORS = {  # functions of a model and four images
     "integrated gradients": lambda net, x: explain(net, x[:1], "integrated_gradients") if len(x) == 1 else None,
     "occlusion": lambda net, x: explain(net, x, "occlusion"),
     "attention": lambda net, x: explain(net, x, "attention"),
-    "deletion and insertion": lambda net, x: metrics.deletion_insertion(net, x, MAPS, fractions=(0, 0.5, 1), precision="fp32"),
+    "deletion and insertion": lambda net, x: metrics.deletion_insertion(
+        net, x, MAPS, fractions=(0, 0.5, 1), precision="fp32"
+    ),
     "permuted attention": lambda net, x: metrics.permuted_attention(net, x),
     "randomization": lambda net, x: metrics.randomization(net, x, stops=["head"]),
     "layers": lambda net, x: metrics.layers_top_down(net, x),

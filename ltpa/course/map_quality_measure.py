@@ -1,283 +1,306 @@
-"""Measure attention maps, other explanations, and maps that know nothing, on the same images.
+"""Measure every map of trained networks, image by image; every network alone, so that many can be measured at once."""
 
-A method is a function from a model, images and targets to maps; a control is a map that no model made. Every map of
-every model becomes a `Row`: does it lie on the object, does the model go by it, does it depend on what it learned.
-"""
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
+import pandas as pd
 import torch
 from torch import Tensor
 
-from ..attribution import explain
-from ..data.dataset import Split
-from ..inference import attend, to_float
-from ..maps import entropy, rank_agreement
-from ..metrics.faithfulness import deletion_insertion, permuted_attention
-from ..metrics.overlap import controls as controls_without_picture
-from ..metrics.overlap import localization_tensors
-from ..metrics.sanity import layers_top_down, randomization
-from ..metrics.statistics import Interval, bootstrap_interval
-from ..models.networks import VGGGAP, ImageClassifier
+from ..data.dataset import Split, load_data
+from ..inference import attend
+from ..maps import entropy
+from ..metrics.contrast import class_contrast
+from ..metrics.deletion import delete_cells, train_with_hidden_cells
+from ..metrics.faithfulness import Curves, deletion_insertion, permuted_attention
+from ..metrics.interventions import Interventions, changed_scenes, effect_prediction, intervene
+from ..metrics.overlap import MEASURES, best_threshold, jaccard, localization_tensors
+from ..metrics.sanity import entropy_rise, layers_top_down, randomization
+from ..models.classifier import ImageClassifier
 from ..progress import Progress
-from ..viz.words import METHOD_NAMES
+from ..training.run import load_run
+from ..training.trainer import data_for
+from .map_quality_maps import NETWORK, Method, compute_maps, kind_without_network, methods_of, without_network
 
-LEVEL, METHOD, CONTROL = "level", "method", "control"  # kinds of rows
-ATTENTION, CENTER, OTSU, UNIFORM = "attention", "center", "Otsu", "uniform"
-NAMES = {method: name for method, name in METHOD_NAMES.items() if method != "attention"}  # in tables and pictures
-_STEPS = 10  # of deletion and insertion
-_RESAMPLES = 2_000  # of the bootstrap
-
-MapsOf = Callable[[ImageClassifier, Tensor, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One kind of map that a model has; its family, such as "Grad-CAM", is the same at every layer."""
-
-    family: str
-    kind: str
-    maps_of: MapsOf
+ABOUT = ("model", "seed", "map", "family", "kind", "layer")  # columns that say what was measured
+VALUES = (
+    *(*MEASURES, "jaccard", "entropy"),  # where the map lies
+    *("prediction", "prediction_per_pixel", "gain", "deletion", "insertion", "permuted"),  # what the answer does
+    *("own", "answer", "sanity", "entropy_rise"),  # for other classes, and without what was learned
+)
+ANSWERS = ("right", "right_without_object")  # of the network itself, 0 or 1 for each image
+_PUBLISHED = ("average_precision", "jaccard", "prediction", "gain", "permuted", "answer")
+_NO_TEXT = {"map": "", "family": "", "layer": ""}
+_TEST_SEED = 1  # of the drawn test pictures, see `changed_scenes`
+_CURVE = ("curve", "x", "value")
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """From which weight on a map says "object": `factor` times its "mean" or its "max"."""
+class How:
+    """What is measured on which images: the first `images` test images, and `held_out` others to choose on.
 
-    of: str
-    factor: float
+    `costly` is how many of the images the slow measures take, `draws` how often the weights become random, and
+    `hidden_epochs` how often a copy of the network sees the training pictures with parts hidden; with 0 there is no
+    in-domain deletion.
+    """
 
-    def mark(self, maps: Tensor) -> Tensor:
-        """Return the marked pixels of maps (N, H, W), bool; a map that is zero everywhere marks every pixel."""
-        level = maps.mean((1, 2), keepdim=True) if self.of == "mean" else maps.amax((1, 2), keepdim=True)
-        return maps >= self.factor * level
+    methods: tuple[str, ...] = ("gradcam", "saliency", "occlusion", "cam")
+    images: int = 200
+    held_out: int = 100
+    costly: int = 50
+    draws: int = 1
+    hidden_epochs: int = 1
+    fill: str = "mean"
+    seed: int = 0
+
+    def split(self, test: Split) -> tuple[Split, Split]:
+        """Return the test images to measure, and others to choose on."""
+        needed = self.images + self.held_out
+        if needed > len(test):
+            raise ValueError(
+                f"images={self.images} and held_out={self.held_out} need {needed} test images, "
+                f"and there are {len(test)}; lower them"
+            )
+        if test.masks is None:
+            raise ValueError("maps are measured against masks, which these data lack; the dataset 'shapes' has them")
+        return test[: self.images], test[self.images : needed]
 
 
-@dataclass
-class Row:
-    """What was measured of one kind of map of one model.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured.
 
     Attributes:
-        name: such as "Grad-CAM conv10"; its family is "Grad-CAM".
-        kind: `LEVEL`, `METHOD` or `CONTROL`.
-        maps: (N, H, W), at the resolution of the images.
-        values: measure -> (N,), or (K,) for deletion, insertion, sanity and permuted, which are measured on the first K
-            images; "ms" is milliseconds an image, (1,).
-        sanity: layer -> (K,), the rank agreement with the maps after that layer and all above it became random.
-        curves: fractions, mean deletion and mean insertion, (steps + 1,) each.
-        threshold: of the Jaccard index, chosen on the held-out images.
-        held_out: the mean average precision on the held-out images, by which a model's best level is chosen.
+        by_image: a row for each image under each map: `ABOUT`, "image", `VALUES` (NaN if not measured), and, the same
+            for all images of a map, "held_out", the mean average precision on the held-out images; "threshold", which
+            was best there; "ms", milliseconds for the map of an image. Rows of the kind "network" have `ANSWERS`
+            instead: whether the network names the object, and whether it still does where the object is not drawn.
+        curves: `ABOUT`, and means over the images: curve "deletion" and "insertion" (x: the fraction of the pixels) and
+            "sanity" (x: the last layer that was made random, from the top down).
     """
 
-    model: str
-    name: str
-    family: str
-    kind: str
-    maps: Tensor
-    values: dict[str, Tensor]
-    sanity: dict[str, Tensor] = field(default_factory=dict)
-    curves: tuple[Tensor, Tensor, Tensor] | None = None
-    threshold: Threshold | None = None
-    held_out: float = math.nan
+    by_image: pd.DataFrame
+    curves: pd.DataFrame
 
-    def title(self) -> tuple[str, str]:
-        """Return the names of model and map."""
-        return self.model, self.name
-
-    def interval(self, measure: str) -> Interval:
-        """Return the mean of a measure with its 95 % interval over the images; n is 0 where it was not measured."""
-        return image_interval(self.values[measure]) if measure in self.values else Interval(math.nan)
-
-
-def image_interval(values: Tensor, comparisons: int = 1) -> Interval:
-    """Return the bootstrap interval of the mean over images (N,); `comparisons` of them hold together with 95 %."""
-    return bootstrap_interval(values.double().numpy(), comparisons, resamples=_RESAMPLES)
-
-
-def compare(
-    models: Mapping[str, ImageClassifier],
-    images: Split,
-    held_out: Split,
-    *,
-    methods: Sequence[str] = ("gradcam", "saliency", "occlusion", "cam"),
-    costly: int = 50,
-    fill: str = "blur",
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Row]:
-    """Measure every level of every model, the other methods, and the controls; the rows come in this order, by model.
-
-    Args:
-        models: by the names that they have in the table.
-        images: the images that are measured, with masks.
-        held_out: other images with masks; they choose each row's threshold and each model's best level.
-        methods: of `ltpa.explain`; Grad-CAM is taken at every level that the model attends to, CAM where there is one.
-        costly: how many of the images deletion, insertion and the sanity check take.
-        fill: as for `ltpa.metrics.deletion_insertion`.
-        seed: of the controls, of ties and of random weights.
-        progress: show a bar.
-    """
-    if images.masks is None or held_out.masks is None:
-        raise ValueError("maps are measured against masks, which these data lack; the dataset 'shapes' has them")
-    if not len(images) or not len(held_out):
-        raise ValueError("there must be images to measure on, and held-out ones to choose thresholds on")
-    few = images.images[: min(costly, len(images))]
-    own, others = controls(images.images, seed), controls(held_out.images, seed + 1)
-    pairs = {name: (own[name], others[name]) for name in own}
-    shared = _Measurement(images.images, images.masks, few, held_out.images, held_out.masks, pairs, fill, seed)
-    plans = {name: methods_of(model, images.images[:1], methods) for name, model in models.items()}
-    rows: list[Row] = []
-    with Progress(sum(len(plan) + len(own) for plan in plans.values()), show=progress) as bar:
-        for name, plan in plans.items():
-            for row in shared.rows(name, models[name], plan):
-                rows.append(row)
-                bar.update(len(rows), row.title)
-    return rows
-
-
-def methods_of(model: ImageClassifier, image: Tensor, methods: Sequence[str]) -> dict[str, Method]:
-    """Return what is measured of a model by name: its attention levels, and those of the methods that it allows."""
-
-    def maps_of(method: str, layer: str | None) -> MapsOf:
-        return lambda model, images, target: explain(model, images, method, target, layer)
-
-    levels = [level for level in attend(model, image, "fp32").maps if level != "cam"]
-    plan = {level: Method(ATTENTION, LEVEL, maps_of("attention", level)) for level in levels}
-    for method in methods:
-        family = NAMES[method]
-        if method == "gradcam" and levels:
-            plan |= {f"{family} {level}": Method(family, METHOD, maps_of(method, level)) for level in levels}
-        elif method != "cam" or isinstance(model, VGGGAP):
-            plan[family] = Method(family, METHOD, maps_of(method, None))
-    return plan
-
-
-def controls(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """Return maps (N, H, W) that no model made, by name: three that do not know the picture, and `otsu`, which does."""
-    height, width = images.shape[-2:]
-    return controls_without_picture(len(images), (height, width), seed) | {OTSU: otsu(images)}
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """What all rows are measured with; `few` are the images for what is costly."""
-
-    images: Tensor
-    masks: Tensor
-    few: Tensor
-    held_out: Tensor
-    held_out_masks: Tensor
-    controls: Mapping[str, tuple[Tensor, Tensor]]  # maps of the images, and of the held-out ones
-    fill: str
-    seed: int
-
-    def rows(self, name: str, model: ImageClassifier, plan: Mapping[str, Method]) -> Iterator[Row]:
-        target = attend(model, self.images, "fp32").logits.argmax(1)
-        permuted = permuted_attention(model, self.few, self.seed) if hasattr(model, "attention") else {}
-        for map_name, method in plan.items():
-            start = time.perf_counter()
-            maps = method.maps_of(model, self.images, target)
-            seconds = time.perf_counter() - start
-            row = Row(name, map_name, method.family, method.kind, maps, {})
-            self._localize(row, method.maps_of(model, self.held_out, None))
-            self._faithfulness(row, model, target)
-            self._sanity(row, model, target, method.maps_of)
-            row.values["ms"] = torch.tensor([seconds / len(self.images) * 1000])
-            if method.kind == LEVEL:
-                row.values["permuted"] = permuted[map_name]
-            yield row
-        for control, (maps, held_out_maps) in self.controls.items():
-            row = Row(name, control, control, CONTROL, maps, {})
-            self._localize(row, held_out_maps)
-            self._faithfulness(row, model, target)
-            yield row
-
-    def _localize(self, row: Row, held_out_maps: Tensor) -> None:
-        row.values |= localization_tensors(row.maps, self.masks)
-        row.threshold = best_threshold(held_out_maps, self.held_out_masks)
-        row.values["jaccard"] = jaccard(row.threshold.mark(row.maps), self.masks)
-        row.values["entropy"] = entropy(row.maps)
-        precision = localization_tensors(held_out_maps, self.held_out_masks)["average_precision"]
-        row.held_out = precision.nanmean().item()
-
-    def _faithfulness(self, row: Row, model: ImageClassifier, target: Tensor) -> None:
-        few = len(self.few)
-        curves = deletion_insertion(
-            model, self.few, row.maps[:few], target[:few], fill=self.fill, steps=_STEPS, seed=self.seed
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Return what several networks gave."""
+        return cls(
+            *(pd.concat([getattr(p, name) for p in parts], ignore_index=True) for name in ("by_image", "curves"))
         )
-        row.values |= {"deletion": curves.deletion_area, "insertion": curves.insertion_area}
-        row.curves = (curves.fractions, curves.deletion.mean(0), curves.insertion.mean(0))
 
-    def _sanity(self, row: Row, model: ImageClassifier, target: Tensor, maps_of: MapsOf) -> None:
-        """Compare the maps at stops from the top down: head, attention, a third of the trunk and all of it."""
-        target = target[: len(self.few)]
-        layers = layers_top_down(model, self.few)
-        trunk = [layer for layer in layers if layer.startswith("trunk.")]
-        above = [layer for layer in layers if layer not in trunk]
-        stops = list(dict.fromkeys([above[0], above[-1], trunk[len(trunk) // 3], trunk[-1]]))
-        similarities = randomization(
-            model, self.few, lambda net, x: {"": maps_of(net, x, target)}, stops=stops, seed=self.seed
+    def small(self) -> Self:
+        """Return only what the effects rest on, by image, to be published."""
+        columns = [*ABOUT, "image", *_PUBLISHED, *ANSWERS, "held_out"]
+        return replace(self, by_image=self.by_image[columns])
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write `<name>_by_image.csv.gz` and `<name>_curves.csv`; where the second is, both are whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, path in zip((self.by_image, self.curves), _paths(folder, name), strict=True):
+            unfinished = path.with_name(f"{path.name}.part")
+            compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None  # no date in the file
+            part.to_csv(unfinished, index=False, float_format=_short, lineterminator="\n", compression=compression)
+            unfinished.replace(path)
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Self:
+        """Read what `write` has written."""
+        by_image, curves = (
+            pd.read_csv(path, dtype={"layer": str, "x": str, "threshold": str}).fillna(_NO_TEXT)
+            for path in _paths(folder, name)
         )
-        row.sanity = {layer: by_name[""]["rank_agreement"] for layer, by_name in similarities.items()}
-        row.values["sanity"] = row.sanity[stops[-1]]
+        return cls(by_image, curves)
 
 
-def otsu(images: Tensor) -> Tensor:
-    """Return the picture itself as a map (N, H, W): 1 on the smaller side of Otsu's threshold of its gray values.
+def _short(value: float) -> str:
+    return f"{value:.4g}"
 
-    It is 0 elsewhere, and everywhere for a picture of a single gray. Otsu 1979; `images` are uint8, or float in [0, 1].
+
+def _paths(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}_by_image.csv.gz", folder / f"{name}_curves.csv"
+
+
+def measure_runs(runs: Mapping[tuple[str, int], Path], how: How, workers: int = 1, progress: bool = True) -> Measured:
+    """Measure the runs in these folders, by the names and seeds that the table shows; keep the results beside them.
+
+    What is already measured in the same way is read. With several workers each measures one run at a time in a process
+    of its own, on one core.
     """
-    try:
-        from skimage.filters import threshold_otsu
-    except ImportError as error:
-        raise ImportError("Otsu's threshold needs scikit-image: pip install 'ltpa[notebooks]'") from error
-    gray = torch.einsum("nchw,c->nhw", to_float(images).cpu(), torch.tensor([0.299, 0.587, 0.114]))
-    gray = (gray * 255).round().byte()  # whole numbers: scikit-image's own bins would cut values in two
-    bright = torch.stack([one > int(threshold_otsu(one.numpy())) for one in gray])
-    mostly = bright.float().mean((1, 2)) > 0.5
-    return (bright ^ mostly[:, None, None]).float()
+    jobs = [(name, seed, path, how) for (name, seed), path in runs.items()]
+    if not jobs:
+        raise ValueError("there is no run whose maps could be measured")
+    parts: list[Measured] = []
+    with Progress(len(jobs), show=progress) as bar:
+        for job, part in zip(jobs, _results(jobs, workers), strict=True):
+            parts.append(part)
+            bar.update(len(parts), partial(_title, job))
+    return Measured.join(parts)
 
 
-def jaccard(marked: Tensor, masks: Tensor) -> Tensor:
-    """Return intersection over union of marked pixels and objects, bool (N, H, W) both; NaN where a mask is empty."""
-    both, either = (marked & masks).sum((1, 2)), (marked | masks).sum((1, 2))
-    return (both / either).where(masks.any(2).any(1), torch.nan)
+def _results(jobs: Sequence[tuple[str, int, Path, How]], workers: int) -> Iterator[Measured]:
+    if workers == 1:
+        yield from map(_measure_run, jobs)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_core) as pool:
+        yield from pool.map(_measure_run, jobs)
 
 
-def best_threshold(maps: Tensor, masks: Tensor) -> Threshold:
-    """Return the threshold of the best mean Jaccard index, to be used on other images than these (arXiv 2001.07437)."""
-    return max(_THRESHOLDS, key=lambda threshold: jaccard(threshold.mark(maps), masks).nanmean().item())
+def _title(job: tuple[str, int, Path, How]) -> tuple[str, str]:
+    return job[0], f"seed {job[1]}"
 
 
-# From half the mean to 32 times it in steps of a fourth root of 2; from a twentieth of the highest value to all of it.
-_THRESHOLDS = (
-    *(Threshold("mean", 2 ** (k / 4)) for k in range(-4, 21)),
-    *(Threshold("max", k / 20) for k in range(1, 21)),
-)
+def _one_core() -> None:
+    torch.set_num_threads(1)
 
 
-def best_row(rows: Sequence[Row]) -> Row:
-    """Return the row with the best average precision on the held-out images."""
-    return max(rows, key=lambda row: row.held_out)
+def _measure_run(job: tuple[str, int, Path, How]) -> Measured:
+    name, seed, path, how = job
+    run = load_run(path)
+    digest = hashlib.sha256(json.dumps(asdict(how)).encode())
+    for weights in run.model.state_dict().values():
+        digest.update(weights.cpu().numpy().tobytes())
+    folder, file = Path(path), f"maps-{digest.hexdigest()[:12]}"
+    if _paths(folder, file)[-1].is_file():
+        measured = Measured.read(folder, file)
+        for part in (measured.by_image, measured.curves):
+            part["model"] = name
+        return measured
+    data = data_for(run.config)
+    measured = measure(run.model, *how.split(data.test), how, data.train, name, seed)
+    measured.write(folder, file)
+    return measured
 
 
-def agreement_with_saliency(rows: Sequence[Row]) -> dict[tuple[str, str], Interval]:
-    """Return (model, level) -> the rank agreement of its maps with the gradient, where saliency was measured."""
-    maps_by_model = {row.model: row.maps for row in rows if row.family == NAMES["saliency"]}
+def measure(
+    model: ImageClassifier, images: Split, held_out: Split, how: How, train: Split, name: str = "", seed: int = 0
+) -> Measured:
+    """Measure all maps of a network, and those of none, on these images; thresholds are chosen on the held-out ones.
+
+    The images are the first drawn test pictures, so that they can be drawn again with one thing changed. The training
+    images are those on which a copy of the network learns to do without parts of a picture.
+    """
+    assert images.masks is not None
+    assert held_out.masks is not None
+    few, target = images.images[: how.costly], attend(model, images.images, "fp32").logits.argmax(1)
+    plan = methods_of(model, images.images[:1], how.methods)
+    own = compute_maps(plan, model, images.images, target)
+    others = compute_maps(plan, model, held_out.images, None)
+    maps = {key: value for key, (value, _) in own.items()} | without_network(images.images, images.masks, how.seed)
+    chosen_on = {key: value for key, (value, _) in others.items()}
+    chosen_on |= without_network(held_out.images, held_out.masks, how.seed + 1)
+    effects = intervene(model, images.images, changed_scenes(images.images, _TEST_SEED), precision="fp32")
+    sanity = _sanity(model, few, target[: len(few)], plan, how)
+    redrawn = _on_other_terms(model, few, target[: len(few)], plan, how)
+    hider = train_with_hidden_cells(model, train, how.seed, how.hidden_epochs) if how.hidden_epochs else None
+
+    rows, curves = list[dict[str, Any]](), list[dict[str, Any]]()
+    run = {"model": name, "seed": seed}
+    for key, values in maps.items():
+        about = run | _about(key, plan.get(key))
+        predicted = effect_prediction(values, effects)
+        by_image = localize(values, images.masks, chosen_on[key], held_out.masks) | redrawn.get(key, {})
+        by_image |= {measure: predicted[measure] for measure in ("prediction", "prediction_per_pixel")}
+        deleted = deletion_insertion(model, few, values[: len(few)], target[: len(few)], fill=how.fill, seed=how.seed)
+        by_image |= {"deletion": deleted.deletion_area, "insertion": deleted.insertion_area}
+        if hider is not None:
+            hidden = delete_cells(hider, few, values[: len(few)], target[: len(few)], seed=how.seed, precision="fp32")
+            by_image["gain"] = hidden.gain
+        by_image |= {"ms": own[key][1]} if key in own else {}
+        for layer, agreement in sanity.get(key, {}).items():
+            curves.append(about | {"curve": "sanity", "x": layer, "value": agreement.nanmean().item()})
+            by_image["sanity"] = agreement  # the last one stays: all layers
+        rows += _by_image(about, by_image, len(images))
+        curves += [about | point for point in _points(deleted)]
+    answers = {"right": target == images.labels, "right_without_object": _without_object(effects) == images.labels}
+    rows += _by_image(run | {"map": "", "family": "", "kind": NETWORK, "layer": ""}, answers, len(images))
+    columns = [*ABOUT, "image", *VALUES, *ANSWERS, "held_out", "threshold", "ms"]
+    return Measured(pd.DataFrame(rows, columns=columns), pd.DataFrame(curves, columns=[*ABOUT, *_CURVE]))
+
+
+def _on_other_terms(
+    model: ImageClassifier, images: Tensor, target: Tensor, plan: Mapping[str, Method], how: How
+) -> dict[str, dict[str, Tensor]]:
+    """Return map -> measure -> values (K,) of what needs other maps: of permuted or random weights, of other scenes."""
+    scenes = load_data("shapes", train_limit=1, test_limit=len(images), objects=2).test
+    contrast = class_contrast(model, scenes, lambda x, classes: _maps_alone(plan, model, x, classes))
+    rise = entropy_rise(model, images, lambda net, x: _maps_alone(plan, net, x, target), seed=how.seed, draws=how.draws)
+    results = {
+        key: {"own": contrast[key]["own"], "answer": contrast[key]["answer"], "entropy_rise": rise[key]["difference"]}
+        for key in plan
+    }
+    if hasattr(model, "attention"):
+        for level, moved in permuted_attention(model, images, how.seed).items():
+            results[level]["permuted"] = moved
+    return results
+
+
+def _maps_alone(plan: Mapping[str, Method], model: Any, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    return {key: maps for key, (maps, _) in compute_maps(plan, model, images, target).items()}
+
+
+def _without_object(effects: Interventions) -> Tensor:
+    return effects.answers[:, effects.names.index("no object")]
+
+
+def _points(deleted: Curves) -> Iterator[dict[str, Any]]:
+    for curve, values in (("deletion", deleted.deletion), ("insertion", deleted.insertion)):
+        for fraction, value in zip(deleted.fractions.tolist(), values.mean(0).tolist(), strict=True):
+            yield {"curve": curve, "x": f"{fraction:.4f}", "value": value}
+
+
+def _about(key: str, method: Method | None) -> dict[str, Any]:
+    if method is None:
+        return {"map": key, "family": key, "kind": kind_without_network(key), "layer": ""}
+    return {"map": key, "family": method.family, "kind": method.kind, "layer": method.layer}
+
+
+def _by_image(about: Mapping[str, Any], values: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image; costly measures stop early."""
+    lists = {
+        key: value.float().tolist() if isinstance(value, Tensor) else [value] * count for key, value in values.items()
+    }
+    for image in range(count):
+        yield {**about, "image": image} | {key: each[image] for key, each in lists.items() if image < len(each)}
+
+
+def localize(maps: Tensor, masks: Tensor, held_out: Tensor, held_out_masks: Tensor) -> dict[str, Any]:
+    """Return how well maps (N, H, W) find and segment objects, at the best threshold of the held-out maps."""
+    threshold = best_threshold(held_out, held_out_masks)
     return {
-        (row.model, row.name): image_interval(rank_agreement(row.maps, maps_by_model[row.model]))
-        for row in rows
-        if row.kind == LEVEL and row.model in maps_by_model
+        **localization_tensors(maps, masks),
+        "jaccard": jaccard(threshold.mark(maps), masks),
+        "entropy": entropy(maps),
+        "held_out": localization_tensors(held_out, held_out_masks)["average_precision"].nanmean().item(),
+        "threshold": str(threshold),
     }
 
 
-def cases(row: Row, measure: str = "average_precision") -> dict[str, int]:
-    """Return the best, the median and the worst image of a row: {"best": index, "median": ..., "worst": ...}."""
-    known = (~row.values[measure].isnan()).nonzero().flatten()
-    if not len(known):
-        raise ValueError(f"no image of {row.model}, {row.name} has a value of {measure}")
-    order = known[row.values[measure][known].argsort(descending=True, stable=True)].tolist()
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+def _sanity(
+    model: ImageClassifier, images: Tensor, target: Tensor, plan: Mapping[str, Method], how: How
+) -> dict[str, dict[str, Tensor]]:
+    """Return map -> layer -> how alike the maps (N,) still are when it and all layers above it are random.
+
+    This is the absolute rank agreement, since an inverted map keeps its structure; the mean over the draws. The layers
+    are the head, the attention, a third of the trunk and all of it.
+    """
+    layers = layers_top_down(model, images)
+    trunk = [layer for layer in layers if layer.startswith("trunk.")]
+    above = [layer for layer in layers if layer not in trunk]
+    stops = list(dict.fromkeys([above[0], above[-1], trunk[len(trunk) // 3], trunk[-1]]))
+    similarities = randomization(
+        model,
+        images,
+        lambda net, x: _maps_alone(plan, net, x, target),
+        stops=stops,
+        seed=how.seed,
+        draws=how.draws,
+    )
+    return {key: {stop: similarities[stop][key]["rank_agreement"] for stop in stops} for key in plan}

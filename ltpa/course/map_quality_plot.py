@@ -1,135 +1,180 @@
-"""Pictures of what `map_quality_measure` measured: scores of all maps, curves, sanity, and the best and worst cases."""
+"""Pictures of what was measured: scores of all maps, curves, sanity, and the best and worst cases."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import Tensor
 
 from ..data.dataset import Split
-from ..inference import to_float
+from ..inference import attend, to_float
+from ..metrics.two_level import two_level_interval
+from ..models.classifier import ImageClassifier
 from ..viz.figures import draw_overlay, outline
 from ..viz.overlay import places_by_maximum
 from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure, style_axes
 from ..viz.words import model_in_words
-from .map_quality_measure import CONTROL, LEVEL, METHOD, Row, cases
+from .map_quality_effects import Values
+from .map_quality_maps import CONTROL, FEATURES, LEVEL, METHOD, ORACLE, compute_maps, methods_of, without_network
+from .map_quality_measure import How, Measured
 
 _KINDS = {
-    LEVEL: ("attention", LINE_COLORS[0]),
-    METHOD: ("other methods", LINE_COLORS[3]),
-    CONTROL: ("no network", "0.4"),
+    LEVEL: ("attention", LINE_COLORS[0], "-"),
+    FEATURES: ("norm of the same features", LINE_COLORS[1], "-."),
+    METHOD: ("other methods", LINE_COLORS[3], "--"),
+    CONTROL: ("no network", "0.4", ":"),
+    ORACLE: ("the object itself", "black", ":"),
 }
 _PANELS = {
     "average_precision": "finds the object:\naverage precision",
-    "insertion": "the model goes by it:\ninsertion area",
+    "jaccard": "segments it:\nJaccard index",
 }
-_LINES: dict[str, Any] = {LEVEL: "-", METHOD: "--", CONTROL: ":"}
 
 
-def scores_figure(rows: Sequence[Row]) -> Figure:
-    """Draw a panel for each of two measures, a line a kind of map, a point a model, with 95 % intervals over images.
+def scores_figure(values: Values) -> Figure:
+    """Draw a panel for each of two measures, a line a family at the best layer, a point a model, with 95 % intervals.
 
-    `table` has the other measures, and the models by name.
+    The best layer of each network was chosen on the held-out images. `summary` has the numbers by model.
     """
-    names = list(dict.fromkeys(row.name for row in rows))
-    names.sort(key=lambda name: [LEVEL, METHOD, CONTROL].index(next(r.kind for r in rows if r.name == name)))
-    models = list(dict.fromkeys(row.model for row in rows))
-    figure = new_figure(0.36 * len(names) + 1.6)
+    kinds = values.maps.drop_duplicates("family").set_index("family")["kind"]
+    families = [family for kind in _KINDS if kind != ORACLE for family in kinds.index[kinds == kind]]
+    figure = new_figure(0.36 * len(families) + 1.6)
     for panel, (measure, title) in zip(figure.subplots(1, len(_PANELS), sharey=True), _PANELS.items(), strict=True):
         style_axes(panel, title=title, grid="x")
-        for row in rows:
-            if (mean := row.interval(measure)).n:
-                y = names.index(row.name) + 0.6 * ((models.index(row.model) + 0.5) / len(models) - 0.5)
-                color = _KINDS[row.kind][1]
-                panel.plot([mean.low, mean.high], [y, y], color=color, linewidth=1.2, alpha=0.6)
-                panel.plot(mean.mean, y, "o", color=color, markersize=5, label=row.name)
-        panel.set_yticks(range(len(names)), names, fontsize=FONT)
-        panel.set_ylim(len(names) - 0.5, -0.5)
-        for place in range(1, len(names)):
+        for number, model in enumerate(values.models):
+            shift = 0.6 * ((number + 0.5) / len(values.models) - 0.5)
+            for place, family in enumerate(families):
+                if (table := values.table(model, family, measure)) is not None:
+                    mean, color = two_level_interval(table), _KINDS[kinds[family]][1]
+                    panel.plot([mean.low, mean.high], [place + shift] * 2, color=color, linewidth=1.2, alpha=0.6)
+                    panel.plot(mean.mean, place + shift, "o", color=color, markersize=5, label=family)
+        panel.set_yticks(range(len(families)), families, fontsize=FONT)
+        panel.set_ylim(len(families) - 0.5, -0.5)
+        panel.set_xlim(0, 1)
+        for place in range(1, len(families)):
             panel.axhline(place - 0.5, color="0.85", linewidth=0.8, zorder=0)
-    kinds = [_KINDS[kind] for kind in _KINDS if any(row.kind == kind for row in rows)]
-    add_legend(figure, [Line2D([], [], marker="o", color=color, label=words) for words, color in kinds], columns=3)
+    shown = [_KINDS[kind] for kind in _KINDS if kind != ORACLE and kind in set(kinds)]
+    add_legend(figure, [Line2D([], [], marker="o", color=color, label=words) for words, color, _ in shown], columns=4)
     return figure
 
 
-def selection(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of one model that figures show: all levels, and the best of the other methods and the controls.
+def selection(values: Values, model: str) -> list[str]:
+    """Return the maps of a model that figures show.
 
-    The best has the highest mean average precision.
+    These are the attention levels (of a network without attention, the best feature norm), and of the other methods and
+    of the controls the one with the highest mean average precision.
     """
-
-    def precision(row: Row) -> float:
-        return row.interval("average_precision").mean
-
-    best = [
-        max((row for row in rows if row.kind == kind and not math.isnan(precision(row))), key=precision, default=None)
-        for kind in (METHOD, CONTROL)
-    ]
-    return [*(row for row in rows if row.kind == LEVEL), *(row for row in best if row is not None)]
+    kinds = [LEVEL, FEATURES] if values.has_attention(model) else [FEATURES]
+    best = [_best(values, model, kind) for kind in (*kinds[1:], METHOD, CONTROL)]
+    shown = values.maps_of(model, LEVEL) if values.has_attention(model) else [_best(values, model, FEATURES)]
+    return [name for name in dict.fromkeys([*shown, *best]) if name]
 
 
-def curves_figure(rows: Sequence[Row]) -> Figure:
-    """Draw mean deletion (left) and insertion curves (right) of the `selection` of one model's rows."""
-    curves = [(row, row.curves) for row in selection(rows) if row.curves is not None]
+def _best(values: Values, model: str, kind: str) -> str:
+    names = values.maps_of(model, kind)
+    return max(names, key=lambda name: np.nanmean(values.of_map(model, name, "average_precision")), default="")
+
+
+def curves_figure(measured: Measured, model: str) -> Figure:
+    """Draw mean deletion (left) and insertion curves (right) of a model's `selection`, and of the object itself."""
     figure = new_figure(5.2)
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, number, title in zip(panels, (1, 2), ("deletion: low is good", "insertion: high is good"), strict=True):
-        for index, (row, values) in enumerate(curves):
-            panel.plot(values[0] * 100, values[number], _LINES[row.kind], color=LINE_COLORS[index], linewidth=2.5)
+    titles = {"deletion": "deletion: low is good", "insertion": "insertion: high is good"}
+    for panel, (curve, title) in zip(panels, titles.items(), strict=True):
+        lines = _lines(measured, model, curve, oracle=True)
+        for name, line, look in lines:
+            percent = 100 * np.array([float(x) for x in line.index])
+            panel.plot(percent, line.to_numpy(), label=name, linewidth=2.5, **look)
         style_axes(panel, x="pixels changed, strongest first (%)", title=title)
+        panel.set_xscale("symlog", linthresh=1, linscale=0.5)
+        ticks = [0, 1, 2, 4, 8, 16, 32, 64, 100]
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.set(xlim=(0, 100), ylim=(0, 1))
     panels[0].set_ylabel("probability of the answer", fontsize=FONT)
-    handles = [
-        Line2D([], [], linestyle=_LINES[row.kind], color=LINE_COLORS[index], linewidth=2.5, label=row.name)
-        for index, (row, _) in enumerate(curves)
-    ]
-    add_legend(figure, handles, columns=3)
+    add_legend(figure, panels[0].get_legend_handles_labels()[0], columns=3)
     return figure
 
 
-def sanity_figure(rows: Sequence[Row]) -> Figure:
-    """Draw how alike maps stay while layers become random, from the top down: the `selection` of one model's rows."""
-    rows = [row for row in selection(rows) if row.sanity]
-    stops = list(rows[0].sanity) if rows else []
+def sanity_figure(measured: Measured, model: str) -> Figure:
+    """Draw how alike maps stay while layers become random, from the top down: the `selection` of a model."""
     figure = new_figure(5.0)
     panel = figure.subplots()
-    style_axes(panel, x="made random, from the top down to", y="rank agreement with\nthe trained model's map")
-    for index, row in enumerate(rows):
-        means = [1.0, *(row.sanity[stop].nanmean().item() for stop in stops)]
-        line = ("o-" if row.kind == LEVEL else "s--", LINE_COLORS[index])
-        panel.plot(range(len(means)), means, line[0], color=line[1], linewidth=2.5, label=row.name)
-    panel.set_xticks(range(len(stops) + 1), ["nothing", *(stop for stop in stops)], fontsize=FONT)
-    panel.axhline(0, color="0.5", linewidth=1)
-    panel.set_ylim(min(-0.5, *panel.get_ylim()), 1.05)
+    style_axes(panel, x="made random, from the top down to", y="rank agreement with the\ntrained model's map, absolute")
+    stops: list[str] = []
+    for name, line, look in _lines(measured, model, "sanity"):
+        stops = list(line.index)
+        panel.plot(range(len(stops) + 1), [1.0, *line], "o", label=name, linewidth=2.5, **look)
+    panel.set_xticks(range(len(stops) + 1), ["nothing", *stops], fontsize=FONT)
+    panel.set_ylim(0, 1.05)
     add_legend(figure, panel.get_legend_handles_labels()[0], columns=3)
     return figure
 
 
-def cases_figure(rows: Sequence[Row], images: Split) -> Figure:
-    """Draw for the `selection` of one model's rows the best, the median and the worst image under its map.
+def _lines(
+    measured: Measured, model: str, curve: str, oracle: bool = False
+) -> list[tuple[str, pd.Series, dict[str, Any]]]:
+    """Return name, values by x (means over the seeds) and look of each line."""
+    values = Values(measured)
+    rows = measured.curves[(measured.curves["model"] == model) & (measured.curves["curve"] == curve)]
+    names = [*selection(values, model), *(values.maps_of(model, ORACLE) if oracle else [])]
+    lines = []
+    for number, name in enumerate(name for name in names if name in set(rows["map"])):
+        of_map = rows[rows["map"] == name]
+        line = of_map.groupby("x", sort=False)["value"].mean()
+        kind = of_map["kind"].iloc[0]
+        color = "black" if kind == ORACLE else LINE_COLORS[number % len(LINE_COLORS)]
+        lines.append((name, line, {"linestyle": _KINDS[kind][2], "color": color}))
+    return lines
+
+
+def cases(scores: Sequence[float]) -> dict[str, int]:
+    """Return the best, the median and the worst image: {"best": index, "median": ..., "worst": ...}."""
+    known = [(score, -i) for i, score in enumerate(scores) if score == score]
+    if not known:
+        raise ValueError("no image has a score")
+    order = [-i for _, i in sorted(known, reverse=True)]
+    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+
+
+def cases_figure(values: Values, name: str, model: ImageClassifier, images: Split, how: How) -> Figure:
+    """Draw for the `selection` of a model's maps, first seed, the best, the median and the worst image under each map.
 
     Every map has its own scale, from 0 to its highest value: what counts here is where it lies. The outline is the
-    object's. `images` are those that were measured.
+    object's. `images` are those that were measured, `model` is the network of the first seed.
     """
-    rows = selection(rows)
-    side = min(2.15, 9.6 / len(rows))  # inches
-    figure = new_figure(3 * (side + 0.3) + 1.0, max(6.0, side * len(rows) + 0.4))
-    axes = figure.subplots(3, len(rows), squeeze=False)
-    for row, column in zip(rows, axes.T, strict=True):
-        for panel, i in zip(column, cases(row).values(), strict=True):
+    names = selection(values, name)
+    side = min(2.15, 9.6 / len(names))  # inches
+    figure = new_figure(3 * (side + 0.3) + 1.0, max(6.0, side * len(names) + 0.4))
+    axes = figure.subplots(3, len(names), squeeze=False)
+    for shown, column in zip(names, axes.T, strict=True):
+        precision = values.of_map(name, shown, "average_precision")[0]
+        chosen = cases(precision.tolist())
+        maps = _maps(model, shown, images, list(chosen.values()), how)
+        for panel, i, one in zip(column, chosen.values(), maps, strict=True):
             pixels = (to_float(images.images[i]).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            maps = row.maps[i]
-            draw_overlay(panel, pixels, places_by_maximum(maps) if maps.any() else np.zeros(tuple(maps.shape)))
+            draw_overlay(panel, pixels, places_by_maximum(one) if one.any() else np.zeros(tuple(one.shape)))
             if images.masks is not None:
                 outline(panel, images.masks[i].numpy())
             height, width, _ = pixels.shape
             panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-            panel.set_xlabel(f"image {i}: {row.values['average_precision'][i]:.2f}", fontsize=FONT)
-        column[0].set_title(textwrap.fill(row.name, round(8.5 * side)), fontsize=FONT)
+            panel.set_xlabel(f"image {i}: {precision[i]:.2f}", fontsize=FONT)
+        column[0].set_title(textwrap.fill(shown, round(8.5 * side)), fontsize=FONT)
     for panel, case in zip(axes[:, 0], ("best", "median", "worst"), strict=True):
         panel.set_ylabel(case, fontsize=FONT)
-    figure.suptitle(f"{model_in_words(rows[0].model)}: best, median, worst by average precision", fontsize=FONT)
+    figure.suptitle(f"{model_in_words(name)}: best, median, worst by average precision", fontsize=FONT)
     return figure
+
+
+def _maps(model: ImageClassifier, shown: str, images: Split, chosen: list[int], how: How) -> Tensor:
+    """Return one kind of map (k, H, W) of the chosen images."""
+    assert images.masks is not None
+    plan = methods_of(model, images.images[:1], how.methods)
+    if shown not in plan:
+        return without_network(images.images, images.masks, how.seed)[shown][chosen]
+    picked = images.images[chosen]
+    target = attend(model, picked, "fp32").logits.argmax(1)
+    return compute_maps({shown: plan[shown]}, model, picked, target)[shown][0]

@@ -13,14 +13,23 @@ from torch import Tensor
 
 from ..attribution import explain
 from ..errors import counted
-from ..inference import attend, images_at_once, to_float
+from ..inference import attend
 from ..metrics.faithfulness import deletion_insertion
 from ..metrics.overlap import controls
-from ..metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED, Effect, t_interval, widest
-from ..models.classifier import ImageClassifier, evaluation_mode
+from ..metrics.statistics import (
+    CONTRADICTED,
+    SUPPORTED,
+    UNDECIDED,
+    Effect,
+    Interval,
+    bootstrap_interval,
+    t_interval,
+    widest,
+)
+from ..models.classifier import ImageClassifier
 from ..progress import Progress
 from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure, style_axes
-from .map_quality_measure import image_interval
+from .map_quality_maps import feature_norms
 
 ATTENTION, PERMUTED, NORM, GRADCAM, CENTER = "attention", "permuted", "norm", "Grad-CAM", "center"
 CLAIM = "The map orders the pixels of a photo by how much the answer depends on them"
@@ -81,17 +90,9 @@ def permuted(maps: Tensor, seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def feature_norms(model: ImageClassifier, photos: Tensor) -> dict[str, Tensor]:
-    """Return level -> the norm (N, h, w) of the local features that its attention weights."""
-    trunk: Any = model.trunk  # every network with attention has one
-    parts: dict[str, list[Tensor]] = {}
-    step = images_at_once(photos)
-    with evaluation_mode(model):
-        for start in range(0, len(photos), step):
-            batch = to_float(photos[start : start + step].to(model.mean.device)).to(model.mean.dtype)
-            for level, features in trunk(model.normalize(batch)).items():
-                parts.setdefault(level, []).append(features.float().norm(dim=1).cpu())
-    return {level: torch.cat(norms) for level, norms in parts.items()}
+def image_interval(values: Tensor, comparisons: int = 1) -> Interval:
+    """Return the bootstrap interval of the mean over photos (N,); `comparisons` of them hold together with 95 %."""
+    return bootstrap_interval(values.double().numpy(), comparisons, resamples=2_000)
 
 
 def rival_effects(scores: Sequence[Score], model: str, data: str) -> list[Effect]:

@@ -13,15 +13,17 @@ from .interventions import (
     effect_prediction,
     intervene,
 )
-from .overlap import CONTROLS, MEASURES, controls, localization
+from .overlap import CONTROLS, MEASURES, PICTURE_CONTROLS, controls, localization, picture_controls
 from .sanity import entropy_rise, histogram_entropy, layers_top_down, randomization
 from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_interval, write_effects
+from .two_level import two_level_interval
 
 __all__ = [
-    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "Curves", "Deletion", "Effect", "Interval", "Interventions",
-    "accuracy_without_object", "bootstrap_interval", "changed_scenes", "class_contrast", "controls", "correlation",
-    "delete_cells", "deletion_insertion", "each_cell_hidden", "effect_prediction", "effective_positions",
-    "effects_frame", "entropy", "entropy_rise", "histogram_entropy", "intervene", "layers_top_down", "localization",
-    "measure_agreement", "permuted_attention", "randomization", "rank_agreement", "ranks", "relative", "t_interval",
-    "train_with_hidden_cells", "write_effects",
+    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "PICTURE_CONTROLS", "Curves", "Deletion", "Effect", "Interval",
+    "Interventions", "accuracy_without_object", "bootstrap_interval", "changed_scenes", "class_contrast",
+    "controls", "correlation", "delete_cells", "deletion_insertion", "each_cell_hidden", "effect_prediction",
+    "effective_positions", "effects_frame", "entropy", "entropy_rise", "histogram_entropy", "intervene",
+    "layers_top_down", "localization", "measure_agreement", "permuted_attention",
+    "picture_controls", "randomization", "rank_agreement", "ranks", "relative", "t_interval",
+    "train_with_hidden_cells", "two_level_interval", "write_effects",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Maps against masks: against slow loops, scikit-learn and scipy; and the maps that know nothing."""
 
 import math
+import sys
 import time
 
 import numpy as np
@@ -11,8 +12,8 @@ from pandas.testing import assert_frame_equal
 
 from ltpa import metrics
 from ltpa.maps import resize
-from ltpa.metrics import MEASURES, controls, localization, rank_agreement
-from ltpa.metrics.overlap import blur, localization_tensors
+from ltpa.metrics import MEASURES, controls, localization, picture_controls, rank_agreement
+from ltpa.metrics.overlap import Threshold, best_threshold, blur, jaccard, localization_tensors
 
 
 def maps(n=6, h=8, w=8, seed=0, steps=None):
@@ -215,3 +216,62 @@ def test_blur_of_a_small_image_does_not_fail():
     some = maps(1, 3, 5)[:, None]
     assert blur(some, 4.0).shape == some.shape
     assert blur(some, 4.0).std() < some.std()
+
+
+# --- maps that need the picture, but no network
+
+
+def test_otsu_is_the_smaller_side_of_the_best_cut(monkeypatch):
+    images = torch.full((2, 3, 32, 32), 60, dtype=torch.uint8)
+    images[0, :, 4:10, 5:9] = 200  # a bright object
+    images[1, :, 20:30, 3:30] = 10  # a dark one
+    images = (images.int() + torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(0))).byte()
+    expected = torch.zeros(2, 32, 32)
+    expected[0, 4:10, 5:9] = 1
+    expected[1, 20:30, 3:30] = 1
+    assert torch.equal(picture_controls(images)["Otsu"], expected)
+    assert (picture_controls(torch.full((1, 3, 32, 32), 0.5))["Otsu"] == 0).all()
+    monkeypatch.setitem(sys.modules, "skimage.filters", None)
+    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
+        picture_controls(images)
+
+
+def test_the_difference_of_gaussians_is_that_of_scipy_for_dark_and_bright_objects_alike():
+    from scipy.ndimage import gaussian_filter
+
+    images = torch.full((2, 3, 32, 32), 0.5)
+    images[0, :, 12:18, 12:18], images[1, :, 12:18, 12:18] = 0.9, 0.1
+    maps = picture_controls(images)["difference of Gaussians"]
+    gray = images[0, 0].numpy()
+    fine, coarse = (gaussian_filter(gray, s, radius=r, mode="mirror") for s, r in ((2, 6), (8, 24)))
+    np.testing.assert_allclose(maps[0], abs(fine - coarse), atol=1e-5)
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+# --- thresholds
+
+
+def test_jaccard_is_scikit_learns():
+    from sklearn.metrics import jaccard_score
+
+    generator = torch.Generator().manual_seed(0)
+    marked, masks = (torch.rand(2, 5, 6, 7, generator=generator) < 0.4).unbind()
+    masks[2] = False
+    values = jaccard(marked, masks)
+    assert values[2].isnan()
+    for i in (0, 1, 3, 4):
+        assert values[i].item() == pytest.approx(jaccard_score(masks[i].flatten(), marked[i].flatten()))
+
+
+def test_thresholds_mark_from_a_part_of_the_highest_or_a_multiple_of_the_mean():
+    maps = torch.tensor([[[1.0, 2.0], [3.0, 10.0]]])  # mean 4
+    assert Threshold("max", 0.3).mark(maps).tolist() == [[[False, False], [True, True]]]
+    assert Threshold("mean", 0.5).mark(maps).tolist() == [[[False, True], [True, True]]]
+    assert Threshold("mean", 1.0).mark(torch.zeros(1, 2, 2)).all()
+
+
+@pytest.mark.parametrize(("of", "factor"), [("max", 0.35), ("mean", 2.0)])
+def test_the_best_threshold_finds_objects_that_a_threshold_cut_out(of, factor):
+    maps = torch.rand(20, 16, 16, generator=torch.Generator().manual_seed(3)) ** 4
+    masks = Threshold(of, factor).mark(maps)
+    assert jaccard(best_threshold(maps, masks).mark(maps), masks).mean() == 1

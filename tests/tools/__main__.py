@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module, what it does)
     "dead-branch": ("dead_branch", "the proof that a branch of the paper's main model never learns, and its picture"),
     "benchmark": ("benchmark", "training speed beside a plain loop and beside what the machine can do"),
     "covers": ("covers", "the picture at the top of each notebook, from executed copies"),
+    "maps": ("maps", "the maps of a sweep, measured: the tables and the figure of docs/results/04_map_quality.md"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
     "pictures": ("pictures", "the pictures in README and docs that the shipped weights make"),

@@ -1,7 +1,8 @@
 """The tables of `docs/results/`: `python -m tests.tools results` makes them from the effects that the notebooks wrote.
 
-Each page is written by hand except for what stands between two marks. The rows of `data/effects_03*.csv` go into the
-page whose name begins with 03, and the overview counts the verdicts of all.
+Each page is written by hand except for the part between two marks. The page whose name begins with 03 gets the tables
+of `data/table_03*.csv` as they are, the rows of `data/effects_03*.csv`, and those of `data/single_03*.csv`, which rest
+on a single network. The overview counts the verdicts of all.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from tests.tools.marks import replace_between
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED)
+KINDS = ("table", "effects", "single")  # of files
 BEGIN, END = "<!-- made by `python -m tests.tools results` -->", "<!-- end -->"
 
 
@@ -34,7 +36,7 @@ def effects_tables(effects: pd.DataFrame) -> str:
     """Return one table for each claim, data set and budget; what is the same in all its rows stands above it."""
     parts = []
     for (claim, data, budget, seeds), rows in effects.groupby(["claim", "data", "budget", "seeds"], sort=False):
-        heading = f"**{claim}** ({data}; {budget}; {'one seed' if seeds == 1 else f'{seeds} seeds'})"
+        heading = f"**{claim}** ({data}; {budget}; {_seeds(seeds)})"
         if seeds == 1:
             heading += "\n\nThese rest on one seed: the intervals tell nothing about networks trained with another."
         table = pd.DataFrame(
@@ -54,11 +56,12 @@ def effects_tables(effects: pd.DataFrame) -> str:
 
 
 def overview(effects_by_page: dict[str, pd.DataFrame]) -> str:
-    """Return a table with one row for each claim and the number of its verdicts of each kind."""
+    """Return a table with one row for each claim and number of seeds, and how many of its verdicts are of each kind."""
     rows = [
-        {"claim": f"[{claim}]({page})"} | {word: int((rows["verdict"] == word).sum()) for word in VERDICTS}
+        {"claim": f"[{claim}]({page})", "seeds": seeds}
+        | {word: int((rows["verdict"] == word).sum()) for word in VERDICTS}
         for page, effects in effects_by_page.items()
-        for claim, rows in effects.groupby("claim", sort=False)
+        for (claim, seeds), rows in effects.groupby(["claim", "seeds"], sort=False)
     ]
     return _markdown(pd.DataFrame(rows))
 
@@ -66,14 +69,22 @@ def overview(effects_by_page: dict[str, pd.DataFrame]) -> str:
 def pages(folder: Path = FOLDER) -> dict[Path, str]:
     """Return what the pages with generated parts should hold."""
     effects_by_page: dict[str, pd.DataFrame] = {}
+    texts: dict[Path, str] = {}
     for page in sorted(folder.glob("0*.md")):
-        if files := sorted((folder / "data").glob(f"effects_{page.name[:2]}*.csv")):
-            effects_by_page[page.name] = pd.concat([read_effects(file) for file in files])
+        tables, *files = (sorted((folder / "data").glob(f"{kind}_{page.name[:2]}*.csv")) for kind in KINDS)
+        if any(files):
+            effects = pd.concat([read_effects(file) for kind in files for file in kind])
+            effects_by_page[page.name] = effects
+            shown = [_markdown(pd.read_csv(table, dtype=str, keep_default_na=False)) for table in tables]
+            texts[page] = "\n\n".join([*shown, effects_tables(effects)])
     if not effects_by_page:
         raise ValueError(f"there is no page with a file of effects in {folder}")
-    texts = {folder / page: effects_tables(effects) for page, effects in effects_by_page.items()}
     texts[folder / "index.md"] = overview(effects_by_page)
     return {path: replace_between(path, BEGIN, text, END) for path, text in texts.items()}
+
+
+def _seeds(count: int) -> str:
+    return {0: "nothing trained", 1: "one seed"}.get(count, f"{count} seeds")
 
 
 def _markdown(table: pd.DataFrame) -> str:
