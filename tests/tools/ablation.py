@@ -28,10 +28,10 @@ from tests.tools import ablation_page
 
 PC, UNIFORM, LATE = "vgg-att3-concat-pc", "vgg-att3-concat-uniform", "vgg-late-norm"
 PRIMARY = (PC, UNIFORM, LATE, "vgg-att3-concat-add", "vgg-att-concat-uniform")
-RATES = (0.03, 0.06, 0.12)
+RATES = (0.04, 0.08, 0.16)
 RATE_SEEDS, SEEDS, SECONDARY_SEEDS = (100, 101), tuple(range(8)), (0, 1, 2)
 HELD_OUT = 0.1
-EPOCHS, BATCH, WIDTH = 4, 128, 0.125
+EPOCHS, BATCH, WIDTH = 4, 250, 0.125
 SECONDARY: dict[str, dict[str, Any]] = {  # name in the tables: settings
     f"{PC} sigmoid": {"model": PC, "normalizer": "sigmoid"},
     **{
