@@ -30,11 +30,13 @@ from .effects import (
 from .global_feature import attention_models, exchanged_maps, gradient_table, moved_attention
 from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
 from .setup import report
+from .uniform_levels import uniform_levels, uniform_table
 
 __all__ = [
     "CONTRASTS", "MODELS", "AblationConfig", "Cell", "Grid", "Result", "ablation_figure", "accuracy_table",
     "attention_models", "collect", "compare", "comparison_table", "conclusion", "cost_figure", "cost_table",
-    "exchanged_maps", "gradient_table", "moved_attention", "parameters", "report", "train_missing", "write_results",
+    "exchanged_maps", "gradient_table", "moved_attention", "parameters", "report", "train_missing",
+    "uniform_levels", "uniform_table", "write_results",
 ]  # fmt: skip
 
 parameters = partial(setup.parameters, kind=AblationConfig)

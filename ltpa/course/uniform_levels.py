@@ -1,7 +1,8 @@
 """Which maps a trained network uses: its accuracy with uniform weights at one level, or at all, instead."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -11,6 +12,7 @@ from ..data.dataset import Dataset
 from ..data.split import Split, stratified
 from ..inference import to_float
 from ..metrics.statistics import Effect, bootstrap_interval
+from ..models.attention import Attention
 from ..models.classifier import ImageClassifier
 from ..models.networks import AttentionNetwork
 from .effects import MARGIN
@@ -32,8 +34,9 @@ def uniform_levels(model: ImageClassifier, data: Dataset, images: int = 10_000) 
         raise ValueError(f"{model.name} has a classifier for each level; choose a model with concat")
     own = copy.deepcopy(model).float().eval()
     uniform = copy.deepcopy(own)
-    for level in uniform.attention.values():
-        level.compatibility, level.normalizer = "uniform", "softmax"
+    for module in uniform.attention.values():
+        assert isinstance(module, Attention)
+        module.compatibility, module.normalizer = "uniform", "softmax"
     chosen = stratified(data.train.labels, min(images, len(data.train)), seed=0)
     (train, _), (test, labels) = (_descriptors(own, uniform, split) for split in (data.train[chosen], data.test))
     levels = list(own.attention)
@@ -48,15 +51,16 @@ def uniform_levels(model: ImageClassifier, data: Dataset, images: int = 10_000) 
     return answers
 
 
-def uniform_table(answers: dict[str, Tensor]) -> pd.DataFrame:
-    """Return the accuracy in % by what was made uniform, and what it loses in points with its interval over images."""
-    effects = {e.model: e for e in uniform_effects(answers, "", "")}
-    rows = {
-        name: {"accuracy, %": f"{100 * correct.double().mean().item():.1f}"}
-        | ({"lost, points [95 %]": effects[name].interval.text(1, 100, sign=True)} if name in effects else {})
-        for name, correct in answers.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("uniform weights at").fillna("")
+def uniform_table(answers_by_model: Mapping[str, dict[str, Tensor]]) -> pd.DataFrame:
+    """Return each network's accuracy in %, and its change in points [95 %] by the level that is made uniform."""
+    rows = {}
+    for model, answers in answers_by_model.items():
+        rows[model] = {"as it is, %": f"{100 * answers['none'].double().mean().item():.1f}"}
+        for effect in uniform_effects(answers, "", ""):
+            lost = effect.interval
+            change = replace(lost, mean=-lost.mean, low=-lost.high, high=-lost.low)
+            rows[model][f"{effect.model} uniform"] = change.text(1, 100, sign=True)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").fillna("")
 
 
 def uniform_effects(answers: dict[str, Tensor], data: str, budget: str) -> Sequence[Effect]:

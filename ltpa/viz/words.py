@@ -18,6 +18,7 @@ _PLAIN = {
     "vgg-pan": "progressive attention",
     "rn164": "ResNet-164",
 }
+_CONTROLS = {"uniform": "equal weights", "static": "one map for all", "permuted": "permuted weights"}
 _FEATURES = {": g_s": ", descriptors", ": g": ", global feature"}
 _NAME = re.compile(r"([\w.-]+)(.*)", re.DOTALL)
 _ATTENTION = re.compile(r"(?P<trunk>.+?)-att(?P<levels>\d*)-(?P<combine>concat|indep)-(?P<score>[a-z]+)")
@@ -42,4 +43,5 @@ def model_in_words(name: str) -> str:
         return name
     trunk = "" if match["trunk"] == "vgg" else _PLAIN.get(match["trunk"], match["trunk"]) + ", "
     levels = "" if not match["levels"] else f", {match['levels']} level{'' if match['levels'] == '1' else 's'}"
-    return f"{trunk}attention {match['score']}{levels}{', separate' if match['combine'] == 'indep' else ''}{end}"
+    score = _CONTROLS.get(match["score"], f"attention {match['score']}")
+    return f"{trunk}{score}{levels}{', separate' if match['combine'] == 'indep' else ''}{end}"

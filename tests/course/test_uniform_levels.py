@@ -57,9 +57,11 @@ def test_what_is_lost_is_the_difference_over_the_same_images():
     lost = (right.double() - answers["all"].double()).numpy()
     assert effects[1].interval == bootstrap_interval(lost, 2)
     assert [(e.model, e.verdict) for e in effects] == [("conv7", "undecided"), ("all", "supported")]
-    table = uniform_table(answers)
-    assert list(table["accuracy, %"]) == ["75.0", "75.0", "25.0"]
-    assert table.loc["all"].iloc[1].startswith("+50.0 [")
+    row = uniform_table({"pc": answers}).loc["pc"]
+    assert list(row.index) == ["as it is, %", "conv7 uniform", "all uniform"]
+    low, high = (-100 * end for end in (effects[1].interval.high, effects[1].interval.low))
+    assert row["as it is, %"] == "75.0"
+    assert row["all uniform"] == f"-50.0 [{low:.1f}, {high:.1f}]"
 
 
 def test_networks_without_levels_are_refused(data):

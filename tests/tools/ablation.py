@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -121,25 +121,21 @@ def execute(job: Job, out: Path, shared: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def execute_all(jobs: list[Job], out: Path, shared: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
+def execute_all(jobs: list[Job], out: Path, shared: Mapping[str, Any], pool: Executor) -> list[dict[str, Any]]:
     """Execute the jobs that have no results yet; return the results of all. One error names those that failed."""
     (out / "runs").mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not (out / f"{job.name}.json").is_file()]
-    if not missing:
-        return list(read_results(out, jobs))
     failed = []
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(execute, job, out, shared): job for job in missing}
-        for number, future in enumerate(as_completed(futures), start=1):
-            job = futures[future]
-            try:
-                accuracy, history = (future.result()[name] for name in ("accuracy", "history"))
-                words = f"{accuracy:.4f} in {sum(row['seconds'] for row in history):.0f} s"
-            except Exception as error:
-                failed.append(job.name)
-                words = f"failed: {type(error).__name__}: {error}"
-            print(f"{number} of {len(missing)} {job.name}: {words}", flush=True)
+    futures = {pool.submit(execute, job, out, shared): job for job in missing}
+    for number, future in enumerate(as_completed(futures), start=1):
+        job = futures[future]
+        try:
+            accuracy, history = (future.result()[name] for name in ("accuracy", "history"))
+            words = f"{accuracy:.4f} in {sum(row['seconds'] for row in history):.0f} s"
+        except Exception as error:
+            failed.append(job.name)
+            words = f"failed: {type(error).__name__}: {error}"
+        print(f"{number} of {len(missing)} {job.name}: {words}", flush=True)
     if failed:
         raise ValueError(f"{len(failed)} trainings failed, the same command tries them again: {', '.join(failed)}")
     return list(read_results(out, jobs))
@@ -178,16 +174,13 @@ def main(arguments: argparse.Namespace) -> None:
         ablation_page.write_page(rates, runs, PRIMARY)
         return
     shared = {"data_dir": arguments.data_dir, **limits}
-    jobs = rate_jobs()
-    if arguments.tiny:
-        shared |= {"epochs": 1}
-    jobs = [_tiny(job) if arguments.tiny else job for job in jobs]
-    rates = execute_all(jobs, arguments.out, shared, arguments.workers)
-    best = chosen_rates(rates)
-    print(f"chosen rates: {best}")
-    if arguments.what == "run":
-        jobs = [_tiny(job) if arguments.tiny else job for job in main_jobs(best)]
-        execute_all(jobs, arguments.out, shared, arguments.workers)
+    sized = _tiny if arguments.tiny else lambda job: job
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:
+        best = chosen_rates(execute_all(list(map(sized, rate_jobs())), arguments.out, shared, pool))
+        print(f"chosen rates: {best}")
+        if arguments.what == "run":
+            execute_all(list(map(sized, main_jobs(best))), arguments.out, shared, pool)
 
 
 def _tiny(job: Job) -> Job:

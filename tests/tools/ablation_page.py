@@ -12,6 +12,7 @@ import ltpa
 from ltpa.course import ablation
 from ltpa.course.uniform_levels import uniform_effects, uniform_levels, uniform_table
 from ltpa.data.dataset import Dataset
+from ltpa.errors import counted
 from ltpa.metrics.statistics import Effect, t_interval, unpacked, write_effects
 from ltpa.viz import to_png
 from ltpa.viz.style import FONT, LINE_COLORS, MARKERS, new_figure, style_axes
@@ -20,6 +21,7 @@ from tests.tools.marks import write_between
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA_NAME = "CIFAR-10 as JPEG files"
+ALSO_BY_COST = ("vgg-late-norm width 0.1287", "vgg")  # beside the primary models
 PICTURES = """![Test accuracy of every run, and the three differences with their intervals](../images/ablation.png)
 
 ![Accuracy on held-out images by learning rate, and test accuracy by epoch](../images/ablation_rates.png)
@@ -64,7 +66,7 @@ def write_page(
     variants = list(dict.fromkeys(r["variant"] for r in results))
     results = sorted(results, key=lambda r: variants.index(r["variant"]))
     runs, held_out = runs_table(results), epochs_table(rates)
-    budget = f"width 0.125, {results[0]['epochs']} epochs of {results[0]['train_images']:,} training images"
+    budget = f"width 0.125, {counted(results[0]['epochs'], 'epoch')} of {results[0]['train_images']:,} training images"
     effects = ablation.compare(scores_of(results), data=DATA_NAME, budget=budget, also=primary)
     data = docs / "results" / "data"
     tables = {"runs": runs, "epochs": epochs_table(results), "rates": held_out}
@@ -73,7 +75,7 @@ def write_page(
     write_effects(effects, data / "effects_03.csv")
     figures = {
         "ablation": ablation.ablation_figure(runs, effects),
-        "ablation_cost": ablation.cost_figure(runs),
+        "ablation_cost": ablation.cost_figure(runs[runs["variant"].isin([*primary, *ALSO_BY_COST])]),
         "ablation_rates": curves_figure(held_out, tables["epochs"], primary),
     }
     for name, figure in figures.items():
@@ -97,8 +99,7 @@ def write_page(
 def summary(effects: Sequence[Effect]) -> str:
     """Return what came out, a line a comparison."""
     return "\n".join(
-        f"- {e.claim}: {model_in_words(e.model)} minus {model_in_words(e.baseline)}: "
-        f"{e.interval.text(1, 100, sign=True)} points, **{e.verdict}**."
+        f"- {e.claim}: **{e.verdict}**. `{e.model}` minus `{e.baseline}`: {e.interval.text(1, 100, sign=True)} points."
         for e in effects
     )
 
@@ -157,7 +158,7 @@ def write_levels(name: str, data: Dataset, docs: Path = DOCS) -> None:
     answers = uniform_levels(ltpa.load_pretrained(name), data)
     effects = uniform_effects(answers, DATA_NAME, f"the weights `{name}` of the package")
     write_effects(effects, docs / "results" / "data" / "single_03.csv")
-    table = _markdown(uniform_table(answers).reset_index())
+    table = _markdown(uniform_table({name: answers}).reset_index())
     print(table)
     _write(docs / "results" / "03_ablation.md", "levels", table)
 

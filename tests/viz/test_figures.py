@@ -410,6 +410,7 @@ def test_live_plot_is_displayed_once_and_then_updated_in_place(shell):
     ("name", "words"),
     [
         ("vgg-att3-concat-pc", "attention pc, 3 levels"),
+        ("vgg-att3-concat-uniform sgd", "equal weights, 3 levels, sgd"),
         ("vgg-att-indep-dp sigmoid", "attention dp, separate, sigmoid"),
         ("rn164-att2-concat-add: g_s", "ResNet-164, attention add, 2 levels, descriptors"),
         ("vgg-late", "no attention"),
