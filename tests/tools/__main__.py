@@ -15,6 +15,7 @@ COMMANDS = {  # name: (module, what it does)
     "covers": ("covers", "the picture at the top of each notebook, from executed copies"),
     "maps": ("maps", "the maps of a sweep, measured: the tables and the figure of docs/results/04_map_quality.md"),
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
+    "notebook": ("notebook", "a notebook without Jupyter, its figures as files"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
     "pictures": ("pictures", "the pictures in README and docs that the shipped weights make"),
     "results": ("results", "the tables in docs/results, from the effects that the notebooks wrote"),
