@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..errors import counted
-from ..metrics.contrasts import contrast, holm
+from ..metrics.crossed import crossed_difference, holm
 from ..metrics.statistics import Effect, packed, t_interval, write_effects
 from ..viz.style import FONT, LINE_COLORS, MARKERS, new_figure, style_axes
 from ..viz.words import model_in_words
@@ -56,7 +56,7 @@ def compare(
 ) -> list[Effect]:
     """Test the `CONTRASTS` whose models have scores, with Holm's correction; without any, all against the baseline.
 
-    The intervals are for new seeds and new images, see `ltpa.metrics.contrasts.contrast`. The spread is pooled over the
+    The intervals are for new seeds and new images, see `ltpa.metrics.crossed_difference`. The spread is pooled over the
     models compared, and those named in `also`.
     """
     planned = [(claim, name, other) for claim, name, other in CONTRASTS if name in scores and other in scores]
@@ -69,7 +69,7 @@ def compare(
     compared = dict.fromkeys([*(name for pair in pairs for name in pair[1:]), *(n for n in also if n in scores)])
     tables = {name: table_of(scores[name]) for name in compared}
     found = [
-        contrast(tables[name], tables[other], [t for n, t in tables.items() if n not in (name, other)])
+        crossed_difference(tables[name], tables[other], [t for n, t in tables.items() if n not in (name, other)])
         for _, name, other in pairs
     ]
     return [

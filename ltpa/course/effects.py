@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..metrics.contrasts import contrast
+from ..metrics.crossed import crossed_difference
 from ..metrics.statistics import CONTRADICTED, LEAST_SEEDS, SUPPORTED, TOO_FEW_SEEDS, Effect, Interval
 from ..viz.style import FONT, LINE_COLORS, new_figure, style_axes
 from ..viz.style import add_legend as add_handles
@@ -40,7 +40,7 @@ def compare_scores(
     data: str = "",
     together: int = 0,
 ) -> list[Effect]:
-    """Compare everything with the baseline; the intervals are for new seeds and new images, see `contrast`.
+    """Compare everything with the baseline; the intervals are for new seeds and new images, see `crossed_difference`.
 
     `data` is what was measured on, if not what the models were tested on. `together` is how many intervals hold
     together with 95 %, if not just these (Bonferroni correction).
@@ -53,7 +53,7 @@ def compare_scores(
     effects = []
     for name in others:
         pool = [table for other, table in tables.items() if other not in (name, baseline)]
-        found = contrast(tables[name], tables[baseline], pool)
+        found = crossed_difference(tables[name], tables[baseline], pool)
         effects.append(
             Effect(
                 claim=claim, model=name, baseline=baseline, measure=measure, data=data or config.data_described(),

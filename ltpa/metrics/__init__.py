@@ -3,6 +3,7 @@
 from ..maps import correlation, effective_positions, entropy, rank_agreement, relative
 from .agreement import measure_agreement, ranks
 from .contrast import class_contrast
+from .crossed import Difference, crossed_difference, holm
 from .deletion import Deletion, delete_cells, each_cell_hidden, train_with_hidden_cells
 from .faithfulness import Curves, deletion_insertion, permuted_attention
 from .interventions import (
@@ -19,11 +20,11 @@ from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_i
 from .two_level import two_level_interval
 
 __all__ = [
-    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "PICTURE_CONTROLS", "Curves", "Deletion", "Effect", "Interval",
-    "Interventions", "accuracy_without_object", "bootstrap_interval", "changed_scenes", "class_contrast",
-    "controls", "correlation", "delete_cells", "deletion_insertion", "each_cell_hidden", "effect_prediction",
-    "effective_positions", "effects_frame", "entropy", "entropy_rise", "histogram_entropy", "intervene",
-    "layers_top_down", "localization", "measure_agreement", "permuted_attention",
+    "CHANCE_MARGIN", "CONTROLS", "MEASURES", "PICTURE_CONTROLS", "Curves", "Deletion", "Difference", "Effect",
+    "Interval", "Interventions", "accuracy_without_object", "bootstrap_interval", "changed_scenes", "class_contrast",
+    "controls", "correlation", "crossed_difference", "delete_cells", "deletion_insertion", "each_cell_hidden",
+    "effect_prediction", "effective_positions", "effects_frame", "entropy", "entropy_rise", "histogram_entropy", "holm",
+    "intervene", "layers_top_down", "localization", "measure_agreement", "permuted_attention",
     "picture_controls", "randomization", "rank_agreement", "ranks", "relative", "t_interval",
     "train_with_hidden_cells", "two_level_interval", "write_effects",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ Kinds that are not in the paper: a scaled dot product, and three controls, whose
 
 `sdp`       c_i = <l_i, g> / sqrt(C), the dot product as in Vaswani et al. (2017)
 `uniform`   c_i = 0: every position has the same weight
-`static`    c_i = b_i, learned for the position i: one map for all pictures (8x8 scores, interpolated to other sizes)
+`static`    c_i = 8 b_i, learned for the position i: one map for all pictures (8x8 scores, interpolated to other sizes;
+            without the factor they hardly learn, because each position has a small part of the gradient)
 `permuted`  `pc`, whose weights a_i change places: at random in training, always in the same way in evaluation
 
 A level whose width differs from that of `g` is first mapped to it by a linear map W without bias (a 1x1 convolution).
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         if self.compatibility == "uniform":
             return positions.new_zeros(positions.shape[:2])
         if self.compatibility == "static":
-            grid = self.b.to(positions.dtype).view(1, 1, STATIC_SIDE, STATIC_SIDE)
+            grid = STATIC_SIDE * self.b.to(positions.dtype).view(1, 1, STATIC_SIDE, STATIC_SIDE)
             scores = nn.functional.interpolate(grid, size=size, mode="bilinear")
             return scores.flatten(1).expand(positions.shape[0], -1)
         if self.compatibility in ("pc", "permuted"):

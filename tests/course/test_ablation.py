@@ -17,7 +17,7 @@ import ltpa
 from ltpa.course import ablation, effects, global_feature
 from ltpa.course import grid as grids
 from ltpa.course.ablation import AblationConfig
-from ltpa.metrics.contrasts import contrast, holm
+from ltpa.metrics.crossed import crossed_difference, holm
 from ltpa.metrics.statistics import (
     COLUMNS,
     CONTRADICTED,
@@ -228,7 +228,9 @@ def test_the_planned_contrasts_are_tested_with_holms_correction():
     assert [e.claim for e in effects_] == [ablation.MAPS, ablation.MAPS, ablation.LEVELS]
     tables = {name: effects.table_of(scores[name]) for name in (PC, ADD, UNIFORM, LATE)}
     found = [
-        contrast(tables[e.model], tables[e.baseline], [t for n, t in tables.items() if n not in (e.model, e.baseline)])
+        crossed_difference(
+            tables[e.model], tables[e.baseline], [t for n, t in tables.items() if n not in (e.model, e.baseline)]
+        )
         for e in effects_
     ]
     assert [e.interval for e in effects_] == holm(found, effects.MARGIN)
@@ -277,7 +279,7 @@ def test_scores_are_compared_with_one_baseline_for_other_notebooks():
     config = AblationConfig(**{**TINY, "data_name": "birds of Kent"})
     found = effects.compare_scores(scores, "vgg-late", config, claim="c", measure="accuracy")
     tables = [effects.table_of(scores[name]) for name in ("vgg", "vgg-late", PC)]
-    assert found[0].interval == contrast(tables[0], tables[1], tables[2:]).interval(2)
+    assert found[0].interval == crossed_difference(tables[0], tables[1], tables[2:]).interval(2)
     assert (found[0].data, found[0].budget) == ("birds of Kent", config.described())
     more = effects.compare_scores(scores, "vgg-late", config, claim="c", measure="accuracy", data="x", together=9)
     assert more[0].interval.low < found[0].interval.low

@@ -15,7 +15,7 @@ import ltpa
 from ltpa.course import robustness
 from ltpa.course.grid import Grid, Result
 from ltpa.course.robustness import AttackConfig, Attacked
-from ltpa.metrics.contrasts import contrast
+from ltpa.metrics.crossed import crossed_difference
 from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.models.networks import AttentionOutput, ImageClassifier
 from ltpa.viz import to_png
@@ -343,7 +343,7 @@ def test_intervals_are_corrected_for_all_effects_shown():
     right = {
         name: [torch.arange(160) < round(200 * part) for part in right[name]["FGSM", 1]] for name in ("vgg", "vgg-late")
     }
-    expected = contrast(*(torch.stack(rows).double() for rows in right.values())).interval(4)
+    expected = crossed_difference(*(torch.stack(rows).double() for rows in right.values())).interval(4)
     assert (compared.interval.low, compared.interval.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 

@@ -14,7 +14,7 @@ from ltpa.course import transfer, transfer_probe
 from ltpa.course.grid import Grid, Result
 from ltpa.course.transfer import TransferConfig
 from ltpa.course.transfer_probe import Probes
-from ltpa.metrics import contrasts
+from ltpa.metrics import crossed
 from ltpa.metrics.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 from ltpa.viz import to_png
 from tests.tools.tiny_grid import GRID
@@ -329,8 +329,8 @@ def test_chance_in_one_control_leaves_it_open():
 
 def test_intervals_are_corrected_for_all_of_one_question(monkeypatch):
     of = {ATT: 0.9, LATE: 0.7, f"{ATT}, untrained": 0.8, f"{LATE}, untrained": 0.6, "pixels": 0.5}
-    together, interval = [], contrasts.Contrast.interval
-    monkeypatch.setattr(contrasts.Contrast, "interval", lambda self, n: together.append(n) or interval(self, n))
+    together, interval = [], crossed.Difference.interval
+    monkeypatch.setattr(crossed.Difference, "interval", lambda self, n: together.append(n) or interval(self, n))
     transfer.compare(made_up(of))
     assert together == [2] * 6, "one network with attention, two numbers of labels"
 

@@ -348,7 +348,7 @@ def test_maps_of_controls_are_the_same_for_all_pictures_or_in_the_wrong_places()
     torch.nn.init.normal_(static.b)
     weights = static(local, None)[1]
     assert_close(weights, weights[:1].expand_as(weights), 0.0)
-    assert_close(weights[0].flatten(), static.b.softmax(0), 1e-15)
+    assert_close(weights[0].flatten(), (8 * static.b).softmax(0), 1e-15)
     permuted, own = build("permuted", "softmax"), build("pc", "softmax")(local, g)[1].flatten(1)
     torch.manual_seed(0)
     first, second = (permuted.train()(local, g)[1].flatten(1) for _ in range(2))

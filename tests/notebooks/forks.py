@@ -6,7 +6,6 @@ does what `python -m MODULE ARGUMENT ...` does. `command()` returns the beginnin
 """
 
 import atexit
-import contextlib
 import functools
 import importlib
 import json
@@ -51,9 +50,8 @@ def serve(address: str) -> None:
                 server.close()
                 _become(connection)
             connection.close()
-            with contextlib.suppress(ChildProcessError):
-                while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
-                    pass
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                pass
 
 
 def _become(connection: socket.socket) -> None:

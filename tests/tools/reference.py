@@ -76,7 +76,7 @@ def attend_loops(local, g, kind, normalizer, *, u=None, width_map=None, w_l=None
                 score = 0.0
             elif kind == "static":
                 side = round(len(b) ** 0.5)
-                score = between(b.view(side, side).tolist(), y, x, height, width)
+                score = between((8 * b).view(side, side).tolist(), y, x, height, width)
             elif kind in ("dp", "sdp"):
                 score = dot(vector, query) / (1 if kind == "dp" else math.sqrt(len(query)))
             elif kind in ("pc", "permuted"):

@@ -18,10 +18,10 @@ Part = tuple[float, int]  # of a variance, and its degrees of freedom
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Difference:
     """A difference with its standard error and Satterthwaite's degrees of freedom; NaN where nothing can be said."""
 
-    difference: float
+    mean: float
     error: float = math.nan
     freedom: float = math.nan
     images: int = 0
@@ -30,20 +30,18 @@ class Contrast:
         """Return the interval within [-1, 1]; `comparisons` intervals hold together (Bonferroni correction)."""
         tail = tail_of(comparisons, confidence)
         if math.isnan(self.error):
-            return Interval(self.difference, n=self.images)
+            return Interval(self.mean, n=self.images)
         reach = float(student_t().ppf(1 - tail, self.freedom)) * self.error
-        return Interval(
-            self.difference, max(self.difference - reach, -1.0), min(self.difference + reach, 1.0), self.images
-        )
+        return Interval(self.mean, max(self.mean - reach, -1.0), min(self.mean + reach, 1.0), self.images)
 
     def p_value(self, value: float = 0.0) -> float:
         """Return the two-sided p-value of the hypothesis that the difference is `value`; 1 if nothing can be said."""
         if math.isnan(self.error):
             return 1.0
-        return float(2 * student_t().sf(abs(self.difference - value) / self.error, self.freedom))
+        return float(2 * student_t().sf(abs(self.mean - value) / self.error, self.freedom))
 
 
-def contrast(scores: ArrayLike, baseline: ArrayLike, pool: Iterable[ArrayLike] = ()) -> Contrast:
+def crossed_difference(scores: ArrayLike, baseline: ArrayLike, pool: Iterable[ArrayLike] = ()) -> Difference:
     """Estimate the difference of two models' mean scores, with the chance in seeds and in images.
 
     The variance of the difference is V_a / S_a + V_b / S_b + W / N - E_a / (S_a N) - E_b / (S_b N), where V is the
@@ -61,37 +59,37 @@ def contrast(scores: ArrayLike, baseline: ArrayLike, pool: Iterable[ArrayLike] =
         if table.ndim != 2 or table.shape[1] != tables[0].shape[1] or not table.size or not np.isfinite(table).all():
             shapes = " and ".join(str(t.shape) for t in tables)
             raise ValueError(
-                f"a contrast needs two tables (seeds, images) of finite scores of the same images: {shapes}"
+                f"a difference needs two tables (seeds, images) of finite scores of the same images: {shapes}"
             )
     (seeds, images), other_seeds = tables[0].shape, len(tables[1])
     difference = float(tables[0].mean() - tables[1].mean())
     if min(seeds, other_seeds) < LEAST_SEEDS or images < 2:
-        return Contrast(difference, images=images)
+        return Difference(difference, images=images)
     means = [table.mean(1) for table in tables]
     of_seeds = _seed_parts(means, [np.asarray(table, dtype=np.float64).mean(1) for table in pool])
     if _variance(of_seeds) == 0:
-        return Contrast(difference, images=images)
+        return Difference(difference, images=images)
     of_images = [(float(np.var(tables[0].mean(0) - tables[1].mean(0), ddof=1)) / images, images - 1)]
     in_both = [(-_residual(table) / table.size, (len(table) - 1) * (images - 1)) for table in tables]
     parts = max([*of_seeds, *of_images, *in_both], of_seeds, of_images, key=_variance)
     freedom = _variance(parts) ** 2 / sum(part**2 / degrees for part, degrees in parts)
-    return Contrast(difference, math.sqrt(_variance(parts)), freedom, images)
+    return Difference(difference, math.sqrt(_variance(parts)), freedom, images)
 
 
-def holm(contrasts: Sequence[Contrast], value: float = 0.0, confidence: float = 0.95) -> list[Interval]:
-    """Return the interval of each contrast at the level at which Holm's method (1979) tests it against `value`.
+def holm(differences: Sequence[Difference], value: float = 0.0, confidence: float = 0.95) -> list[Interval]:
+    """Return the interval of each difference at the level at which Holm's method (1979) tests it against `value`.
 
     An interval excludes the value exactly where the method rejects it, so that all these verdicts together are right
     with `confidence`. (That all intervals hold together is not claimed.)
     """
-    order = sorted(range(len(contrasts)), key=lambda k: contrasts[k].p_value(value))
-    intervals, left = dict[int, Interval](), len(contrasts)
+    order = sorted(range(len(differences)), key=lambda k: differences[k].p_value(value))
+    intervals, left = dict[int, Interval](), len(differences)
     going_on = True
     for k in order:
-        intervals[k] = contrasts[k].interval(left, confidence)
-        going_on = going_on and contrasts[k].p_value(value) < (1 - confidence) / left
+        intervals[k] = differences[k].interval(left, confidence)
+        going_on = going_on and differences[k].p_value(value) < (1 - confidence) / left
         left -= going_on
-    return [intervals[k] for k in range(len(contrasts))]
+    return [intervals[k] for k in range(len(differences))]
 
 
 def _variance(parts: Sequence[Part]) -> float:

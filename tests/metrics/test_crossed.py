@@ -1,4 +1,4 @@
-"""Contrasts against a slow analysis of variance, their coverage by simulation, and Holm's rule."""
+"""Differences against a slow analysis of variance, their coverage by simulation, and Holm's rule."""
 
 import math
 from itertools import product
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ltpa.metrics.contrasts import Contrast, contrast, holm
+from ltpa.metrics.crossed import Difference, crossed_difference, holm
 from ltpa.metrics.statistics import UNDECIDED, verdict
 
 
@@ -51,14 +51,14 @@ def slow_analysis(a, b, pooled):
 
 
 @pytest.mark.parametrize(("spreads", "pooled"), [((0.8, 0.8), True), ((0.1, 6.0), False)])
-def test_a_contrast_is_a_slow_analysis_of_variance(spreads, pooled):
+def test_a_difference_is_a_slow_analysis_of_variance(spreads, pooled):
     draw = np.random.default_rng(5)
     easy = draw.normal(1, 2, size=60)
     harder = easy + 2 * draw.normal(size=60)  # other images are hard for the other model
     a, b = answers(draw, 7, 60, spreads[0], easy, 0.5), answers(draw, 8, 60, spreads[1], harder)
-    found = contrast(a, b)
+    found = crossed_difference(a, b)
     difference, variance, freedom = slow_analysis(a.tolist(), b.tolist(), pooled)
-    assert found.difference == pytest.approx(difference, abs=1e-12)
+    assert found.mean == pytest.approx(difference, abs=1e-12)
     assert (found.error**2, found.freedom) == pytest.approx((variance, freedom), rel=1e-9)
     interval = found.interval(3)
     reach = stats.t.ppf(1 - 0.025 / 3, freedom) * math.sqrt(variance)
@@ -83,7 +83,7 @@ def test_intervals_hold_for_new_seeds_and_new_images(spreads, easy_spread):
     for _ in range(250):
         easy = draw.normal(1, easy_spread, size=300)
         a, b = answers(draw, 8, 300, spreads[0], easy, 0.3), answers(draw, 8, 300, spreads[1], easy)
-        interval = contrast(a, b).interval()
+        interval = crossed_difference(a, b).interval()
         held += interval.low <= truth <= interval.high
         plain = stats.ttest_ind(a.mean(1), b.mean(1), equal_var=False).confidence_interval()
         seeds_alone += plain.low <= truth <= plain.high
@@ -96,10 +96,10 @@ def test_the_pool_gives_degrees_of_freedom_only_if_its_models_spread_alike():
     draw = np.random.default_rng(2)
     easy = draw.normal(1, 2, size=2000)
     a, b, c, d = (answers(draw, 3, 2000, 0.2, easy) for _ in range(4))
-    alone, pooled = contrast(a, b), contrast(a, b, [c, d])
+    alone, pooled = crossed_difference(a, b), crossed_difference(a, b, [c, d])
     assert pooled.freedom > alone.freedom
     wild = answers(draw, 8, 2000, 5.0, easy)
-    apart = contrast(a, b, [wild])
+    apart = crossed_difference(a, b, [wild])
     assert apart.freedom < pooled.freedom
     assert apart.error < 1.5 * alone.error, "the wild model's spread does not enter"
 
@@ -114,8 +114,8 @@ def test_the_pool_gives_degrees_of_freedom_only_if_its_models_spread_alike():
     ],
 )
 def test_where_chance_cannot_be_seen_nothing_is_decided(a, b):
-    found = contrast(a, b)
-    assert found.difference == pytest.approx(a.mean() - b.mean())
+    found = crossed_difference(a, b)
+    assert found.mean == pytest.approx(a.mean() - b.mean())
     assert not found.interval().known
     assert found.p_value() == 1
     assert verdict(found.interval()) == UNDECIDED
@@ -125,21 +125,21 @@ def test_the_variance_is_not_smaller_than_a_part_of_it():
     """Seeds that differ less than their answers would by chance make the whole smaller than the part of the images."""
     a, b = (np.array([np.roll([1.0] * k + [0.0] * (12 - k), s) for s in range(4)]) for k in (9, 5))
     a[0, 11] = b[1, 11] = 1
-    found = contrast(a, b)
+    found = crossed_difference(a, b)
     images = np.var(a.mean(0) - b.mean(0), ddof=1) / 12
     assert found.error**2 >= images - 1e-15
 
 
 def test_holm_tests_the_clearest_first_and_stops_at_the_first_that_fails():
     error = 0.01
-    contrasts = [Contrast(z * error, error, 1e6, 100) for z in (2.0, 2.6, -2.1, 9.0)]
-    intervals = holm(contrasts)
+    differences = [Difference(z * error, error, 1e6, 100) for z in (2.0, 2.6, -2.1, 9.0)]
+    intervals = holm(differences)
     for interval, level in zip(intervals, (2, 3, 2, 4), strict=True):
         reach = stats.norm.ppf(1 - 0.025 / level) * error
         assert (interval.low, interval.high) == pytest.approx((interval.mean - reach, interval.mean + reach), rel=1e-4)
     # 9.0 at 0.05 / 4, 2.6 at 0.05 / 3, -2.1 fails at 0.05 / 2, and so 2.0 does not get the level 0.05.
     assert [i.low > 0 or i.high < 0 for i in intervals] == [False, True, False, True]
-    assert [i.low > 0.05 for i in holm(contrasts, 0.05)] == [False, False, False, True]
+    assert [i.low > 0.05 for i in holm(differences, 0.05)] == [False, False, False, True]
     assert holm([]) == []
 
 
@@ -147,13 +147,13 @@ def test_verdicts_by_holm_are_all_right_as_often_as_they_say():
     draw = np.random.default_rng(3)
     wrong = 0
     for _ in range(800):
-        contrasts = [Contrast(x, 1.0, 1e6, 9) for x in draw.normal(size=3) + np.array([0, 0, 3])]
-        wrong += any(i.low > 0 or i.high < 0 for i in holm(contrasts)[:2])
+        differences = [Difference(x, 1.0, 1e6, 9) for x in draw.normal(size=3) + np.array([0, 0, 3])]
+        wrong += any(i.low > 0 or i.high < 0 for i in holm(differences)[:2])
     assert wrong / 800 <= 0.065
 
 
 def test_tables_of_other_images_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 5\)"):
-        contrast(np.zeros((3, 4)), np.zeros((3, 5)))
+        crossed_difference(np.zeros((3, 4)), np.zeros((3, 5)))
     with pytest.raises(ValueError, match="finite"):
-        contrast(np.full((3, 4), np.nan), np.zeros((3, 4)))
+        crossed_difference(np.full((3, 4), np.nan), np.zeros((3, 4)))
