@@ -97,13 +97,13 @@ class Values:
                 return None
             # At this layer, else the map of the pixels, else the only one there is (CAM).
             chosen = min(of_family.itertuples(), key=lambda row: [layer, "", row.layer].index(row.layer))
-            tables.append(self.of_map(model, chosen.map, measure, [seed])[0])
-        return np.stack(tables) if tables[0].size else None
+            tables.append(self._values.loc[(model, chosen.map, seed), measure])
+        table = pd.DataFrame([values.to_numpy() for values in tables], dtype=np.float64).dropna(axis=1, how="all")
+        return table.to_numpy() if table.size else None
 
-    def of_map(self, model: str, name: str, measure: str, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
+    def of_map(self, model: str, name: str, measure: str) -> NDArray[np.float64]:
         """Return the values (seeds, images) of one map of a network; images that were not measured are left out."""
         table = self._values.loc[(model, name), measure].unstack("image")
-        table = table if seeds is None else table.loc[list(seeds)]
         return table.dropna(axis=1, how="all").to_numpy(dtype=np.float64)
 
     def maps_of(self, model: str, kind: str) -> list[str]:

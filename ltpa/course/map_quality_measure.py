@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.dataset import Split, load_data
+from ..data.dataset import Dataset, Split, load_data
 from ..inference import attend
 from ..maps import entropy
 from ..metrics.contrast import class_contrast
@@ -26,7 +26,6 @@ from ..metrics.sanity import entropy_rise, layers_top_down, randomization
 from ..models.classifier import ImageClassifier
 from ..progress import Progress
 from ..training.run import load_run
-from ..training.trainer import data_for
 from .map_quality_maps import NETWORK, Method, compute_maps, kind_without_network, methods_of, without_network
 
 ABOUT = ("model", "seed", "map", "family", "kind", "layer")  # columns that say what was measured
@@ -173,10 +172,16 @@ def _measure_run(job: tuple[str, int, Path, How]) -> Measured:
         for part in (measured.by_image, measured.curves):
             part["model"] = name
         return measured
-    data = data_for(run.config)
+    data = _data(run.config.train_limit, run.config.test_limit, run.config.side)
     measured = measure(run.model, *how.split(data.test), how, data.train, name, seed)
     measured.write(folder, file)
     return measured
+
+
+@lru_cache(1)
+def _data(train_limit: int | None, test_limit: int | None, side: int) -> Dataset:
+    """Return the drawn pictures of a run, which runs that are measured one after another share."""
+    return load_data("shapes", train_limit=train_limit, test_limit=test_limit, image_size=side)
 
 
 def measure(

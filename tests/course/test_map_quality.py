@@ -232,6 +232,16 @@ def test_the_level_is_chosen_on_the_held_out_images_and_rivals_are_those_of_its_
     assert values.table("vgg-late", "attention", "average_precision") is None
 
 
+def test_scenes_without_an_answer_differ_from_seed_to_seed():
+    measured = made()
+    frame = measured.by_image
+    frame.loc[(frame["map"] == "conv10") & (frame["image"] == frame["seed"]), "answer"] = math.nan
+    frame.loc[frame["image"] >= 30, "answer"] = math.nan
+    assert Values(measured).table("pc", "attention", "answer").shape == (5, 30)
+    (named,) = map_quality.contrast_effects(Values(measured), "")
+    assert (named.seeds, named.interval.n) == (5, 25)
+
+
 def test_each_seed_has_its_own_level():
     measured = made()
     frame = measured.by_image
