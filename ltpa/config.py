@@ -203,8 +203,9 @@ def _from_text(value: Any, hint: Any) -> Any:
     """Turn text into what a field of this type takes; where that is impossible, leave it for the field's own check."""
     if get_origin(hint) is Annotated:
         return _from_text(value, get_args(hint)[0])
-    kinds = [get_args(k)[0] if get_origin(k) is Annotated else k for k in get_args(hint)] if _is_union(hint) else [hint]
-    if any(map(_is_list, kinds)) and (isinstance(value, str) or _is_plain_list(value)):
+    parts = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+    if any(map(_is_list, kinds)) and isinstance(value, str | list | tuple):
         item = get_args(next(filter(_is_list, kinds)))[0]
         return [_from_text(part, item) for part in (_split(value) if isinstance(value, str) else value)]
     if not isinstance(value, str):
@@ -246,14 +247,6 @@ def yaml_values(text: str) -> Any:
     switches = re.compile(f"^({'|'.join(_BOOLEANS)})$", re.IGNORECASE)
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", switches, None)
     return Loader(text).get_single_data()
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (UnionType, Union)
-
-
-def _is_plain_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def _split(text: str) -> Sequence[Any]:

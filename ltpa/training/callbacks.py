@@ -13,7 +13,7 @@ import torch
 
 from ..cores import available_cores
 from ..data.dataset import Dataset
-from ..errors import counted, duration
+from ..errors import counted
 from ..inference import evaluate_images
 from ..progress import Progress, logger
 from .base import Callback, Trainer
@@ -27,7 +27,6 @@ SAVE_MINUTES = 5.0  # between saves within an epoch
 CHECKED_STEPS = 20  # between checks that the loss is finite, each of which waits for the GPU
 SLOW = 3  # times as long as expected: steps that get a warning,
 LOST_SECONDS = 10.0  # if they also lose more than this
-TIMED_STEPS = 5  # for the estimate of a run's duration, after a first, slower step
 
 
 class AfterEpoch(Callback):
@@ -241,7 +240,7 @@ class Ending(Callback):
 
 
 class ProgressBar(Callback):
-    """Show a bar over steps or seconds; log after some steps how long the run will take."""
+    """Show a bar over steps or seconds."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -250,19 +249,13 @@ class ProgressBar(Callback):
         """Show the bar."""
         schedule = trainer.schedule
         self._whole = schedule.steps if isinstance(schedule, Steps) else max(1, round(schedule.budget))
-        self._first = trainer.state.step
+        if isinstance(schedule, Steps):
+            logger.info(f"{counted(self._whole // trainer.steps_per_epoch, 'epoch')} on {_machine(trainer)}")
         self._bar = Progress(self._whole, self._position(trainer))
 
     def on_step(self, trainer: Trainer) -> None:
         """Move the bar."""
         self._show(trainer)
-        taken = trainer.state.step - self._first
-        if taken in (1, 1 + TIMED_STEPS) and isinstance(trainer.schedule, Steps):
-            trainer.state.sums.tolist()  # waits for the GPU
-            if taken == 1:
-                self._timed_since = time.monotonic()
-            else:
-                self._estimate(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Show the results of the test."""
@@ -283,14 +276,6 @@ class ProgressBar(Callback):
             return min(round(schedule.elapsed()), self._whole)
         done = min(1.0, trainer.state.step / self._whole)
         return round(self._whole * (computing(done) if trainer.progressive else done))
-
-    def _estimate(self, trainer: Trainer) -> None:
-        done = trainer.state.step / self._whole
-        steps = (1 - computing(done)) / computing(1 / self._whole) if trainer.progressive else self._whole * (1 - done)
-        left = steps * (time.monotonic() - self._timed_since) / TIMED_STEPS
-        left *= 1 + len(trainer.test) / (3 * len(trainer.loader))  # a test costs a third of training
-        epochs = self._whole // trainer.steps_per_epoch
-        logger.info(f"{counted(epochs, 'epoch')} on {_machine(trainer)}: about {duration(left)} to go")
 
 
 def all_callbacks(

@@ -6,6 +6,7 @@ does what `python -m MODULE ARGUMENT ...` does. `command()` returns the beginnin
 """
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
@@ -50,8 +51,9 @@ def serve(address: str) -> None:
                 server.close()
                 _become(connection)
             connection.close()
-            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
-                pass
+            with contextlib.suppress(ChildProcessError):
+                while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                    pass
 
 
 def _become(connection: socket.socket) -> None:

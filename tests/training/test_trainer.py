@@ -18,7 +18,8 @@ from torch import nn
 
 from ltpa import Split, attend, create_model, data_for, evaluate, fit, load_data, load_run, snapshot_indices
 from ltpa.course.query_training import learn_to_ask
-from ltpa.training import callbacks, inputs, trainer
+from ltpa.errors import duration
+from ltpa.training import inputs, trainer
 from ltpa.training.base import Callback
 from ltpa.training.checkpoint import State
 from ltpa.training.choices import chosen
@@ -402,7 +403,7 @@ def test_progress_goes_to_standard_output_alone(tmp_path, capfd):
     assert err == ""
     assert "note: two of a kind" in out
     assert run.notes == ["two of a kind"]
-    assert re.search(r"3 epochs on cpu \(\d+ cores\) in float32: about \d+ seconds to go\n", out)
+    assert re.search(r"3 epochs on cpu \(\d+ cores\) in float32\n", out)
     assert re.search(r"epoch 3/3 .*100 % 00:00 left, loss \d\.\d{3}, accuracy \d+\.\d%, test \d+\.\d%", out)
     assert re.search(r"epoch 3/3 .*100 % 00:00 left, test \d+\.\d%", out)
     fit(tiny_config(tmp_path / "run"), data)
@@ -437,13 +438,6 @@ class Time:
         disturb(monkeypatch, "train_step", tick)
 
 
-def test_after_some_steps_it_is_said_how_long_the_run_will_take(tmp_path, monkeypatch, capfd):
-    Time(monkeypatch, 600)
-    fit(tiny_config(tmp_path / "run"), tiny_data())
-    # 3 steps of ten minutes, and tests on half as many images as are trained on, at a third of the cost
-    assert "about 35 minutes to go" in capfd.readouterr().out
-
-
 def test_the_seconds_of_an_epoch_are_counted_over_interruptions(tmp_path, monkeypatch):
     Time(monkeypatch, 60)
     disturb(monkeypatch, "train_step", kill_self(signal.SIGINT, [4, 5]))
@@ -456,7 +450,7 @@ def test_the_seconds_of_an_epoch_are_counted_over_interruptions(tmp_path, monkey
 
 @pytest.mark.parametrize(("seconds", "words"), [(89, "89 seconds"), (600, "10 minutes"), (7200, "2.0 hours")])
 def test_durations(seconds, words):
-    assert callbacks._duration(seconds) == words
+    assert duration(seconds) == words
 
 
 # --- maps kept after every epoch

@@ -102,20 +102,13 @@ def test_a_rotated_photo_is_upright():
         assert torch.equal(read_pictures(source)[0], read_pictures(upright)[0])
 
 
-def test_odd_photos_are_converted():
-    cmyk = encoded(photo().convert("CMYK"), "JPEG")
-    assert (read_pictures(cmyk)[0][0, 2, 2] > 200) & (read_pictures(cmyk)[0][1, 2, 2] < 60)
-    frames = [photo(), Image.new("RGB", (60, 40), "blue")]
-    animated = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert read_pictures(animated)[0][0, 2, 2] > 200, "the first frame"
-    deep = Image.fromarray(np.full((40, 40), 32768, dtype=np.uint16))
-    assert (read_pictures(encoded(deep))[0].float() - 127.5).abs().max() <= 1
-    for size in ((1, 300), (300, 1), (1, 1)):
-        (thin,) = read_pictures(encoded(photo(*size)))
-        assert thin.shape == (3, size[1], size[0])
-        small = at_resolution(thin, 32)
-        assert min(small.shape[1:]) == 32
-        assert max(small.shape[1:]) <= 128
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1)])
+def test_thin_photos(size):
+    (thin,) = read_pictures(encoded(photo(*size)))
+    assert thin.shape == (3, size[1], size[0])
+    small = at_resolution(thin, 32)
+    assert min(small.shape[1:]) == 32
+    assert max(small.shape[1:]) <= 128
 
 
 def bomb(side=40_000):
@@ -157,11 +150,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "notes.jpg").write_text("a text")
     with pytest.raises(ValueError, match=r"notes\.jpg: not an image"):
         read_pictures(tmp_path / "notes.jpg")
-
-
-def test_twenty_megapixels_are_read_at_reduced_size():
-    (found,) = read_pictures(encoded(Image.new("L", (5000, 4000), 7)))
-    assert found.shape == (3, 1334, 1667)
 
 
 @pytest.mark.parametrize(("size", "side", "expected"), [((60, 40), 32, (48, 32)), ((40, 60), 96, (96, 144))])
@@ -237,10 +225,7 @@ def test_show_takes_maps_of_any_network(data):
         ({"model": torch.nn.Linear(2, 2)}, TypeError, "a run or a model of ltpa is needed, not Linear"),
         ({"maps": {"a": torch.rand(3, 4, 4)}}, ValueError, r"maps of a 4x4 .*\(N, h, w\) for N = 1 images"),
         ({"maps": {"a": torch.rand(4, 4)}}, ValueError, r"maps of a.* must have the shape"),
-        ({"maps": {}}, ValueError, "maps is empty"),
-        ({"maps": {"a": [[[1.0, 2.0], [1.0]]]}}, TypeError, "maps of a must be a tensor or an array"),
         ({"maps": {"a": "heat"}}, TypeError, "maps of a must be a tensor or an array"),
-        ({"model": model(), "classes": []}, ValueError, "knows 10 classes, but 0 names"),
         ({"model": model(), "unsure": 50}, ValueError, "unsure must be a probability"),
         ({"maps": {"a": -torch.rand(1, 4, 4)}}, ValueError, "are they scores"),
         ({"model": model(), "side": 8}, ValueError, "at least 32"),
@@ -257,11 +242,6 @@ def test_show_takes_arrays_as_maps_and_counts_the_names():
     assert ltpa.show(photo(), maps={"a": [[[1, 2, 1], [3, 4, 1]]]}).axes[1].get_title() == "a 2x3"
     with pytest.raises(ValueError, match="knows 10 classes, but 1 names"):
         ltpa.show(photo(), model(), classes=["a"])
-
-
-def test_a_map_with_nan_is_refused():
-    with pytest.raises(ValueError, match="maps of a 4x4 have NaN"):
-        ltpa.show(photo(), maps={"a": torch.full((1, 4, 4), float("nan"))})
 
 
 # --- the picture
@@ -566,12 +546,6 @@ def test_a_large_photo_is_scaled_once(panel, monkeypatch):
     panel.strength.value = 0.1
     assert panel.message.value == ""
     assert panel.png() != before
-
-
-def test_a_bomb_is_refused_without_a_warning(recwarn):
-    with pytest.raises(ValueError, match="150,000,000 pixels"):
-        read_pictures(bomb(13_000))
-    assert not list(recwarn)
 
 
 def test_names_in_messages_are_no_html(panel):
