@@ -246,7 +246,7 @@ class Steering:
     def _interval(self, values: Tensor, bounds: tuple[float, float]) -> Interval:
         over_scenes = bootstrap_interval(values.mean(0).numpy(), self.comparisons)
         over_seeds = t_interval(values.mean(1).numpy(), self.comparisons, bounds=bounds)
-        return widest([over_scenes, over_seeds]) if over_seeds.known else over_scenes
+        return widest([over_scenes, over_seeds]) if len(values) >= LEAST_SEEDS else over_scenes
 
     def table(self) -> pd.DataFrame:
         """Return a table with one row for each level: shares of the attention in %, swing in points, follows in %."""

@@ -268,9 +268,21 @@ def measured(follows, n=400):
     return {"queried": hits, "other": zero, "absent": zero, "swing": hits, "follows": hits, "agreement": zero}
 
 
+def seeds_of(levels, seeds=3):
+    """The same levels by seed, but for one scene less and one more that follows, in the first and the last seed."""
+    by_seed = {seed: {level: dict(values) for level, values in levels.items()} for seed in range(seeds)}
+    for seed, change in ((0, -1), (seeds - 1, 0)) if seeds > 1 else ():
+        for values in by_seed[seed].values():
+            for key in ("follows", "swing"):
+                end = int((values[key] > 0).sum())
+                if 0 < end < len(values[key]):
+                    values[key] = values[key].index_fill(0, torch.tensor(end + change), 1.0 + change)
+    return by_seed
+
+
 def steering_of(comparisons=None, seeds=3, **levels_by_model):
-    """Models that were measured with the same outcome with every seed."""
-    models = {name.replace("_", "-"): dict.fromkeys(range(seeds), of) for name, of in levels_by_model.items()}
+    """Models that were measured with nearly the same outcome with every seed."""
+    models = {name.replace("_", "-"): seeds_of(levels, seeds) for name, levels in levels_by_model.items()}
     return Steering(models, comparisons or sum(map(len, levels_by_model.values())))
 
 
@@ -280,7 +292,7 @@ def test_the_verdict_of_table_and_sentence_is_that_of_the_whole_interval():
         "m-add sigmoid": {"conv10": measured(0.6), "conv13": measured(0.4)},
         "m-pc": {"conv13": measured(0.9)},
     }
-    steering = Steering({name: dict.fromkeys(range(3), of) for name, of in models.items()}, 5)
+    steering = Steering({name: seeds_of(of) for name, of in models.items()}, 5)
     effects = {effect.model: effect for effect in steering.effects("little")}
     verdicts = [CONTRADICTED, SUPPORTED, UNDECIDED, CONTRADICTED, SUPPORTED]
     assert [effect.verdict for effect in effects.values()] == verdicts
@@ -309,6 +321,8 @@ def test_seeds_that_differ_leave_it_open_and_too_few_decide_nothing():
     low, high = stats.t.interval(1 - 0.05 / 2, 2, loc=np.mean(follows), scale=stats.sem(follows))
     assert (interval.low, interval.high) == pytest.approx((low, min(1, high)))
     assert Steering(of, 2).effects()[0].verdict == UNDECIDED
+    equal = Steering({"m-dp": {seed: {"conv13": measured(0.7)} for seed in range(3)}}, 1)
+    assert equal.effects()[0].verdict == UNDECIDED, "equal seeds show no spread"
     one = steering_of(seeds=1, m_dp={"conv13": measured(0.9)})
     assert [(e.verdict, e.seeds) for e in one.effects()] == [(UNDECIDED, 1)]
     assert one.intervals["m-dp", "conv13"]["follows"].known, "over scenes"
@@ -336,7 +350,7 @@ def test_tables():
     row = table.loc[("m-dp", "conv13")]
     assert (row["on queried, %"], row["on other, %"]) == ("75.0", "0.0")
     assert row["swing, points [95 %]"].startswith("+75.0 [")
-    assert table.loc[("m-pc", "conv13"), "swing, points [95 %]"] == "+0.0 [+0.0, +0.0]"
+    assert table.loc[("m-pc", "conv13"), "swing, points [95 %]"] == "+0.0", "seeds without spread give no interval"
     assert query.typical(steering.models["m-dp"][0], 1)[0] == "conv13"
     masks = torch.zeros(1, 2, 10, 10, dtype=torch.bool)
     masks[0, 0, 0, :3] = masks[0, 1, 5, :2] = True
