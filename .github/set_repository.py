@@ -38,7 +38,7 @@ PAGES = re.compile(rf"(?P<before>(?<![\w.-])){OWNER}(?P<between>\.github\.io/){N
 INSTALLS = re.compile(r"\bltpa(?:\[[\w, -]*\])?\s*@\s*(?:git\+)?https://\Z")
 DECLARES = re.compile(r"(?:\brepository-code:\s*[\"']?|\bRepository\s*=\s*\")https://\Z")
 NOT_YET = re.compile(
-    r'^[ \t]*"?\*The badges?(?: and the picture)? works? once this repository is published\.\*(?:\\n",)?\r?\n',
+    r'^[ \t]*"?\*The (?:link|badges?(?: and the picture)?) works? once this repository is published\.\*(?:\\n",)?\r?\n',
     re.MULTILINE,
 )
 NOTEBOOK = re.compile(r"/blob/[^/\s]+/(notebooks/[\w.-]+\.ipynb)")

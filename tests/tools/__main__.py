@@ -17,7 +17,7 @@ COMMANDS = {  # name: (module, what it does)
     "models": ("model_table", "parameters, operations and time of the models, as a table"),
     "notebook": ("notebook", "a notebook without Jupyter, its figures as files"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
-    "pictures": ("pictures", "the pictures in README and docs that the shipped weights make"),
+    "pictures": ("pictures", "the pictures in docs that the shipped weights make"),
     "results": ("results", "the tables in docs/results, from the effects that the notebooks wrote"),
 }
 

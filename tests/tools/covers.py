@@ -1,5 +1,7 @@
 """The picture at the top of each notebook: `python -m tests.tools covers FOLDER` takes it from executed copies.
 
+It also takes the files that `python -m tests.tools notebook --figures FOLDER` writes, one for each cell with a figure.
+
 The first cell of a notebook names the picture's file and has its alternative text, which is also that of one figure of
 the notebook. The file in docs/images remembers the cell that drew this figure: `--check` lists pictures of other cells.
 """
@@ -9,6 +11,7 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +26,11 @@ LARGEST = (1200, 800)  # pixels
 
 
 class Cover(NamedTuple):
-    """What the first cell of a notebook says about its picture, and the source of the cell that draws it."""
+    """What the first cell of a notebook says about its picture, and the id and source of the cell that draws it."""
 
     text: str
     name: str
+    cell: str
     source: str
 
     @property
@@ -42,12 +46,12 @@ def cover_of(notebook: Any) -> Cover:
             "the first cell has no picture ![text](https://raw.githubusercontent.com/.../docs/images/NAME.png)"
         )
     text, name = match["text"], match["name"]
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code" and f'"{text}"' in cell.source]
-    if len(sources) != 1:
+    drawing = [cell for cell in notebook.cells if cell.cell_type == "code" and f'"{text}"' in cell.source]
+    if len(drawing) != 1:
         raise ValueError(
-            f"{len(sources)} cells draw a figure with the text {text!r} of the picture at the top; one should"
+            f"{len(drawing)} cells draw a figure with the text {text!r} of the picture at the top; one should"
         )
-    return Cover(text, name, sources[0])
+    return Cover(text, name, drawing[0].id, drawing[0].source)
 
 
 def picture_of(notebook: Any, text: str) -> bytes:
@@ -69,24 +73,44 @@ def write(path: Path, picture: bytes, digest: str) -> None:
     image.save(path, optimize=True, pnginfo=notes)
 
 
+def covers_of(notebooks: Path) -> dict[str, Cover]:
+    """Return the covers of the notebooks of a folder, by the file's name."""
+    return {path.name: cover_of(nbformat.read(path, as_version=4)) for path in sorted(notebooks.glob("*.ipynb"))}
+
+
 def outdated(notebooks: Path, images: Path) -> list[str]:
     """Return a line for each notebook whose picture is missing or was drawn by another cell."""
     lines = []
-    for path in sorted(notebooks.glob("*.ipynb")):
-        cover = cover_of(nbformat.read(path, as_version=4))
+    for notebook, cover in covers_of(notebooks).items():
         file = images / cover.name
         if not file.is_file():
-            lines.append(f"{path.name}: there is no {file.name}")
+            lines.append(f"{notebook}: there is no {file.name}")
             continue
         with Image.open(file) as image:
             if image.info.get("Cell") != cover.digest:
-                lines.append(f"{path.name}: the cell that draws {file.name} has changed")
+                lines.append(f"{notebook}: the cell that draws {file.name} has changed")
     return lines
+
+
+def found(place: Path) -> Iterator[tuple[Cover, bytes]]:
+    """Yield the covers in an executed notebook, or in a folder of executed notebooks and of figures named by cells."""
+    for file in sorted(place.rglob("*.ipynb")) if place.is_dir() else [place]:
+        notebook = nbformat.read(file, as_version=4)
+        try:
+            cover = cover_of(notebook)
+            yield cover, picture_of(notebook, cover.text)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    for cover in covers_of(ROOT / "notebooks").values():
+        for file in place.rglob(f"{cover.cell}.png"):
+            yield cover, file.read_bytes()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tests.tools covers`."""
-    parser.add_argument("executed", type=Path, nargs="*", help="executed notebooks, or folders of them")
+    parser.add_argument(
+        "executed", type=Path, nargs="*", help="executed notebooks, or folders with them or with figures"
+    )
     parser.add_argument(
         "--images", type=Path, default=ROOT / "docs" / "images", help="to write to (default: docs/images)"
     )
@@ -101,16 +125,9 @@ def main(arguments: argparse.Namespace) -> None:
                 "\n".join([*lines, "run `nox -s pages`, then `python -m tests.tools covers build/executed`"])
             )
         return
-    files = [
-        file for path in arguments.executed for file in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])
-    ]
-    if not files:
+    if not arguments.executed:
         raise ValueError("which notebooks? Name executed notebooks, or a folder of them")
-    for file in files:
-        notebook = nbformat.read(file, as_version=4)
-        try:
-            cover = cover_of(notebook)
-            write(arguments.images / cover.name, picture_of(notebook, cover.text), cover.digest)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        print(arguments.images / cover.name)
+    for place in arguments.executed:
+        for cover, picture in found(place):
+            write(arguments.images / cover.name, picture, cover.digest)
+            print(arguments.images / cover.name)

@@ -1,4 +1,4 @@
-"""The pictures in README and docs that the shipped weights make: run it again when the weights change."""
+"""The pictures in docs that the shipped weights make: run it again when the weights change."""
 
 import argparse
 from pathlib import Path

@@ -42,6 +42,17 @@ def test_a_picture_comes_from_the_output_with_its_text(folders):
     assert image.getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_a_picture_comes_from_a_file_named_by_its_cell(folders):
+    figures, images = folders
+    cover = cover_of(nbformat.read(ROOT / "notebooks" / "01_train.ipynb", as_version=4))
+    (figures / "01").mkdir()
+    Image.new("RGB", (500, 400), "green").save(figures / "01" / f"{cover.cell}.png")
+    Image.new("RGB", (500, 400), "red").save(figures / "01" / "another.png")
+    assert main(["covers", str(figures), "--images", str(images)]) == 0
+    assert [file.name for file in images.iterdir()] == ["01_train.png"]
+    assert Image.open(images / "01_train.png").info["Cell"] == cover.digest
+
+
 def test_the_check_names_pictures_that_another_cell_drew(folders):
     copies, images = folders
     nbformat.write(executed(), copies / "a.ipynb")

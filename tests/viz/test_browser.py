@@ -64,10 +64,8 @@ HTMLInputElement.prototype.click = function () {
 
 
 @contextmanager
-def browser(folder, **capabilities):
+def browser(folder):
     options = webdriver.ChromeOptions()
-    for name, value in capabilities.items():
-        options.set_capability(name, value)
     options.binary_location = CHROMIUM
     for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
@@ -114,7 +112,7 @@ def _answers(address):
         return False
 
 
-def until(condition, what, process=None, every=0.25):
+def until(condition, what, process=None):
     """Waits for a condition and returns what it gives."""
     started = time.monotonic()
     while time.monotonic() - started < WAIT:
@@ -122,7 +120,7 @@ def until(condition, what, process=None, every=0.25):
             break
         if found := condition():
             return found
-        time.sleep(every)
+        time.sleep(0.25)
     raise AssertionError(f"waited in vain: {what}")
 
 
