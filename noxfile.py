@@ -41,9 +41,19 @@ def results(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site into build/docs, without executing notebooks; needs `pip install -e ".[docs]"`, but no network."""
+    """Build the site into build/docs, without executing notebooks; needs `pip install -e ".[docs]"`.
+
+    Only the runtime of the explorer without a kernel comes from the network, once; without npm that page is left out.
+    """
     session.run("sphinx-build", "-W", "-n", "-E", "-q", "docs", "build/docs")
+    demo(session)
     session.run("pytest", "-q", "tests/test_docs.py", env={"LTPA_SITE": "build/docs"})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Build the explorer without a kernel into build/docs/demo; `python -m http.server -d build/docs` shows it."""
+    session.run("python", "docs/demo/build.py", "build/docs/demo")
 
 
 @nox.session

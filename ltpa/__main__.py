@@ -90,7 +90,7 @@ def sweep(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
         print(cost.described(made, options["workers"]))
         return
     kept = ("workers", "scheduler", "kernel", "notebooks")
-    table = run.run_sweep(made, run.Options(**{name: options[name] for name in kept}))
+    table = run.run_sweep(made, **{name: options[name] for name in kept})
     if failed := int((table["state"] == "failed").sum()):
         raise ValueError(f"{failed} of {len(table)} variants failed; the same command tries them again")
 

@@ -278,7 +278,7 @@ def wrongs_and_rights():
 
 
 def test_random_settings():
-    """A thousand random dictionaries: a configuration, or an error that names each wrong field and no other."""
+    """Random dictionaries: a configuration, or an error that names each wrong field and no other."""
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies
     rights, junk = wrongs_and_rights()
@@ -288,7 +288,7 @@ def test_random_settings():
     mixed = st.tuples(names, anything) | good
     outcomes = {"config": 0, "error": 0}
 
-    @hypothesis.settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+    @hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
     @hypothesis.given((st.lists(good, max_size=8) | st.lists(mixed, max_size=5)).map(dict))
     def check(values):
         wrong = {name for name, value in values.items() if name not in NAMES or is_wrong(name, value)}
@@ -313,7 +313,7 @@ def test_random_settings():
             assert json.loads(json.dumps(config.identity())) == config.identity()
 
     check()
-    assert min(outcomes.values()) > 100
+    assert min(outcomes.values()) > 50
 
 
 def is_wrong(name, value):

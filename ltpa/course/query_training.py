@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..config import Optimizer
 from ..data.dataset import Split
 from ..inference import choose_precision
 from ..models.networks import ImageClassifier
@@ -36,7 +37,16 @@ class WithQuery(nn.Module):
         return self.model.compute(scenes, query=queries).logits
 
 
-def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
+def learn_to_ask(
+    run: Run,
+    scenes: Split,
+    bank: Split,
+    steps: int,
+    progress: bool = True,
+    *,
+    optimizer: Optimizer = "sgd",
+    learning_rate: float = PEAK,
+) -> ImageClassifier:
     """Train a copy of a run's model to name the object of a scene that a query, drawn from the bank, shows.
 
     Precision and seed are those of the run; its maps must depend on the global feature. 0 steps give an unchanged copy.
@@ -46,7 +56,8 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
     model = copy.deepcopy(run.model)
     device = model.mean.device
     dtype = choose_precision(run.config.precision, device)
-    optimizer = make_optimizer(model, optimizer="sgd", learning_rate=PEAK, weight_decay=run.config.weight_decay)
+    weight_decay = run.config.weight_decay
+    stepper = make_optimizer(model, optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network, steps_done = WithQuery(model), Steps(steps)
     generator = torch.Generator().manual_seed(run.config.seed)
@@ -61,11 +72,11 @@ def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: boo
             labels = drawn.labels[which, torch.arange(BATCH)]
             loss, _ = train_step(
                 network,
-                optimizer,
+                stepper,
                 scaler,
                 torch.stack([part.images, queries], dim=1).to(device),
                 labels.to(device),
-                factor=schedule(steps_done.done(step), WARM_UP["sgd"]),
+                factor=schedule(steps_done.done(step), WARM_UP[optimizer]),
                 smoothing=0.1,
                 dtype=dtype,
             )

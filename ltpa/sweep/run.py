@@ -30,30 +30,28 @@ ATTEMPTS = 2
 STOP_SECONDS = 9.0  # for running variants to save and end
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a sweep is executed.
+def run_sweep(
+    plan: Plan,
+    say: Callable[[str], object] = print,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    kernel: str | None = None,
+    notebooks: str | None = None,
+) -> pd.DataFrame:
+    """Execute the variants of a plan that are not done, write `sweep.csv`, and return its table.
 
-    Attributes:
+    A variant that fails is tried once more, then kept as failed while the others go on. Ctrl-C, SIGTERM and SIGHUP stop
+    the sweep: running trainings save, and the same call continues. It waits for another sweep in the folder.
+
+    Args:
+        plan: from `make_plan`.
+        say: gets the messages.
         workers: how many variants at once; None is as many as cores and memory allow, and one on a GPU.
         scheduler: address of a Dask cluster that exists; None starts workers on this machine.
         kernel: name of the Jupyter kernel; None is the notebook's own.
         notebooks: folder or address for the executed notebooks; None is the variant's folder.
     """
-
-    workers: int | None = None
-    scheduler: str | None = None
-    kernel: str | None = None
-    notebooks: str | None = None
-
-
-def run_sweep(plan: Plan, options: Options | None = None, say: Callable[[str], object] = print) -> pd.DataFrame:
-    """Execute the variants of a plan that are not done, write `sweep.csv`, and return its table.
-
-    A variant that fails is tried once more, then kept as failed while the others go on. Ctrl-C, SIGTERM and SIGHUP stop
-    the sweep: running trainings save, and the same call continues. It waits for another sweep in the folder.
-    """
-    options = options or Options()
     try:
         import distributed  # noqa: F401
     except ImportError as error:
@@ -64,8 +62,8 @@ def run_sweep(plan: Plan, options: Options | None = None, say: Callable[[str], o
             replace(record, state="waiting").save(plan.folder)
         _warn_of_other_notebooks(plan)
         if plan.open:
-            with _client(plan, options, say) as client:
-                _Sweep(plan, options, client, say).run()
+            with _client(plan, workers, scheduler, say) as client:
+                _Sweep(plan, client, say, kernel, notebooks or str(plan.folder.absolute())).run()
         say(f"the table is {save_table(plan.folder)}")
         return load_sweep(plan.folder)
 
@@ -80,19 +78,19 @@ def _warn_of_other_notebooks(plan: Plan) -> None:
 
 
 @contextmanager
-def _client(plan: Plan, options: Options, say: Callable[[str], object]) -> Iterator[Any]:
+def _client(plan: Plan, workers: int | None, scheduler: str | None, say: Callable[[str], object]) -> Iterator[Any]:
     """Connect to a cluster that exists, or start one on this machine."""
     import dask
     from distributed import Client, LocalCluster
 
     with ExitStack() as stack:
-        if options.scheduler is not None:
+        if scheduler is not None:
             try:
-                client = stack.enter_context(Client(options.scheduler, timeout=20, set_as_default=False))
+                client = stack.enter_context(Client(scheduler, timeout=20, set_as_default=False))
             except (OSError, ValueError) as error:
-                raise OSError(f"no Dask scheduler answers at {options.scheduler}: {error}") from error
+                raise OSError(f"no Dask scheduler answers at {scheduler}: {error}") from error
         else:
-            count, threads = machine_share(len(plan.records), len(plan.open), options.workers, _device(plan))
+            count, threads = machine_share(len(plan.records), len(plan.open), workers, _device(plan))
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
             environment = dict.fromkeys(names, threads)
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
@@ -166,9 +164,10 @@ class _Sweep:
     """The variants on their way: futures with their records and attempts."""
 
     plan: Plan
-    options: Options
     client: Any
     say: Callable[[str], object]
+    kernel: str | None
+    notebooks: str  # folder or address
     pending: dict[Any, tuple[Record, int]] = field(default_factory=dict)
     failed: list[Record] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -207,10 +206,10 @@ class _Sweep:
             parameters = {**parameters, "run_dir": str(folder / "run")}
         if target.notebook is None:
             return Task(record, parameters)
-        output = f"{(self.options.notebooks or str(folder.parent)).rstrip('/')}/{record.name}/{Path(target.path).name}"
+        output = f"{self.notebooks.rstrip('/')}/{record.name}/{Path(target.path).name}"
         if "://" not in output:
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-        return Task(record, parameters, target.notebook, target.path, output, self.options.kernel)
+        return Task(record, parameters, target.notebook, target.path, output, self.kernel)
 
     def _take(self, future: Any) -> None:
         """Keep the result of a variant; submit it again after the first failure."""

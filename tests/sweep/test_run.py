@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import ltpa
 from ltpa.sweep.plan import fit_alone, make_plan, read_notebook
 from ltpa.sweep.record import read_records
-from ltpa.sweep.run import Options, machine_share, run_sweep
+from ltpa.sweep.run import machine_share, run_sweep
 from tests.tools.crash import TINY, differences
 
 distributed = pytest.importorskip("distributed")
@@ -63,16 +63,10 @@ def notebook(tmp_path_factory):
     return str(path)
 
 
-def lines_of(run, *arguments):
-    lines = []
-    run(*arguments, lines.append)
-    return lines
-
-
 def test_a_failing_variant_among_good_ones(cluster, notebook, tmp_path):
-    options = Options(scheduler=cluster.scheduler_address)
-    target = read_notebook(notebook)
-    lines = lines_of(run_sweep, make_plan(tmp_path, target, {}, {"x": [2, 13]}), options)
+    lines = []
+    made = make_plan(tmp_path, read_notebook(notebook), {}, {"x": [2, 13]})
+    run_sweep(made, lines.append, scheduler=cluster.scheduler_address)
     assert "failed: x=13: cell 4: AssertionError: no luck" in lines[-2]
     assert sum("failed, trying once more: x=13" in line for line in lines) == 1
     table = ltpa.load_sweep(tmp_path)
@@ -104,7 +98,7 @@ def test_a_killed_worker_changes_nothing(client, tmp_path, monkeypatch):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    table = run_sweep(made, Options(scheduler=client.scheduler.address))
+    table = run_sweep(made, scheduler=client.scheduler.address)
     thread.join(10)
     assert killed
     assert list(table["state"]) == ["done"] * 2
@@ -120,7 +114,7 @@ def test_a_killed_worker_changes_nothing(client, tmp_path, monkeypatch):
     file = made.folder / made.records[0].name / "variant.json"
     before = file.read_bytes()
     larger = make_plan(made.folder, fit_alone(), common, {**grid, "seed": [0, 2]})
-    assert list(run_sweep(larger, Options(scheduler=client.scheduler.address))["seed"]) == [0, 1, 2]
+    assert list(run_sweep(larger, scheduler=client.scheduler.address)["seed"]) == [0, 1, 2]
     assert file.read_bytes() == before
 
 
@@ -136,7 +130,7 @@ def test_an_interrupt_stops_kernels_and_waits_for_them(client, notebook, tmp_pat
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(made, Options(scheduler=client.scheduler.address))
+        run_sweep(made, scheduler=client.scheduler.address)
     assert time.monotonic() - started < 60
     assert not [p for p in psutil.process_iter() if _is_kernel(p, work)]
     assert len(list(work.glob("ended-2?"))) == 2
@@ -153,7 +147,7 @@ def _is_kernel(process, folder):
 def test_a_second_sweep_in_the_folder_waits_and_finds_what_the_first_has_done(tmp_path):
     made = make_plan(tmp_path, fit_alone(), {}, {"seed": [0]})
     lines = []
-    second = threading.Thread(target=run_sweep, args=[made, None, lines.append])
+    second = threading.Thread(target=run_sweep, args=[made, lines.append])
     with FileLock(tmp_path / ".lock"):
         second.start()
         second.join(0.3)
@@ -177,7 +171,7 @@ def test_machine_share(monkeypatch):
 def test_no_scheduler_and_no_dask(tmp_path, monkeypatch):
     made = make_plan(tmp_path, fit_alone(), {}, {"seed": [0]})
     with pytest.raises(OSError, match="no Dask scheduler answers at"):
-        run_sweep(made, Options(scheduler="tcp"))
+        run_sweep(made, scheduler="tcp")
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ImportError, match=r"pip install 'ltpa\[sweep\]'"):
         run_sweep(made)

@@ -64,8 +64,10 @@ HTMLInputElement.prototype.click = function () {
 
 
 @contextmanager
-def browser(folder):
+def browser(folder, **capabilities):
     options = webdriver.ChromeOptions()
+    for name, value in capabilities.items():
+        options.set_capability(name, value)
     options.binary_location = CHROMIUM
     for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
@@ -112,7 +114,7 @@ def _answers(address):
         return False
 
 
-def until(condition, what, process=None):
+def until(condition, what, process=None, every=0.25):
     """Waits for a condition and returns what it gives."""
     started = time.monotonic()
     while time.monotonic() - started < WAIT:
@@ -120,7 +122,7 @@ def until(condition, what, process=None):
             break
         if found := condition():
             return found
-        time.sleep(0.25)
+        time.sleep(every)
     raise AssertionError(f"waited in vain: {what}")
 
 
