@@ -120,12 +120,14 @@ def picture_controls(images: Tensor) -> dict[str, Tensor]:
 
 
 def _otsu(gray: Tensor) -> Tensor:
-    try:
-        from skimage.filters import threshold_otsu
-    except ImportError as error:
-        raise ImportError("Otsu's threshold needs scikit-image: pip install 'ltpa[notebooks]'") from error
-    gray = (gray * 255).round().byte()  # whole numbers: scikit-image's own bins would cut values in two
-    bright = torch.stack([one > int(threshold_otsu(one.numpy())) for one in gray])
+    """Return which pixels are on the smaller side of the threshold with the largest variance between both sides."""
+    values = (gray * 255).round().long().flatten(1)  # 0 to 255
+    counts = torch.zeros(len(values), 256, dtype=torch.float64)
+    counts.scatter_add_(1, values, torch.ones_like(values, dtype=torch.float64))
+    below, total = counts.cumsum(1), (counts * torch.arange(256)).cumsum(1)  # at or below each gray value
+    above = below[:, -1:] - below
+    between = (total * above - (total[:, -1:] - total) * below).square() / (below * above).clamp(min=1)
+    bright = (values > between.argmax(1, keepdim=True)).view(gray.shape)
     mostly = bright.float().mean((1, 2)) > 0.5
     return (bright ^ mostly[:, None, None]).float()
 

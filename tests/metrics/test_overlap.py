@@ -1,7 +1,6 @@
 """Maps against masks: against slow loops, scikit-learn and scipy; and the maps that know nothing."""
 
 import math
-import sys
 import time
 
 import numpy as np
@@ -221,19 +220,25 @@ def test_blur_of_a_small_image_does_not_fail():
 # --- maps that need the picture, but no network
 
 
-def test_otsu_is_the_smaller_side_of_the_best_cut(monkeypatch):
-    images = torch.full((2, 3, 32, 32), 60, dtype=torch.uint8)
+def test_otsu_is_the_smaller_side_of_the_best_cut():
+    from skimage.filters import threshold_otsu
+
+    draw = torch.Generator().manual_seed(0)
+    images = torch.full((4, 3, 32, 32), 60, dtype=torch.uint8)
     images[0, :, 4:10, 5:9] = 200  # a bright object
     images[1, :, 20:30, 3:30] = 10  # a dark one
-    images = (images.int() + torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(0))).byte()
+    images = (images.int() + torch.randint(0, 9, images.shape, generator=draw)).byte()
+    images[2:] = torch.randint(0, 256, (2, 3, 32, 32), generator=draw)
+    maps = picture_controls(images)["Otsu"]
     expected = torch.zeros(2, 32, 32)
     expected[0, 4:10, 5:9] = 1
     expected[1, 20:30, 3:30] = 1
-    assert torch.equal(picture_controls(images)["Otsu"], expected)
+    assert torch.equal(maps[:2], expected)
+    for one, map_ in zip(images[2:], maps[2:], strict=True):
+        gray = (torch.tensor([0.299, 0.587, 0.114]) @ (one.float() / 255).flatten(1) * 255).round().byte().view(32, 32)
+        bright = gray > int(threshold_otsu(gray.numpy()))
+        assert torch.equal(map_.bool(), ~bright if bright.float().mean() > 0.5 else bright)
     assert (picture_controls(torch.full((1, 3, 32, 32), 0.5))["Otsu"] == 0).all()
-    monkeypatch.setitem(sys.modules, "skimage.filters", None)
-    with pytest.raises(ImportError, match=r"pip install 'ltpa\[notebooks\]'"):
-        picture_controls(images)
 
 
 def test_the_difference_of_gaussians_is_that_of_scipy_for_dark_and_bright_objects_alike():

@@ -5,6 +5,7 @@ files in DIR: `python -m tests.tools maps --measured DIR --out docs/results/data
 """
 
 import argparse
+import importlib.util
 import time
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def main(arguments: argparse.Namespace) -> None:
         measured = map_quality.measure_runs(runs, config.how(), arguments.workers)
         measured.write(arguments.out, NAME)
         print(f"{len(runs)} runs measured in {time.perf_counter() - start:.0f} s")
+        if importlib.util.find_spec("scipy") is None:
+            print(
+                f"there is no scipy here for intervals; go on elsewhere with --measured and the files in {arguments.out}"
+            )
+            return
     else:
         measured = map_quality.Measured.read(arguments.measured, NAME)
         measured.small().write(arguments.out, NAME)
