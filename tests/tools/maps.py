@@ -41,9 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         measured.write(arguments.out, NAME)
         print(f"{len(runs)} runs measured in {time.perf_counter() - start:.0f} s")
         if importlib.util.find_spec("scipy") is None:
-            print(
-                f"there is no scipy here for intervals; go on elsewhere with --measured and the files in {arguments.out}"
-            )
+            print(f"no intervals without scipy; go on elsewhere with --measured and the files in {arguments.out}")
             return
     else:
         measured = map_quality.Measured.read(arguments.measured, NAME)
