@@ -79,13 +79,13 @@ class Film:
 
 def record(film: Film) -> None:
     """Choose two pictures, cover a part of the second, and ask with two queries in turn."""
-    film.take(LOOK, "#stage")
+    film.take(LOOK, "#stage", "#scale")
     film.do(lambda: film.click("input[value=horse]"))
-    film.take(LOOK, "#stage")
+    film.take(LOOK, "#stage", "#scale")
     canvas = film.driver.find_element(By.ID, "picture")
     for x, y in ((-14, 4), (2, 6), (18, 0), (34, -14), (46, -34), (56, -50)):
         film.do(lambda x=x, y=y: ActionChains(film.driver).move_to_element_with_offset(canvas, x, y).click().perform())
-        film.take(STEP, "#stage")
+        film.take(STEP, "#stage", "#scale")
     film.durations[-1] = LOOK
     film.do(lambda: film.click("#start-asking"), "asked")
     for query in "1010":
