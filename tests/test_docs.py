@@ -72,7 +72,12 @@ def test_assistants_are_told_of_every_page():
     links = re.findall(r"https://[\w-]+\.github\.io/ltpa/([\w./-]+)", (ROOT / "docs" / "llms.txt").read_text("utf-8"))
     pages = {f"{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} - {"index.html", "api.html"}
     notebooks = {f"notebooks/{path.stem}.html" for path in NOTEBOOKS}
-    assert set(links) == pages | notebooks | {"llms-full.txt", "results/index.html", "teaching/index.html"}
+    assert set(links) == pages | notebooks | {
+        "llms-full.txt",
+        "demo/index.html",
+        "results/index.html",
+        "teaching/index.html",
+    }
 
 
 @needs_site

@@ -17,12 +17,13 @@ from ltpa.metrics.statistics import Effect, t_interval, unpacked, write_effects
 from ltpa.viz import to_png
 from ltpa.viz.style import FONT, LINE_COLORS, MARKERS, new_figure, style_axes
 from ltpa.viz.words import model_in_words
+from tests.tools import covers
 from tests.tools.marks import write_between
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA_NAME = "CIFAR-10 as JPEG files"
 ALSO_BY_COST = ("vgg-late-norm width 0.1287", "vgg")  # beside the primary models
-PICTURES = """![Test accuracy of every run, and the three differences with their intervals](../images/ablation.png)
+PICTURES = """![Test accuracy of every run, and the three differences with their intervals](../images/03_ablation.png)
 
 ![Accuracy on held-out images by learning rate, and test accuracy by epoch](../images/ablation_rates.png)
 
@@ -73,8 +74,8 @@ def write_page(
     for name, table in {**tables, "correct": ablation.correct_table(scores_of(results))}.items():
         table.to_csv(data / f"ablation_{name}.csv", index=False, lineterminator="\n")
     write_effects(effects, data / "effects_03.csv")
+    covers.renew("03_ablation", to_png(ablation.ablation_figure(runs, effects)), docs / "images")
     figures = {
-        "ablation": ablation.ablation_figure(runs, effects),
         "ablation_cost": ablation.cost_figure(runs[runs["variant"].isin([*primary, *ALSO_BY_COST])]),
         "ablation_rates": curves_figure(held_out, tables["epochs"], primary),
     }

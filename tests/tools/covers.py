@@ -73,6 +73,13 @@ def write(path: Path, picture: bytes, digest: str) -> None:
     image.save(path, optimize=True, pnginfo=notes)
 
 
+def renew(notebook: str, picture: bytes, images: Path = ROOT / "docs" / "images") -> Path:
+    """Write a figure that another command drew as the picture of a notebook, such as "03_ablation"; return the file."""
+    cover = cover_of(nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4))
+    write(images / cover.name, picture, cover.digest)
+    return images / cover.name
+
+
 def covers_of(notebooks: Path) -> dict[str, Cover]:
     """Return the covers of the notebooks of a folder, by the file's name."""
     return {path.name: cover_of(nbformat.read(path, as_version=4)) for path in sorted(notebooks.glob("*.ipynb"))}

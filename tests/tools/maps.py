@@ -12,6 +12,7 @@ from pathlib import Path
 from ltpa.config import yaml_values
 from ltpa.course import map_quality
 from ltpa.viz import to_png
+from tests.tools import covers
 
 NAME = "maps_04"
 PARAMETERS = Path("notebooks/params/maps/04_does_the_map_tell_the_truth.yaml")
@@ -27,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--measured", type=Path, help="folder with the files of an earlier call, which are read")
     parser.add_argument("--workers", type=int, default=1, help="runs measured at the same time (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--picture", type=Path, help="file for the figure (default: maps_measured.png in --out)")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="file for the figure (default: maps_measured.png in --out; with --measured the picture of notebook 04)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -49,6 +54,10 @@ def main(arguments: argparse.Namespace) -> None:
     table = map_quality.Values(measured)
     effects = map_quality.all_effects(table, config.described())
     print(*map_quality.write_results(measured, effects, arguments.out), sep="\n")
-    picture = arguments.picture or arguments.out / "maps_measured.png"
-    picture.write_bytes(to_png(map_quality.scores_figure(table)))
+    figure = to_png(map_quality.scores_figure(table))
+    if arguments.measured and not arguments.picture:
+        picture = covers.renew("04_does_the_map_tell_the_truth", figure)
+    else:
+        picture = arguments.picture or arguments.out / "maps_measured.png"
+        picture.write_bytes(figure)
     print(picture, map_quality.describe(effects), sep="\n")
