@@ -96,9 +96,11 @@ class Measured:
         )
 
     def small(self) -> Self:
-        """Return only what the effects rest on, by image, to be published."""
+        """Return what is published: by image only what the effects rest on, and curves as means over the seeds (-1)."""
         columns = [*ABOUT, "image", *_PUBLISHED, *ANSWERS, "held_out"]
-        return replace(self, by_image=self.by_image[columns])
+        lines = [column for column in (*ABOUT, *_CURVE) if column not in ("seed", "value")]
+        curves = self.curves.groupby(lines, sort=False)["value"].mean().reset_index().assign(seed=-1)
+        return replace(self, by_image=self.by_image[columns], curves=curves[[*ABOUT, *_CURVE]])
 
     def write(self, folder: Path, name: str) -> None:
         """Write `<name>_by_image.csv.gz` and `<name>_curves.csv`; where the second is, both are whole."""

@@ -1,21 +1,24 @@
-"""Measure the maps of a sweep's runs, and write what docs/results/04_map_quality.md shows.
+"""Measure the maps of trained networks, and write what docs/results/04_map_quality.md shows.
 
-On the machine that trained: `python -m tests.tools maps --sweep runs/maps --workers 14 --out DIR`. Elsewhere, from the
-files in DIR: `python -m tests.tools maps --measured DIR --out docs/results/data`; then `python -m tests.tools results`.
+`python -m tests.tools maps --sweep runs/maps --workers 14`, then `python -m tests.tools results`. What is measured of a
+run is kept in its folder, so runs can be measured on one machine and the tables made on another, with `--runs FOLDER`.
 """
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
+
+import nbformat
 
 from ltpa.config import yaml_values
 from ltpa.course import map_quality
 from ltpa.viz import to_png
-from tests.tools import covers
+from tests.tools.covers import cover_of
+from tests.tools.covers import write as write_picture
 
-NAME = "maps_04"
-PARAMETERS = Path("notebooks/params/maps/04_does_the_map_tell_the_truth.yaml")
+PAGE = "04_does_the_map_tell_the_truth"
+PARAMETERS = Path(f"notebooks/params/maps/{PAGE}.yaml")
+DOCS = Path("docs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,41 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--file", type=Path, default=PARAMETERS, help=f"parameters of notebook 04 (default: {PARAMETERS})"
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--sweep", help="folder of a sweep, whose runs are measured")
-    source.add_argument("--measured", type=Path, help="folder with the files of an earlier call, which are read")
+    source.add_argument("--runs", type=Path, default=Path("runs"), help="or the folder of the runs (default: runs)")
     parser.add_argument("--workers", type=int, default=1, help="runs measured at the same time (default: 1)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        help="file for the figure (default: maps_measured.png in --out; with --measured the picture of notebook 04)",
-    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to (default: docs)")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure or read, and write tables, effects and the figure."""
+    """Measure what is not measured yet, and write tables, effects and the figure."""
     values = yaml_values(arguments.file.read_text("utf-8"))
     config = map_quality.MapQualityConfig.from_text(values | ({"sweep": arguments.sweep} if arguments.sweep else {}))
+    runs = map_quality.run_folders(config.grid())
+    if not arguments.sweep:
+        runs = {key: arguments.runs / path.name for key, path in runs.items()}
+    trained = {key: path for key, path in runs.items() if (path / "config.json").is_file()}
+    print(f"not trained: {', '.join(f'{name} {seed}' for name, seed in runs.keys() - trained.keys()) or 'none'}")
     start = time.perf_counter()
-    if arguments.measured is None:
-        runs = map_quality.run_folders(config.grid())
-        measured = map_quality.measure_runs(runs, config.how(), arguments.workers)
-        measured.write(arguments.out, NAME)
-        print(f"{len(runs)} runs measured in {time.perf_counter() - start:.0f} s")
-        if importlib.util.find_spec("scipy") is None:
-            print(f"no intervals without scipy; go on elsewhere with --measured and the files in {arguments.out}")
-            return
-    else:
-        measured = map_quality.Measured.read(arguments.measured, NAME)
-        measured.small().write(arguments.out, NAME)
+    measured = map_quality.measure_runs(trained, config.how(), arguments.workers)
+    print(f"{len(trained)} runs measured in {time.perf_counter() - start:.0f} s")
     table = map_quality.Values(measured)
     effects = map_quality.all_effects(table, config.described())
-    print(*map_quality.write_results(measured, effects, arguments.out), sep="\n")
-    figure = to_png(map_quality.scores_figure(table))
-    if arguments.measured and not arguments.picture:
-        picture = covers.renew("04_does_the_map_tell_the_truth", figure)
-    else:
-        picture = arguments.picture or arguments.out / "maps_measured.png"
-        picture.write_bytes(figure)
-    print(picture, map_quality.describe(effects), sep="\n")
+    data = arguments.docs / "results" / "data"
+    measured.small().write(data, "maps_04")
+    print(*map_quality.write_results(measured, effects, data), sep="\n")
+    digest = cover_of(nbformat.read(f"notebooks/{PAGE}.ipynb", as_version=4)).digest
+    write_picture(arguments.docs / "images" / f"{PAGE}.png", to_png(map_quality.scores_figure(table)), digest)
+    print(map_quality.describe(effects))
