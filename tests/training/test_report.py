@@ -105,3 +105,10 @@ def test_everything_is_in_it(capsys):
         f"  {f.name} = {getattr(config, f.name)!r}" + ("  (changed)" if f.name in changed else "")
         for f in fields(config)
     ]
+
+
+def test_settings_that_change_nothing_for_a_backbone_are_left_out(capsys):
+    report.report(TrainConfig(model="tf_efficientnet_lite0-att3-concat-add", device="cpu"))
+    printed = capsys.readouterr().out
+    assert "  freeze = False" in printed
+    assert "  width" not in printed
