@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 
 import ltpa
+from ltpa.course.uniform_levels import uniform_levels
 from ltpa.data.dataset import Dataset
 from ltpa.inference import evaluate_images
-from ltpa.metrics.statistics import packed
+from ltpa.metrics.statistics import packed, unpacked
 from ltpa.models.cost import gmac, parameters
 from tests.tools import ablation_page
 
@@ -32,6 +33,7 @@ RATES = (0.04, 0.08, 0.16)
 RATE_SEEDS, SEEDS, SECONDARY_SEEDS = (100, 101), tuple(range(8)), (0, 1, 2)
 HELD_OUT = 0.1
 EPOCHS, BATCH, WIDTH = 4, 250, 0.125
+LEVELS_FILE = "levels.json"
 SECONDARY: dict[str, dict[str, Any]] = {  # name in the tables: settings
     f"{PC} sigmoid": {"model": PC, "normalizer": "sigmoid"},
     **{
@@ -147,6 +149,20 @@ def read_results(out: Path, jobs: list[Job]) -> Iterator[dict[str, Any]]:
         yield json.loads((out / f"{job.name}.json").read_text("utf-8"))
 
 
+def write_levels_file(out: Path, name: str, answers: Mapping[str, torch.Tensor]) -> None:
+    """Write the answers of a network with uniform levels, so that `write` can make their table elsewhere."""
+    out.mkdir(parents=True, exist_ok=True)
+    values = {level: {"images": len(correct), "correct": packed(correct)} for level, correct in answers.items()}
+    (out / LEVELS_FILE).write_text(json.dumps({"name": name, "answers": values}), encoding="utf-8")
+
+
+def read_levels_file(out: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return what `write_levels_file` has written."""
+    file = json.loads((out / LEVELS_FILE).read_text("utf-8"))
+    answers = {level: torch.from_numpy(unpacked(v["correct"], v["images"])) for level, v in file["answers"].items()}
+    return file["name"], answers
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tests.tools ablation`."""
     parser.add_argument("what", choices=["rates", "run", "write", "levels"])
@@ -166,12 +182,16 @@ def main(arguments: argparse.Namespace) -> None:
     limits = {"train_limit": arguments.train_limit, "test_limit": arguments.test_limit}
     if arguments.what == "levels":
         data = ltpa.load_data("folder", arguments.data_dir, **limits)
-        ablation_page.write_levels(arguments.model, data)
+        answers = uniform_levels(ltpa.load_pretrained(arguments.model), data)
+        write_levels_file(arguments.out, arguments.model, answers)
+        ablation_page.write_levels(arguments.model, answers)
         return
     if arguments.what == "write":
         rates = list(read_results(arguments.out, rate_jobs()))
         runs = list(read_results(arguments.out, main_jobs(chosen_rates(rates))))
         ablation_page.write_page(rates, runs, PRIMARY)
+        if (arguments.out / LEVELS_FILE).is_file():
+            ablation_page.write_levels(*read_levels_file(arguments.out))
         return
     shared = {"data_dir": arguments.data_dir, **limits}
     sized = _tiny if arguments.tiny else lambda job: job

@@ -8,10 +8,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-import ltpa
 from ltpa.course import ablation
-from ltpa.course.uniform_levels import uniform_effects, uniform_levels, uniform_table
-from ltpa.data.dataset import Dataset
+from ltpa.course.uniform_levels import uniform_effects, uniform_table
 from ltpa.errors import counted
 from ltpa.metrics.statistics import Effect, t_interval, unpacked, write_effects
 from ltpa.viz import to_png
@@ -154,9 +152,8 @@ def curves_figure(held_out: pd.DataFrame, epochs: pd.DataFrame, primary: Sequenc
     return figure
 
 
-def write_levels(name: str, data: Dataset, docs: Path = DOCS) -> None:
+def write_levels(name: str, answers: dict[str, torch.Tensor], docs: Path = DOCS) -> None:
     """Write what a network of the package loses with uniform weights: `single_03.csv` and its table on the page."""
-    answers = uniform_levels(ltpa.load_pretrained(name), data)
     effects = uniform_effects(answers, DATA_NAME, f"the weights `{name}` of the package")
     write_effects(effects, docs / "results" / "data" / "single_03.csv")
     table = _markdown(uniform_table({name: answers}).reset_index())

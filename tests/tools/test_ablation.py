@@ -87,6 +87,13 @@ def test_the_page_is_made_of_the_results(tmp_path):
     assert accuracies.count("| `vgg") == len(ablation.PRIMARY) + len(ablation.SECONDARY)
     assert held_out.count("| vgg") == len(ablation.PRIMARY)
     data = tmp_path / "results" / "data"
+    levels = {"none": torch.arange(90) < 60, "conv7": torch.arange(90) < 50}
+    ablation.write_levels_file(tmp_path, "net", levels)
+    name, again = ablation.read_levels_file(tmp_path)
+    assert (name, [v.tolist() for v in again.values()]) == ("net", [v.tolist() for v in levels.values()])
+    ablation_page.write_levels(name, again, tmp_path)
+    assert pd.read_csv(data / "single_03.csv")["effect"].tolist() == pytest.approx([1 / 9], abs=1e-6)
+    assert "-11.1 [" in page.read_text("utf-8").partition("ablation levels` -->")[2]
     answers = pd.read_csv(data / "ablation_correct.csv", dtype={"correct": str})
     table = pd.read_csv(data / "ablation_runs.csv")
     for row, answer in zip(table.itertuples(), answers.itertuples(), strict=True):
