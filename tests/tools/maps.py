@@ -8,13 +8,10 @@ import argparse
 import time
 from pathlib import Path
 
-import nbformat
-
 from ltpa.config import yaml_values
 from ltpa.course import map_quality
 from ltpa.viz import to_png
-from tests.tools.covers import cover_of
-from tests.tools.covers import write as write_picture
+from tests.tools import covers
 
 PAGE = "04_does_the_map_tell_the_truth"
 PARAMETERS = Path(f"notebooks/params/maps/{PAGE}.yaml")
@@ -50,6 +47,5 @@ def main(arguments: argparse.Namespace) -> None:
     data = arguments.docs / "results" / "data"
     measured.small().write(data, "maps_04")
     print(*map_quality.write_results(measured, effects, data), sep="\n")
-    digest = cover_of(nbformat.read(f"notebooks/{PAGE}.ipynb", as_version=4)).digest
-    write_picture(arguments.docs / "images" / f"{PAGE}.png", to_png(map_quality.scores_figure(table)), digest)
+    print(covers.renew(PAGE, to_png(map_quality.scores_figure(table)), arguments.docs / "images"))
     print(map_quality.describe(effects))
