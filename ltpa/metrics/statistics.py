@@ -35,9 +35,9 @@ class Interval:
 
     def text(self, digits: int = 1, scale: float = 1, sign: bool = False) -> str:
         """Return "61.3 [58.0, 64.2]", or the mean alone; `scale` 100 gives percent, `sign` writes "+" as well."""
-        # "+ 0.0" because a rounded number may be minus zero.
+        # Twice, so that the last bit of a sum decides no tie; "+ 0.0" because a rounded number may be minus zero.
         mean, low, high = (
-            f"{round(scale * v, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+            f"{round(round(scale * v, 9), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
             for v in (self.mean, self.low, self.high)
         )
         return f"{mean} [{low}, {high}]" if self.known else mean

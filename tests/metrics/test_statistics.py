@@ -153,3 +153,8 @@ def test_effects_are_a_table(tmp_path):
     assert read.loc[1, "effect"] == pytest.approx(1 / 3, abs=1e-6)
     assert read.loc[1, ["low", "high"]].isna().all()
     assert list(effects_frame([]).columns) == list(COLUMNS)
+
+
+def test_the_last_bit_of_a_number_decides_no_printed_digit():
+    texts = {Interval(0.75, np.nextafter(0.625, to), 0.9, 9).text(2) for to in (0, 0.625, 1)}
+    assert len(texts) == 1
