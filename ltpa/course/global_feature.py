@@ -54,9 +54,9 @@ def whole_model(run: Run) -> ImageClassifier:
 def gradient_sums(model: ImageClassifier, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the sum of |gradient| of the cross-entropy over the parameters of each of the `PARTS` that the model has.
 
-    A copy of the model in float64 and evaluation mode is measured.
+    A copy of the model in float64 and evaluation mode is measured, on the CPU: Apple GPUs have no float64.
     """
-    exact = copy.deepcopy(model).double().eval().requires_grad_(True)
+    exact = copy.deepcopy(model).cpu().double().eval().requires_grad_(True)
     logits = exact(to_float(images.to(exact.mean.device)).double())
     torch.nn.functional.cross_entropy(logits, labels.to(logits.device)).backward()
     sums = {}
