@@ -123,6 +123,7 @@ def copy_runtime(folder: Path) -> int:
 def describe(folder: Path, name: str, network: ImageClassifier) -> dict[str, Any]:
     """Write a network's ONNX file; return what the page says about the network."""
     asking, kept = name in ASKING, onnx_path(name, network)
+    attention: Any = network.attention
     if not kept.is_file():
         write_onnx(kept, network, asking)
     shutil.copy(kept, folder / "networks" / kept.name)
@@ -130,7 +131,7 @@ def describe(folder: Path, name: str, network: ImageClassifier) -> dict[str, Any
         "file": f"networks/{kept.name}",  # its name changes with the weights, so no browser keeps old ones
         "bytes": kept.stat().st_size,
         "classes": list(network.classes or ()),
-        "levels": list(network.attention),
+        "levels": list(attention),
     }
     if asking:
         return {**facts, "facts": {key: network.facts[key] for key in ("follows", "scenes", "answers")}}

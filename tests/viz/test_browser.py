@@ -64,12 +64,12 @@ HTMLInputElement.prototype.click = function () {
 
 
 @contextmanager
-def browser(folder, **capabilities):
+def browser(folder, *flags, **capabilities):
     options = webdriver.ChromeOptions()
     for name, value in capabilities.items():
         options.set_capability(name, value)
     options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
+    for flag in [*FLAGS.split(), *flags, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.set_script_timeout(30)

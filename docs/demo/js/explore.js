@@ -16,7 +16,8 @@ const state = {
   network: "",
   strokes: [],
   output: null, // logits and maps
-  uncovered: null, // probabilities without strokes
+  uncovered: null, // probabilities without strokes,
+  uncoveredBy: "", // and the network and size that gave them
   cursor: { x: 0.5, y: 0.5 },
 };
 let data = null;
@@ -175,10 +176,10 @@ async function compute() {
       const { network, strokes, input } = state;
       if (!isReady(network)) say(`Loading the network for ${data.networks[network].label} ...`);
       const pixels = size();
-      if (!state.uncovered || strokes.length === 0 || state.of !== network + pixels) {
+      if (!state.uncovered || strokes.length === 0 || state.uncoveredBy !== network + pixels) {
         const { logits } = (state.output = await attend(network, toInput(input), pixels));
         state.uncovered = softmax(logits);
-        state.of = network + pixels;
+        state.uncoveredBy = network + pixels;
       }
       const started = performance.now();
       if (strokes.length) state.output = await attend(network, toInput(cover(input, strokes, fill())), pixels);
