@@ -43,6 +43,7 @@ class Muon(torch.optim.SGD):
         """Step filter banks (C', C, h, w) of one shape, all at once."""
         directions = []
         for bank in banks:
+            assert bank.grad is not None
             momentum = self.state[bank].setdefault("momentum_buffer", torch.zeros_like(bank))
             momentum.mul_(FILTER_MOMENTUM).add_(bank.grad)
             direction = bank.grad.add(momentum, alpha=FILTER_MOMENTUM)

@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "notebook": ("notebook", "a notebook without Jupyter, its figures as files"),
     "pack": ("pack", "make weights that come with the package from a run: measured, with a model card"),
     "pictures": ("pictures", "the pictures in docs that the shipped weights make"),
+    "recipe": ("recipe", "what each part of the training recipe is worth, on one GPU"),
     "results": ("results", "the tables in docs/results, from the effects that the notebooks wrote"),
 }
 
