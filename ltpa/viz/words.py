@@ -43,5 +43,8 @@ def model_in_words(name: str) -> str:
         return name
     trunk = "" if match["trunk"] == "vgg" else _PLAIN.get(match["trunk"], match["trunk"]) + ", "
     levels = "" if not match["levels"] else f", {match['levels']} level{'' if match['levels'] == '1' else 's'}"
-    score = _CONTROLS.get(match["score"], f"attention {match['score']}")
+    if match["score"] in _CONTROLS:
+        score, levels = _CONTROLS[match["score"]], levels or ", 1 level"
+    else:
+        score = f"attention {match['score']}"
     return f"{trunk}{score}{levels}{', separate' if match['combine'] == 'indep' else ''}{end}"

@@ -188,7 +188,9 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.what == "write":
         rates = list(read_results(arguments.out, rate_jobs()))
-        runs = list(read_results(arguments.out, main_jobs(chosen_rates(rates))))
+        jobs = main_jobs(chosen_rates(rates))
+        trained = [job for job in jobs if job.variant in PRIMARY or (arguments.out / f"{job.name}.json").is_file()]
+        runs = list(read_results(arguments.out, trained))
         ablation_page.write_page(rates, runs, PRIMARY)
         if (arguments.out / LEVELS_FILE).is_file():
             ablation_page.write_levels(*read_levels_file(arguments.out))

@@ -20,12 +20,9 @@ from tests.tools.marks import write_between
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA_NAME = "CIFAR-10 as JPEG files"
-ALSO_BY_COST = ("vgg-late-norm width 0.1287", "vgg")  # beside the primary models
 PICTURES = """![Test accuracy of every run, and the three differences with their intervals](../images/03_ablation.png)
 
-![Accuracy on held-out images by learning rate, and test accuracy by epoch](../images/ablation_rates.png)
-
-![Test accuracy of every run against the operations that an image costs](../images/ablation_cost.png)"""
+![Accuracy on held-out images by learning rate, and test accuracy by epoch](../images/ablation_rates.png)"""
 Result = Mapping[str, Any]
 
 
@@ -73,12 +70,8 @@ def write_page(
         table.to_csv(data / f"ablation_{name}.csv", index=False, lineterminator="\n")
     write_effects(effects, data / "effects_03.csv")
     covers.renew("03_ablation", to_png(ablation.ablation_figure(runs, effects)), docs / "images")
-    figures = {
-        "ablation_cost": ablation.cost_figure(runs[runs["variant"].isin([*primary, *ALSO_BY_COST])]),
-        "ablation_rates": curves_figure(held_out, tables["epochs"], primary),
-    }
-    for name, figure in figures.items():
-        (docs / "images" / f"{name}.png").write_bytes(to_png(figure))
+    curves = curves_figure(held_out, tables["epochs"], primary)
+    (docs / "images" / "ablation_rates.png").write_bytes(to_png(curves))
     page = docs / "results" / "03_ablation.md"
     _write(page, "summary", summary(effects))
     _write(page, "accuracy", "\n\n".join([f"{PICTURES}\n\nTrained on {_machine(runs)}.", _markdown(model_table(runs))]))

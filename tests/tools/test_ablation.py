@@ -101,7 +101,7 @@ def test_the_page_is_made_of_the_results(tmp_path):
         assert row.accuracy == pytest.approx(unpacked(answer.correct, answer.images).mean())
     assert list(pd.read_csv(data / "effects_03.csv")) == list(COLUMNS)
     assert len(pd.read_csv(data / "ablation_rates.csv")) == 30
-    pictures = ("03_ablation", "ablation_cost", "ablation_rates")
+    pictures = ("03_ablation", "ablation_rates")
     assert all((tmp_path / "images" / f"{name}.png").stat().st_size > 20_000 for name in pictures)
 
 
