@@ -237,7 +237,7 @@ def test_queries_move_the_maps_of_dp_alone(page, networks):
     for number, entry in enumerate(scene["queries"][:2]):
         if number:
             after(page, lambda: choose(page, "input[name=query][value='1']"), ASKED)
-        outputs = page.execute_script("return window.ltpa.asked.outputs")
+        outputs = page.execute_script("return window.ltpa.asked.shown.outputs")
         for name in ("pc", "dp", "asked"):
             query = {} if name == "pc" else {"query": read(entry["file"])}
             expected = ltpa.attend(networks[name], images, "fp32", **query)

@@ -5,7 +5,7 @@ import { attend, prepare } from "./network.js";
 import { readAddress, toInput } from "./pictures.js";
 
 const SIDE = 32;
-export const state = { scene: null, query: null, outputs: {}, pictures: {} };
+export const state = { scene: null, query: null, pictures: {}, shown: null }; // shown: {scene, query, outputs}
 let data = null;
 let scenes = [];
 let running = false;
@@ -31,7 +31,7 @@ export function startAsking(loaded) {
     say("");
     fillSelect(element("level"), data.networks[data.asking[0].network].levels.map((level) => [level, level]));
     element("level").value = data.askLevel;
-    element("level").addEventListener("change", drawAll);
+    element("level").addEventListener("change", draw);
     fillGallery(element("scenes"), "scene", scenes, chooseScene);
     document.querySelector("input[name=scene]").checked = true;
     await chooseScene(scenes[0]);
@@ -57,22 +57,21 @@ async function input(file) {
 }
 
 async function compute() {
-  if (running) {
-    again = true;
-    return;
-  }
+  again = true;
+  if (running) return;
   running = true;
   try {
-    do {
+    while (again) {
       again = false;
       const { scene, query } = state;
-      const images = await input(scene.file);
-      const asking = await input(query.file);
+      const [images, asking] = [await input(scene.file), await input(query.file)];
+      const outputs = {};
       for (const { network } of data.asking) {
-        state.outputs[network] = await attend(network, images, SIDE, query.id === "own" ? null : asking);
+        outputs[network] = await attend(network, images, SIDE, query.id === "own" ? null : asking);
       }
-    } while (again);
-    drawAll();
+      state.shown = { scene, query, outputs };
+    }
+    draw();
   } catch (error) {
     say(error.message, true);
   } finally {
@@ -81,10 +80,10 @@ async function compute() {
   }
 }
 
-function drawAll() {
+function draw() {
   const level = element("level").value;
-  const { scene, query } = state;
-  element("trio").replaceChildren(...data.asking.map((entry) => panel(entry, state.outputs[entry.network], level, scene, query)));
+  const { scene, query, outputs } = state.shown;
+  element("trio").replaceChildren(...data.asking.map((entry) => panel(entry, outputs[entry.network], level, scene, query)));
   const asked = query.id === "own" ? "The scene asks itself." : `The query shows: ${query.name}.`;
   element("ask-words").textContent =
     `${asked} ${scene.why} The bars show how much of the map lies on each object; together the two cover ${percent(scene.area)} of the picture.`;

@@ -10,16 +10,17 @@ const SIZES = [32, 64, 96];
 const SHOWN = 256; // pixels of the canvases
 
 const state = {
-  picture: null, // what was chosen: an entry of data.json, or {name, photo} of one's own
+  picture: null, // what was chosen: an entry of data.json, or {name} of one's own photo
   full: null, // the picture as it was read
-  input: null, // what the network reads, uncovered
+  shown: null, // its middle square on the page
+  input: null, // its middle square as the network reads it, uncovered
   network: "",
   strokes: [],
-  output: null, // logits and maps
-  uncovered: null, // probabilities without strokes,
-  uncoveredBy: "", // and the network and size that gave them
+  uncovered: null, // {input, network, output} without strokes
+  output: null, // what is shown: logits, maps, and the network that gave them
   cursor: { x: 0.5, y: 0.5 },
 };
+let choice = 0; // counts the pictures that were chosen: one that is read late must not replace a newer one
 let data = null;
 let running = false; // one computation at a time; what changed meanwhile is computed next
 let again = false;
@@ -45,9 +46,9 @@ async function showFirst() {
   element("size").value = size;
   const entry = data.pictures.find((one) => one.id === picture);
   document.querySelector(`input[name=picture][value="${picture}"]`).checked = true;
-  await take(entry, await readAddress(entry.file));
-  state.output = { logits, maps };
-  state.uncovered = softmax(logits);
+  setPicture(entry, await readAddress(entry.file));
+  state.output = { logits, maps, network };
+  state.uncovered = { input: state.input, network, output: state.output };
   draw();
   state.firstMap = performance.now();
   const megabytes = (data.networks[network].bytes + data.runtimeBytes) / 1e6;
@@ -132,66 +133,58 @@ function addStroke() {
 }
 
 async function choosePicture(entry) {
+  const number = ++choice;
   const full = await readAddress(entry.file);
-  element("network").value = state.network = entry.network;
-  await take(entry, full);
-  await compute();
+  if (number === choice) await take(entry, full, entry.network);
 }
 
 async function takePhoto(file) {
+  const number = ++choice;
   try {
     const full = await readFile(file);
+    if (number !== choice) return;
     const checked = document.querySelector("input[name=picture]:checked");
     if (checked) checked.checked = false;
-    element("network").value = state.network = data.explore[0];
-    await take({ id: "own", name: file.name, kind: "photo" }, full);
-    await compute();
+    await take({ id: "own", name: file.name, kind: "photo" }, full, data.explore[0]);
   } catch (error) {
     fail(error);
   }
 }
 
-async function take(picture, full) {
-  Object.assign(state, { picture, full, strokes: [], uncovered: null, output: null, shown: cropSquare(full, SHOWN) });
+function take(picture, full, network) {
+  setPicture(picture, full);
+  element("network").value = state.network = network;
+  return compute();
+}
+
+function setPicture(picture, full) {
+  Object.assign(state, { picture, full, strokes: [], output: null, shown: cropSquare(full, SHOWN) });
   if (picture.kind === "drawn") element("size").value = SIZES[0];
   state.input = cropSquare(full, size());
   showPicture();
 }
 
 const size = () => Number(element("size").value);
-const fill = () => meanColor(state.input);
-const coveredInput = () => cover(state.input, state.strokes, fill());
+const coveredInput = () => cover(state.input, state.strokes, meanColor(state.input));
 
 /** Compute answer and maps for what is chosen now, and show them. */
 async function compute() {
-  if (running) {
-    again = true;
-    return;
-  }
+  again = true;
+  if (running) return;
   running = true;
   element("stage").setAttribute("aria-busy", "true");
   try {
-    do {
+    while (again) {
       again = false;
-      const { network, strokes, input } = state;
+      const { network, input } = state;
       if (!isReady(network)) say(`Loading the network for ${data.networks[network].label} ...`);
-      const pixels = size();
-      if (!state.uncovered || strokes.length === 0 || state.uncoveredBy !== network + pixels) {
-        const { logits } = (state.output = await attend(network, toInput(input), pixels));
-        state.uncovered = softmax(logits);
-        state.uncoveredBy = network + pixels;
-      }
-      const started = performance.now();
-      if (strokes.length) state.output = await attend(network, toInput(cover(input, strokes, fill())), pixels);
-      document.body.dataset.milliseconds = Math.round(performance.now() - started);
-      if (input === state.input && network === state.network) {
-        draw();
-        say("");
-      } else {
-        state.uncovered = null;
-        again = true;
-      }
-    } while (again);
+      const output = await answer(network, input, [...state.strokes]);
+      if (input !== state.input || network !== state.network) continue; // what is chosen now has asked again
+      state.output = { ...output, network };
+      document.body.dataset.milliseconds = Math.round(output.milliseconds);
+      draw();
+      say("");
+    }
   } catch (error) {
     fail(error);
   } finally {
@@ -199,6 +192,14 @@ async function compute() {
     element("stage").removeAttribute("aria-busy");
     document.body.dataset.computed = Number(document.body.dataset.computed ?? 0) + 1;
   }
+}
+
+async function answer(network, input, strokes) {
+  if (state.uncovered?.input !== input || state.uncovered.network !== network) {
+    state.uncovered = { input, network, output: await attend(network, toInput(input), input.width) };
+  }
+  if (!strokes.length) return state.uncovered.output;
+  return attend(network, toInput(cover(input, strokes, meanColor(input))), input.width);
 }
 
 function draw() {
@@ -232,7 +233,7 @@ function draw() {
 }
 
 function coveredShown() {
-  return state.strokes.length ? cover(state.shown, state.strokes, fill()) : state.shown;
+  return state.strokes.length ? cover(state.shown, state.strokes, meanColor(state.input)) : state.shown;
 }
 
 function showPicture() {
@@ -253,17 +254,18 @@ function showPicture() {
 }
 
 function showAnswer() {
-  const { classes } = data.networks[state.network];
+  const { classes } = data.networks[state.output.network];
   const probabilities = softmax(state.output.logits);
+  const uncovered = softmax(state.uncovered.output.logits);
   const covered = state.strokes.length > 0;
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
   if (covered) {
-    const before = state.uncovered.indexOf(Math.max(...state.uncovered));
+    const before = uncovered.indexOf(Math.max(...uncovered));
     if (!order.includes(before)) order[4] = before;
   }
   element("bars").replaceChildren(
     ...order.map((i) => {
-      const numbers = covered ? `${percent(state.uncovered[i])} → ${percent(probabilities[i])}` : percent(probabilities[i]);
+      const numbers = covered ? `${percent(uncovered[i])} → ${percent(probabilities[i])}` : percent(probabilities[i]);
       const line = create("div", { className: "line" }, create("span", {}, classes[i]), create("span", {}, numbers));
       const value = create("div", { className: "value" });
       value.style.width = `${100 * probabilities[i]}%`;
@@ -271,7 +273,7 @@ function showAnswer() {
       track.setAttribute("aria-hidden", "true");
       if (covered) {
         const mark = create("div", { className: "before" });
-        mark.style.left = `${100 * state.uncovered[i]}%`;
+        mark.style.left = `${100 * uncovered[i]}%`;
         track.append(mark);
       }
       return create("li", {}, line, track);
@@ -303,7 +305,7 @@ function describe() {
     create("table", {}, create("thead", {}, head), create("tbody", {}, ...rows)),
     create("p", { className: "hint" }, "Entropy: 1 = the weight is spread evenly over all positions, 0 = it lies on one."),
   );
-  const { classes, accuracy, trained, notes } = data.networks[state.network];
+  const { classes, accuracy, trained, notes } = data.networks[state.output.network];
   element("limits").replaceChildren(
     create("p", {}, `This network knows ${classes.length} words: ${classes.join(", ")}. It must choose one of them, whatever it is shown, and cannot say “none”. `
       + `${trained} It names ${(100 * accuracy).toFixed(1)} % of its test pictures right.`),

@@ -49,8 +49,10 @@ export async function prepare(name) {
   await ready.get(name);
 }
 
-/** Logits and maps of one square image: `images` holds 3 * size * size values in [0, 1], red, green, blue. */
+/** Logits, maps and the time of one square image: `images` holds 3 * size * size values in [0, 1], red, green, blue. */
 export async function attend(name, images, size, query = null) {
   await prepare(name);
-  return send({ run: name, images, size, query });
+  const started = performance.now();
+  const output = await send({ run: name, images, size, query });
+  return { ...output, milliseconds: performance.now() - started };
 }

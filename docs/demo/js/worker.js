@@ -7,8 +7,11 @@ ort.env.wasm.numThreads = 1; // pages without isolation headers get no more
 ort.env.logLevel = "error";
 
 async function fetchAll(url, bytes, report) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`the server answers ${response.status} for ${url.split("/").pop()}`);
+  const name = url.split("/").pop();
+  const response = await fetch(url).catch(() => {
+    throw new Error(`${name} could not be loaded. Is the connection up? Choose again to try again.`);
+  });
+  if (!response.ok) throw new Error(`${name} could not be loaded: the server answers ${response.status}.`);
   const parts = [];
   let received = 0;
   for (const reader = response.body.getReader(); ; ) {
