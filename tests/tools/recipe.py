@@ -39,7 +39,6 @@ class Recipe:
     whitened: bool = False
     dirac: bool = False
     lookahead: int = 0  # steps between two averages
-    average: float = 0.0  # decay of an average of the weights that is tested
     width: float = field(default=0.125, kw_only=True)
 
 
@@ -68,7 +67,16 @@ PARTS = {
     "first layer of whitened patches": Recipe(whitened=True),
     "dirac initialization": Recipe(dirac=True),
     "lookahead every 5 steps": Recipe(lookahead=5),
-    "average of the weights": Recipe(average=0.98),
+}
+LONG = Recipe(epochs=20, width=0.1875)
+PARTS |= {
+    "3/16 width, 20 epochs": LONG,
+    "3/16 width, 20 epochs, rate 0.03": replace(LONG, rate=0.03, other_rate=0.051),
+    "3/16 width, 20 epochs, rate 0.09": replace(LONG, rate=0.09, other_rate=0.153),
+    "3/16 width, 20 epochs, shift 4": replace(LONG, shift=4),
+    "3/16 width, 20 epochs, lookahead every 5 steps": replace(LONG, lookahead=5),
+    "3/16 width, whole pictures, as many operations": replace(LONG, growth=(), epochs=12.9),
+    "5/16 width, 9 epochs": Recipe(epochs=9, width=0.3125),
 }
 
 
@@ -191,25 +199,18 @@ class Trial:
 
     @torch.no_grad()
     def _average(self) -> None:
-        every = self.recipe.lookahead or (5 if self.recipe.average else 0)
+        every = self.recipe.lookahead
         if not every or (self.steps + 1) % every:
             return
         weights = [t for t in self.model.state_dict().values() if t.dtype.is_floating_point]
         self.slow = self.slow or [weight.clone() for weight in weights]
-        decay = (
-            0.95**every * ((self.steps + 1) / self.total) ** 3 if self.recipe.lookahead else self.recipe.average**every
-        )
+        decay = 0.95**every * ((self.steps + 1) / self.total) ** 3
         for slow, weight in zip(self.slow, weights, strict=True):
             slow.lerp_(weight, 1 - decay)
-            if self.recipe.lookahead:
-                weight.copy_(slow)
+            weight.copy_(slow)
 
     def accuracy(self, data: Dataset) -> float:
         """Return the accuracy on the held-out images."""
-        if self.recipe.average and self.slow:
-            weights = [t for t in self.model.state_dict().values() if t.dtype.is_floating_point]
-            for slow, weight in zip(self.slow, weights, strict=True):
-                weight.copy_(slow)
         return ltpa.evaluate(self.model, data.test)["accuracy"]
 
 

@@ -38,7 +38,7 @@ def test_a_step_is_that_of_the_package(name):
 
 def test_every_part_trains():
     data = ltpa.hold_out(ltpa.load_data("shapes", train_limit=200, test_limit=10), 0.25)
-    parts = ["random flips", "lookahead every 5 steps", "average of the weights"]
+    parts = ["random flips", "lookahead every 5 steps", "dirac initialization"]
     table = recipe.measure(parts, data, seeds=1, at_once=2, epochs=7)
     assert table["part"].tolist() == parts
     assert table["held-out accuracy"].between(0, 1).all()
