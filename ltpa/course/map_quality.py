@@ -28,14 +28,14 @@ from .map_quality_effects import (
     summary,
 )
 from .map_quality_maps import without_network
-from .map_quality_measure import VALUES, How, Measured, measure_runs
+from .map_quality_measure import VALUES, How, Measured, is_measured, measure_runs
 from .map_quality_plot import cases_figure, curves_figure, sanity_figure, scores_figure
 from .setup import report
 
 __all__ = [
     "How", "MapQualityConfig", "Measured", "Values", "accuracy_table", "agreement", "all_effects", "cases_figure",
-    "collect", "contrast_effects", "curves_figure", "describe", "effects_table", "leak_effects", "measure_runs",
-    "object_effects", "parameters", "permutation_effects", "report", "run_folders", "sanity_figure",
+    "collect", "contrast_effects", "curves_figure", "describe", "effects_table", "is_measured", "leak_effects",
+    "measure_runs", "object_effects", "parameters", "permutation_effects", "report", "run_folders", "sanity_figure",
     "scores_figure", "summary", "train_missing", "without_network", "write_results",
 ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def write_results(measured: Measured, effects: Sequence[Effect], folder: str | P
     """
     folder, values = Path(folder), Values(measured)
     tables = {"maps_measured": means(values, VALUES)}
-    for measure in ("average_precision", "jaccard", "prediction", "gain", "own", "deletion"):
+    for measure in ("average_precision", "jaccard", "prediction", "prediction_per_pixel", "gain", "own", "deletion"):
         tables[f"table_04_{measure}"] = summary(values, measure).reset_index()
     tables["agreement_04"] = agreement(values)
     paths = [folder / f"{name}.csv" for name in tables]

@@ -22,12 +22,23 @@ BEATS_METHODS = "The attention map finds the object better than other explanatio
 BEATS_NORM = "The attention map finds the object better than the norm of the features"
 SEGMENTS = "The binarized attention map segments the object better than other maps"
 PREDICTS = "The attention map predicts what changes the answer better than other maps"
+PER_PIXEL = "For its size, the attention map weighs what changes the answer better than other maps"
 HIDES = "Hiding parts in the order of the attention map tells more about the answer than in that of other maps"
 NAMES_IT = "Of two objects, attention lies on the one that the network names"
 LEAKS = "Without its object a picture still gives the answer away"
 DEPENDS = "Permuting the map moves more than a tenth of the probability"
 DIGITS = 3  # decimals of an effect
-_RANKED = ("average_precision", "jaccard", "prediction", "gain", "deletion", "insertion", "sanity", "entropy_rise")
+_RANKED = (
+    "average_precision",
+    "jaccard",
+    "prediction",
+    "prediction_per_pixel",
+    "gain",
+    "deletion",
+    "insertion",
+    "sanity",
+    "entropy_rise",
+)
 _LOW_IS_GOOD = ("deletion", "sanity")
 _TENTH = 0.1  # of the probability: where the answer moves less, it hardly depends on the map
 _METHODS = tuple(NAMES[method] for method in ("gradcam", "saliency", "integrated_gradients", "occlusion"))
@@ -35,6 +46,7 @@ _OTHERS = ("vgg-late", "vgg-gap")  # networks without attention, and with the sa
 _CAM = (NAMES["cam"], "vgg-gap")
 _GAIN = "symmetric relevance gain"
 _CORRELATION = "rank correlation, predicted and measured changes"
+_RELATIVE = "rank correlation, mean weight on a change and measured changes"
 Rival = tuple[str, str]  # family and model; the model is "" for the same network
 _CLAIMS: dict[str, tuple[str, Sequence[Rival]]] = {  # claim -> measure, and what attention is compared with
     BEATS_PICTURE: ("average precision", [(CENTER, ""), (DIFFERENCE, "")]),
@@ -48,12 +60,14 @@ _CLAIMS: dict[str, tuple[str, Sequence[Rival]]] = {  # claim -> measure, and wha
         _CORRELATION,
         [(NORM, ""), (NAMES["gradcam"], ""), (NAMES["saliency"], ""), (DIFFERENCE, ""), (UNIFORM, "")],
     ),
+    PER_PIXEL: (_RELATIVE, [(NORM, ""), (NAMES["gradcam"], ""), (NAMES["saliency"], ""), (DIFFERENCE, "")]),
     HIDES: (_GAIN, [(NORM, ""), (NAMES["gradcam"], ""), (NAMES["saliency"], ""), (DIFFERENCE, ""), (CENTER, "")]),
 }
 _COLUMNS = {
     "average precision": "average_precision",
     "Jaccard index": "jaccard",
     _CORRELATION: "prediction",
+    _RELATIVE: "prediction_per_pixel",
     _GAIN: "gain",
 }
 

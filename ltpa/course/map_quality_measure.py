@@ -25,7 +25,7 @@ from ..metrics.overlap import MEASURES, best_threshold, jaccard, localization_te
 from ..metrics.sanity import entropy_rise, layers_top_down, randomization
 from ..models.classifier import ImageClassifier
 from ..progress import Progress
-from ..training.run import load_run
+from ..training.run import Run, load_run
 from .map_quality_maps import NETWORK, Method, compute_maps, kind_without_network, methods_of, without_network
 
 ABOUT = ("model", "seed", "map", "family", "kind", "layer")  # columns that say what was measured
@@ -35,7 +35,7 @@ VALUES = (
     *("own", "answer", "sanity", "entropy_rise"),  # for other classes, and without what was learned
 )
 ANSWERS = ("right", "right_without_object")  # of the network itself, 0 or 1 for each image
-_PUBLISHED = ("average_precision", "jaccard", "prediction", "gain", "permuted", "answer")
+_PUBLISHED = ("average_precision", "jaccard", "prediction", "prediction_per_pixel", "gain", "permuted", "answer")
 _NO_TEXT = {"map": "", "family": "", "layer": ""}
 _TEST_SEED = 1  # of the drawn test pictures, see `changed_scenes`
 _CURVE = ("curve", "x", "value")
@@ -162,13 +162,23 @@ def _one_core() -> None:
     torch.set_num_threads(1)
 
 
-def _measure_run(job: tuple[str, int, Path, How]) -> Measured:
-    name, seed, path, how = job
-    run = load_run(path)
+def is_measured(path: Path, how: How) -> bool:
+    """Return whether the maps of the run in a folder have been measured in this way."""
+    return _paths(path, _name(load_run(path), how))[-1].is_file()
+
+
+def _name(run: Run, how: How) -> str:
+    """Return how the files of a measurement begin: another name for other weights or another measurement."""
     digest = hashlib.sha256(json.dumps(asdict(how)).encode())
     for weights in run.model.state_dict().values():
         digest.update(weights.cpu().numpy().tobytes())
-    folder, file = Path(path), f"maps-{digest.hexdigest()[:12]}"
+    return f"maps-{digest.hexdigest()[:12]}"
+
+
+def _measure_run(job: tuple[str, int, Path, How]) -> Measured:
+    name, seed, path, how = job
+    run = load_run(path)
+    folder, file = Path(path), _name(run, how)
     if _paths(folder, file)[-1].is_file():
         measured = Measured.read(folder, file)
         for part in (measured.by_image, measured.curves):

@@ -5,6 +5,7 @@ import pandas as pd
 from ltpa.course import map_quality
 from tests.course.test_map_quality import made
 from tests.tools.__main__ import main
+from tests.tools.maps import BEGIN, END
 from tests.tools.results import read_effects
 
 
@@ -19,6 +20,9 @@ def test_tables_effects_and_picture_come_from_the_runs_that_are_there(tmp_path, 
     measured_runs = {}
     monkeypatch.setattr(map_quality, "measure_runs", lambda runs, *_: measured_runs.update(runs) or made())
     (tmp_path / "docs" / "images").mkdir(parents=True)
+    page = tmp_path / "docs" / "results" / "04_map_quality.md"
+    page.parent.mkdir()
+    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\nmore\n", encoding="utf-8")
     words = ["maps", "--file", str(file), "--runs", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")]
     assert main(words) == 0
     assert list(measured_runs.values()) == [tmp_path / "runs" / one.name for _, one in others]
@@ -28,4 +32,8 @@ def test_tables_effects_and_picture_come_from_the_runs_that_are_there(tmp_path, 
     assert "attention" in pd.read_csv(data / "table_04_average_precision.csv")["average precision"].tolist()
     again = map_quality.Values(map_quality.Measured.read(data, "maps_04"))
     assert again.models == ["pc", "vgg-late"]
+    text = page.read_text("utf-8")
+    assert "average precision of 0.60 to 0.60" in text
+    assert "with 0.60 to 0.60: better in 0 and worse in 0 of 1 networks" in text
+    assert "1 of 2 levels can be permuted" in text
     assert len(list((tmp_path / "docs" / "images").glob("04*.png"))) == 1
