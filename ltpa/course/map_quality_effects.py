@@ -40,6 +40,7 @@ _RANKED = (
     "entropy_rise",
 )
 _LOW_IS_GOOD = ("deletion", "sanity")
+_FEW = 1_000  # draws of the bootstrap for each number of a large table
 _TENTH = 0.1  # of the probability: where the answer moves less, it hardly depends on the map
 _METHODS = tuple(NAMES[method] for method in ("gradcam", "saliency", "integrated_gradients", "occlusion"))
 _OTHERS = ("vgg-late", "vgg-gap")  # networks without attention, and with the same layers
@@ -292,7 +293,9 @@ def summary(values: Values, measure: str = "average_precision") -> pd.DataFrame:
     for model in values.models:
         tables = {family: values.table(model, family, measure) for family in families}
         columns[model] = {
-            family: two_level_interval(table).text(2) for family, table in tables.items() if table is not None
+            family: two_level_interval(table, resamples=_FEW).text(2)
+            for family, table in tables.items()
+            if table is not None
         }
     return pd.DataFrame(columns, index=families).dropna(how="all").fillna("").rename_axis(measure.replace("_", " "))
 
@@ -304,7 +307,7 @@ def means(values: Values, measures: Sequence[str]) -> pd.DataFrame:
         line: dict[str, object] = {"model": model, "map": name, "kind": rows["kind"].iloc[0], "seeds": len(rows)}
         for measure in measures:
             table = values.of_map(str(model), str(name), measure)
-            interval = two_level_interval(table) if table.size else Interval(np.nan)
+            interval = two_level_interval(table, resamples=_FEW) if table.size else Interval(np.nan)
             line |= {measure: interval.mean} | {
                 f"{measure}_{end}": getattr(interval, end) for end in ("low", "high", "n")
             }

@@ -7,11 +7,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from .statistics import LEAST_SEEDS, Interval, bootstrap_interval, student_t, tail_of
 
-_LEAST_DRAWS, _DRAWS_IN_TAIL = 10_000, 50  # of the bootstrap over images
+_DRAWS_IN_TAIL = 50  # of the bootstrap over images
 
 
 def two_level_interval(
-    values: ArrayLike, minus: ArrayLike | None = None, comparisons: int = 1, confidence: float = 0.95
+    values: ArrayLike,
+    minus: ArrayLike | None = None,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
 ) -> Interval:
     """Return the interval of a mean over seeds and images, for new seeds and for new images; n counts images.
 
@@ -25,6 +29,7 @@ def two_level_interval(
             that has a NaN anywhere is left out.
         minus: values of another model for the same images, (its seeds, images), whose mean is subtracted.
         comparisons: how many intervals hold together with `confidence` (Bonferroni correction).
+        resamples: of the bootstrap; more where `comparisons` ask for a far tail, 50 in it.
     """
     tables = [np.asarray(table, dtype=np.float64) for table in (values, minus) if table is not None]
     if any(table.ndim != 2 or table.shape[1:] != tables[0].shape[1:] for table in tables):
@@ -38,7 +43,7 @@ def two_level_interval(
     if images < 2:
         return Interval(float(by_image.mean()) if images else math.nan, n=images)
     if min(map(len, tables)) < LEAST_SEEDS:
-        draws = max(_LEAST_DRAWS, round(_DRAWS_IN_TAIL / tail))
+        draws = max(resamples, round(_DRAWS_IN_TAIL / tail))
         return bootstrap_interval(by_image, comparisons, confidence, resamples=draws)
     return _crossed(by_image, tables, tail)
 

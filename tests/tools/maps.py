@@ -79,11 +79,12 @@ def summary(values: map_quality.Values, effects: Sequence[Effect]) -> str:
 
     permuted = [e.verdict for e in effects if e.claim == claims.DEPENDS]
     leaks = [e.verdict for e in effects if e.claim == claims.LEAKS]
-    seeds = sorted({effect.seeds for effect in effects})
+    counts = {effect.seeds for effect in effects}
+    trained = " to ".join(map(str, sorted({min(counts), max(counts)})))
     precision, prediction = "average_precision", "prediction"
     lines = [
         f"**Where it lies**: attention finds the object with an average precision of {span(ATTENTION, precision)} "
-        f"(best level; {seeds[0]} to {seeds[-1]} seeds each), the norm of the same features, without attention, with "
+        f"(best level; {trained} seeds each), the norm of the same features, without attention, with "
         f"{span(NORM, precision)}: {counted(claims.BEATS_NORM, NORM)}. Against saliency at the same resolution it is "
         f"{counted(claims.BEATS_METHODS, 'saliency')}, against Grad-CAM {counted(claims.BEATS_METHODS, 'Grad-CAM')}.",
         f"**What the answer depends on**: attention predicts with a rank correlation of {span(ATTENTION, prediction)} "
