@@ -22,7 +22,7 @@ def trained(predictions, scores=None, **strongest):
     [
         ((LABELS + (torch.arange(100) < 10).long()) % 3, "90.0", "supported"),
         (torch.full((100,), 2), "50.0", "undecided"),
-        (torch.full((100,), 3), "0.0", "contradicted"),
+        (torch.full((100,), 3), "0.0", "undecided"),  # equal values have no interval
     ],
 )
 def test_accuracy_is_judged_beside_the_most_frequent_class(predictions, percent, verdict):

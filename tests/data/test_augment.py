@@ -183,5 +183,5 @@ def test_choice():
 
 @pytest.mark.parametrize("mode", ["auto", "flip", "", None])
 def test_other_modes_are_refused(mode):
-    with pytest.raises(ValueError, match=r"mode=.*known: flip\+shift, shift, crop\+flip, none"):
+    with pytest.raises(ValueError, match=r"mode=.*known: flip\+shift, flip\+shift\+cutout, shift, crop\+flip, none"):
         augmented_batch(some_images(), torch.arange(2), mode, 0, 0)

@@ -620,7 +620,7 @@ def test_list_models():
     ("name", "closest"),
     [
         ("vgg-att3-concat-pd", "vgg-att3-concat-(pc|dp)"),
-        ("VGG-late", "vgg-late"),
+        ("VGG-late", "vgg-late(-norm)?"),
         ("vgg_att2_concat_add", "vgg-att2-concat-add"),
         ("resnet-164", "resnet164"),
         ("resnet164-att3-concat-pc", "resnet164-.*"),
