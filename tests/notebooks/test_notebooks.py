@@ -175,7 +175,8 @@ def _plain(value: Any) -> Any:
 @each_notebook
 def test_prints_the_same_again(notebook, copy, replay):
     compared = [cell for cell in code_of(copy) if not is_ignored(cell) and cell.outputs]
-    text = "".join(o.text for cell in compared for o in cell.outputs if o.output_type == "stream")
+    outputs = [output for cell in compared for output in cell.outputs]
+    text = "\n".join(o.text if o.output_type == "stream" else o.data.get("text/plain", "") for o in outputs)
     assert text.count("\n") >= 3, "too little is compared"
     assert replay.returncode == 0, replay.stdout[-5000:] + replay.stderr[-2000:]
     assert f"{len(code_of(copy))} passed" in replay.stdout, "nbval passes cells without a count unseen"
