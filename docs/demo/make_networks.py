@@ -19,7 +19,7 @@ from ltpa.models.classifier import ImageClassifier
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parents[1] / "build" / "demo_runs"
 NAMES = ("pc", "dp", "asked")
-STEPS, RATE = 300, 0.02  # of the training with queries, by Muon: with SGD it does not learn on these pictures
+STEPS = 300  # of the training with queries, by Muon: with SGD it does not learn on these pictures
 SCENES = 500  # to measure on
 
 
@@ -47,7 +47,7 @@ def train(name: str) -> ImageClassifier:
     if name != "asked":
         return run.model
     scenes = ltpa.load_data("shapes", objects=2).train
-    return query.learn_to_ask(run, scenes, single.train, STEPS, optimizer="muon", learning_rate=RATE)
+    return query.learn_to_ask(run, scenes, single.train, STEPS)
 
 
 def store(name: str, model: ImageClassifier) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..config import Optimizer
 from ..data.dataset import Split
 from ..inference import choose_precision
 from ..models.networks import ImageClassifier
@@ -21,7 +20,7 @@ from ..training.run import Run
 from ..training.trainer import train_step
 from .query_scenes import draw_queries
 
-BATCH, PEAK = 64, 0.03  # scenes a step, and the peak of the learning rate
+BATCH, PEAK = 64, 0.02  # scenes a step, and the peak of the learning rate
 
 
 class WithQuery(nn.Module):
@@ -37,16 +36,7 @@ class WithQuery(nn.Module):
         return self.model.compute(scenes, query=queries).logits
 
 
-def learn_to_ask(
-    run: Run,
-    scenes: Split,
-    bank: Split,
-    steps: int,
-    progress: bool = True,
-    *,
-    optimizer: Optimizer = "sgd",
-    learning_rate: float = PEAK,
-) -> ImageClassifier:
+def learn_to_ask(run: Run, scenes: Split, bank: Split, steps: int, progress: bool = True) -> ImageClassifier:
     """Train a copy of a run's model to name the object of a scene that a query, drawn from the bank, shows.
 
     Precision and seed are those of the run; its maps must depend on the global feature. 0 steps give an unchanged copy.
@@ -56,8 +46,7 @@ def learn_to_ask(
     model = copy.deepcopy(run.model)
     device = model.mean.device
     dtype = choose_precision(run.config.precision, device)
-    weight_decay = run.config.weight_decay
-    stepper = make_optimizer(model, optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
+    optimizer = make_optimizer(model, learning_rate=PEAK, weight_decay=run.config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     network, steps_done = WithQuery(model), Steps(steps)
     generator = torch.Generator().manual_seed(run.config.seed)
@@ -72,11 +61,11 @@ def learn_to_ask(
             labels = drawn.labels[which, torch.arange(BATCH)]
             loss, _ = train_step(
                 network,
-                stepper,
+                optimizer,
                 scaler,
                 torch.stack([part.images, queries], dim=1).to(device),
                 labels.to(device),
-                factor=schedule(steps_done.done(step), WARM_UP[optimizer]),
+                factor=schedule(steps_done.done(step), WARM_UP["muon"]),
                 smoothing=0.1,
                 dtype=dtype,
             )
