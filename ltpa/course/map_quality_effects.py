@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ..data.shapes import CLASSES
 from ..metrics.agreement import measure_agreement
+from ..metrics.crossed import two_level_interval
 from ..metrics.interventions import CHANCE_MARGIN
 from ..metrics.overlap import DIFFERENCE, OTSU
 from ..metrics.statistics import CONTRADICTED, LEAST_SEEDS, SUPPORTED, UNDECIDED, Effect, Interval
-from ..metrics.two_level import two_level_interval
 from .map_quality_maps import ATTENTION, CENTER, CONTROL, FEATURES, LEVEL, METHOD, NAMES, NETWORK, NORM, UNIFORM
 from .map_quality_measure import Measured
 

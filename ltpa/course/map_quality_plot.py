@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.dataset import Split
 from ..inference import attend, to_float
-from ..metrics.two_level import two_level_interval
+from ..metrics.crossed import two_level_interval
 from ..models.classifier import ImageClassifier
 from ..viz.figures import draw_overlay, outline
 from ..viz.overlay import places_by_maximum

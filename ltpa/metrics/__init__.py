@@ -3,7 +3,7 @@
 from ..maps import correlation, effective_positions, entropy, rank_agreement, relative
 from .agreement import measure_agreement, ranks
 from .contrast import class_contrast
-from .crossed import Difference, crossed_difference, holm
+from .crossed import Difference, crossed_difference, holm, two_level_interval
 from .deletion import Deletion, delete_cells, each_cell_hidden, train_with_hidden_cells
 from .faithfulness import Curves, deletion_insertion, permuted_attention
 from .interventions import (
@@ -17,7 +17,6 @@ from .interventions import (
 from .overlap import CONTROLS, MEASURES, PICTURE_CONTROLS, controls, localization, picture_controls
 from .sanity import entropy_rise, histogram_entropy, layers_top_down, randomization
 from .statistics import Effect, Interval, bootstrap_interval, effects_frame, t_interval, write_effects
-from .two_level import two_level_interval
 
 __all__ = [
     "CHANCE_MARGIN", "CONTROLS", "MEASURES", "PICTURE_CONTROLS", "Curves", "Deletion", "Difference", "Effect",

@@ -30,9 +30,9 @@ from ltpa.metrics import (
     randomization,
     train_with_hidden_cells,
 )
+from ltpa.metrics.crossed import two_level_interval
 from ltpa.metrics.overlap import best_threshold, jaccard
 from ltpa.metrics.statistics import COLUMNS
-from ltpa.metrics.two_level import two_level_interval
 from ltpa.viz import to_png
 from ltpa.viz.overlay import overlay
 
