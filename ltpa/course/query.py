@@ -5,7 +5,6 @@ the map then goes to what the query shows is measured on scenes of two objects w
 for either object, so that an object that attracts attention under every query counts for nothing.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,18 +12,13 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from pydantic import Field
 from torch import Tensor
 
 from ..config import EachOnce, FilePath, Seed, Variant, settings
 from ..data.dataset import Split
 from ..data.samples import photographs
-from ..inference import attend
-from ..maps import rank_agreement
-from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import (
     CONTRADICTED,
     LEAST_SEEDS,
@@ -41,14 +35,15 @@ from ..metrics.statistics import (
 from ..metrics.statistics import write_effects as write_effects
 from ..models.networks import ImageClassifier
 from ..training.run import Run, load_run
-from ..viz.figures import attention_figure
-from ..viz.style import FONT, LINE_COLORS, add_legend, new_figure, style_axes
-from ..viz.words import model_in_words
 from . import setup
 from .grid import AblationConfig
 from .grid import collect as collect
 from .grid import train_missing as train_missing
-from .query_scenes import KINDS, Queries, side_by_side
+from .query_measure import Levels, answers, geometry, steer
+from .query_measure import typical as typical
+from .query_plot import query_figure as query_figure
+from .query_plot import steering_figure
+from .query_scenes import Queries, side_by_side
 from .query_scenes import draw_queries as draw_queries
 from .query_training import learn_to_ask as learn_to_ask
 from .setup import report as report
@@ -56,7 +51,6 @@ from .setup import report as report
 CHANCE, MARGIN = 0.5, 0.1  # attention that follows the query in less than three of five cases is not steered
 CLAIM = f"Attention follows the query in more than {100 * (CHANCE + MARGIN):.0f} % of the cases"
 
-Levels = dict[str, dict[str, Tensor]]  # level -> measure -> (N,)
 Networks = Mapping[str, Mapping[int, ImageClassifier]]  # name -> seed -> model
 
 
@@ -109,96 +103,6 @@ def real_queries(config: QueryConfig, otherwise: Run) -> tuple[Run, Queries, tup
         data = setup.images_of_run(run.config, run.classes, config.data_dir)
         even, odd, classes, count = data.test[::2], data.test[1::2], data.classes, config.scenes
     return run, draw_queries(side_by_side(even, count, config.seed), odd, config.seed), classes
-
-
-# Measures
-
-
-def steer(model: ImageClassifier, queries: Queries, precision: str = "auto") -> Levels:
-    """Measure how far the queries steer a model's maps: level -> measure -> (N,), the means over a scene's objects.
-
-    `queried`: share of the attention on the object that the query shows; `other`: share on the other object;
-    `absent`: share on an object when the query shows a class that is not in the scene;
-    `swing`: `queried` - `other`, which is also how much an object's share grows when the query changes to it;
-    `follows`: how often the object with the highest score is that of the query (a tie counts 1/2). Only the order of
-    positions matters: exactly 1/2 where the map ignores the query, and for all `pc`;
-    `agreement`: Spearman's correlation of the scores under both queries, 1 = the same order of positions.
-
-    Softmax with `pc` warns that queries cannot steer it.
-    """
-    images, masks = queries.scenes.images, queries.masks
-    outputs = [attend(model, images, precision, query=query) for query in queries.images]
-    levels: Levels = {}
-    for level in outputs[0].maps:
-        of_query = [[localization_tensors(o.maps[level], m)["share"] for m in masks.unbind(1)] for o in outputs]
-        shares = torch.stack([torch.stack(of_objects, 1) for of_objects in of_query])  # (query, scene, object)
-        first, second = (_first_leads(output.scores[level], masks) for output in outputs[:2])
-        queried = (shares[0, :, 0] + shares[1, :, 1]) / 2
-        other = (shares[0, :, 1] + shares[1, :, 0]) / 2
-        # Ranks of numbers from zero up, as of maps.
-        ranked = (o.scores[level] - o.scores[level].amin((1, 2), keepdim=True) for o in outputs[:2])
-        levels[level] = {
-            "queried": queried,
-            "other": other,
-            "absent": shares[2].mean(1),
-            "swing": queried - other,
-            "follows": (first + 1 - second) / 2,
-            "agreement": rank_agreement(*ranked),
-        }
-    return levels
-
-
-def _first_leads(scores: Tensor, masks: Tensor) -> Tensor:
-    """Return whether the first of the objects (N, 2, H, W) has the highest score (N, h, w): 1, 0, or 1/2 for a tie.
-
-    Scores are not blended with their neighbors, so that only their order counts.
-    """
-    scaled = torch.nn.functional.interpolate(scores[:, None], masks.shape[2:], mode="nearest")
-    highest = scaled.masked_fill(~masks, -torch.inf).amax((2, 3))  # (N, 2)
-    return ((highest[:, 0] - highest[:, 1]).sign() + 1) / 2
-
-
-def answers(model: ImageClassifier, queries: Queries, precision: str = "auto") -> dict[str, float]:
-    """Measure how often a model names the class of the query, that of the other object, and that of an absent one.
-
-    If it names the class of a query that is not in the scene, the answer comes from the query itself, by a leak through
-    the map, and right answers prove nothing about attention.
-    """
-    first, second, absent = (
-        attend(model, queries.scenes.images, precision, query=query).logits.argmax(1) for query in queries.images
-    )
-    one, two, missing = queries.labels
-    return {
-        "queried": torch.cat([first == one, second == two]).double().mean().item(),
-        "other": torch.cat([first == two, second == one]).double().mean().item(),
-        "absent": (absent == missing).double().mean().item(),
-    }
-
-
-def geometry(model: ImageClassifier, split: Split, precision: str = "auto") -> dict[str, float]:
-    """Measure what the global feature knows of the classes, on single images with labels (N,), several of each class.
-
-    `cosine`: mean cosine similarity of the class means of `g`, of different classes: near 1, all point the same way;
-    `nearest_mean`: how often `g` is nearest to the mean of its own class, means of even images, tested on odd ones;
-    `classifier`: accuracy of the model itself on the same images.
-    """
-    output = attend(model, split.images, precision)
-    if output.global_feature is None:
-        raise ValueError("this model computes no global feature: no map of it depends on one")
-    g, labels = output.global_feature, split.labels
-    even = torch.arange(len(g)) % 2 == 0
-    classes = labels[even].unique()
-    means = torch.stack([g[even & (labels == c)].mean(0) for c in classes])
-    cosines = torch.nn.functional.cosine_similarity(means[:, None], means[None], dim=2)
-    nearest = classes[torch.cdist(g[~even], means).argmin(1)]
-    return {
-        "cosine": cosines[~torch.eye(len(means), dtype=torch.bool)].mean().item(),
-        "nearest_mean": (nearest == labels[~even]).double().mean().item(),
-        "classifier": (output.logits.argmax(1) == labels)[~even].double().mean().item(),
-    }
-
-
-# Several models
 
 
 @dataclass(frozen=True)
@@ -355,66 +259,3 @@ def geometry_table(models: Networks, split: Split) -> pd.DataFrame:
 
 def _means(rows: Mapping[str, list[dict[str, float]]]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.DataFrame(of).mean() for name, of in rows.items()}).T.rename_axis("model")
-
-
-def typical(levels: Levels, count: int) -> tuple[str, Tensor]:
-    """Return what to show, chosen by the measure: the best level, and `count` scenes from best to worst swing."""
-    level = max(levels, key=lambda level: levels[level]["follows"].mean().item())
-    order = levels[level]["swing"].argsort(descending=True, stable=True)
-    return level, order[torch.linspace(0, len(order) - 1, count).long()]
-
-
-# Figures
-
-
-def steering_figure(intervals: Mapping[tuple[str, str], Mapping[str, Interval]], threshold: float) -> Figure:
-    """Draw how often attention follows the query (left) and the swing of its share (right).
-
-    A row for each model, a color for each level; from `threshold` on the attention counts as steered.
-    """
-    if not intervals:
-        raise ValueError("there is nothing to draw: measure a model first")
-    models, levels = (list(dict.fromkeys(names)) for names in zip(*intervals, strict=True))
-    figure = new_figure(2.5 + 0.65 * len(models))
-    left, right = figure.subplots(1, 2, sharey=True)
-    style_axes(left, x="attention follows the query\n(% of the cases)")
-    style_axes(right, x="swing: share that moves to\nthe queried object (points)")
-    for (model, level), by_measure in intervals.items():
-        number = levels.index(level)
-        y = models.index(model) + 0.22 * (number - (len(levels) - 1) / 2)
-        _draw_interval(left, y, by_measure["follows"], LINE_COLORS[number])
-        _draw_interval(right, y, by_measure["swing"], LINE_COLORS[number])
-    left.axvline(50, color="black", linewidth=1)
-    left.axvline(100 * threshold, color="black", linewidth=1, linestyle=":")
-    right.axvline(0, color="black", linewidth=1)
-    names = [textwrap.fill(model_in_words(model), 24) for model in models]
-    left.set_yticks(range(len(models)), names, fontsize=FONT)
-    left.set_ylim(len(models) - 0.5, -0.5)
-    left.set_xlim(min(35, left.get_xlim()[0]), max(65, left.get_xlim()[1]))
-    handles = [
-        Line2D([], [], marker="o", color=LINE_COLORS[number], linewidth=3, label=level)
-        for number, level in enumerate(levels)
-    ]
-    handles.append(Line2D([], [], color="black", linewidth=1, label="ignores the query"))
-    handles.append(Line2D([], [], color="black", linewidth=1, linestyle=":", label="steered from here on"))
-    add_legend(figure, handles, columns=3)
-    return figure
-
-
-def query_figure(
-    model: ImageClassifier, queries: Queries, chosen: Tensor, level: str, classes: tuple[str, ...]
-) -> Figure:
-    """Draw the maps of the chosen scenes (K,) at one level: with their own g, and with each of their three queries."""
-    scenes = queries.scenes[chosen]
-    maps = {"own g": attend(model, scenes.images).maps[level]}
-    for kind, query in zip(KINDS, queries.images, strict=True):
-        maps[f"query: {kind}"] = attend(model, scenes.images, query=query[chosen]).maps[level]
-    titles = [f"1st {classes[a]} | 2nd {classes[b]}" for a, b in scenes.labels.tolist()]
-    figure = attention_figure(scenes.images, maps, titles=titles, masks=queries.masks[chosen].any(1))
-    figure.suptitle(level, fontsize=FONT)
-    return figure
-
-
-def _draw_interval(axes: Axes, y: float, interval: Interval, color: str) -> None:
-    axes.plot([100 * interval.low, 100 * interval.high], [y, y], color=color, linewidth=3)
-    axes.plot(100 * interval.mean, y, "o", color=color, markersize=6)
