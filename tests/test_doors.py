@@ -12,8 +12,8 @@ from torch import nn
 import ltpa
 from ltpa import Split, TrainConfig, attend, evaluate, explain, fit, metrics, show, viz
 from ltpa.checks import check_values
-from ltpa.metrics.adversarial import perturb
 from ltpa.inference import attend_batches
+from ltpa.metrics.adversarial import perturb
 from ltpa.models.cost import gmac
 from ltpa.models.foreign import ForeignNetwork
 from tests.models.helpers import MODELS, pictures, warmed
