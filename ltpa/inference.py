@@ -118,14 +118,7 @@ def attend_batches(
 ) -> Iterator[tuple[slice, AttentionOutput]]:
     """Run a model in evaluation mode on its device; yield a slice of the images and its output for them, by batches.
 
-    Args:
-        model: a run, any model of `ltpa.create_model`, or your own module from images to logits, which has no maps.
-        images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split.
-        precision: "auto", "fp32", "bf16" or "fp16"; weights in half precision compute in theirs.
-        batch_size: None means 500 images of 32x32 pixels, fewer larger ones.
-        query: None, or images like `images`, see `ImageClassifier.attend`; the slices are of the queries if there are
-            more of them.
-        normalize: (mean, std) per channel, for your own module if it reads normalized images.
+    The arguments are those of `attend`. With more queries than images, the slices are of the queries.
     """
     network = as_classifier(model, normalize)
     for name, value in {"images": images, **({} if query is None else {"query": query})}.items():
@@ -166,7 +159,17 @@ def attend(
     query: Tensor | None = None,
     normalize: Normalization | None = None,
 ) -> AttentionOutput:
-    """Return `model.attend` for any number of images, float32 on the CPU; arguments as in `attend_batches`."""
+    """Run a model on any number of images; return its logits and maps, float32 on the CPU.
+
+    Args:
+        model: a run, any model of `ltpa.create_model`, or your own module from images to logits, which has no maps.
+        images: uint8, or float in [0, 1], (N, 3, H, W), on any device; or a split.
+        precision: "auto", "fp32", "bf16" or "fp16"; weights in half precision compute in theirs.
+        batch_size: None means 500 images of 32x32 pixels, fewer larger ones.
+        query: images whose global features score the positions of `images`: as many as these, or one for all; or many
+            for one image.
+        normalize: (mean, std) per channel, for your own module if it reads normalized images.
+    """
     batches = attend_batches(model, images, precision, batch_size, query=query, normalize=normalize)
     outputs = [_combined([output], lambda tensors: tensors[0].float().cpu()) for _, output in batches]
     if not outputs:
@@ -217,10 +220,10 @@ def evaluate(
     *,
     normalize: Normalization | None = None,
 ) -> dict[str, float]:
-    """Return {"accuracy": ..., "loss": ..., "entropy_conv7": ..., ...}: in [0, 1], in nats, and 1 = uniform.
+    """Return the accuracy, the loss in nats, and the mean entropy of each level's maps: {"entropy_conv7": ..., ...}.
 
-    The entropy is the mean over the maps that have any weight. `evaluate_images` returns the values of each image;
-    the other arguments are those of `attend_batches`.
+    An entropy is 1 for uniform maps, 0 for maps with all weight on one position, and leaves out maps without any
+    weight. `split` is images with labels, such as `data.test`; the other arguments are those of `ltpa.attend`.
     """
     return evaluate_images(model, split, precision, batch_size, normalize=normalize).scores
 

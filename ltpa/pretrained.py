@@ -39,8 +39,8 @@ def list_pretrained() -> list[str]:
 def load_pretrained(name: str | Path = DEFAULT, device: str = "auto") -> ImageClassifier:
     """Return a trained network, in evaluation mode and with its `.classes`.
 
-    Its `.facts` hold data, accuracy and so on. For weights that come with the package, `pretrained_facts` has more;
-    their kernels and matrices are stored in float16.
+    Its `.facts` say what it was trained on and how accurate it is. Weights that come with the package are stored in
+    float16; `ltpa.pretrained.pretrained_facts` has more about them.
 
     Args:
         name: one of `ltpa.list_pretrained()`; or the folder of a run or of `model.save_pretrained`; or "owner/name" on

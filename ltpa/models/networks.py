@@ -261,7 +261,7 @@ _BACKBONE_NAMES = [f"{name}-att3-concat-{kind}" for name in TESTED for kind in C
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names for `create_model` that match a shell pattern such as "vgg-att3-*".
 
-    Of the names that any backbone of timm gives, only those of a few tested ones with "att3-concat" are listed.
+    Other backbones of timm work, too, but only a few tested ones are listed, each with "att3-concat".
     """
     return fnmatch.filter([*PAPER_NAMES, *_BACKBONE_NAMES], pattern)
 
@@ -332,7 +332,7 @@ def create_model(
     `vgg-att3-concat-pc` is (VGG-att3)-concat-pc: three levels, one classifier on all descriptors, parametrized
     compatibility. With "indep" each level has a classifier and their logits are averaged (the authors add them, which
     predicts the same class). `resnet50-att3-concat-pc` reads the last three levels of timm's ResNet-50 in the same way;
-    `g` is there the mean of the last level. `ltpa.models.attention` explains the other endings, such as "uniform".
+    its `g` is the mean of the last level. `ltpa.models.attention` explains the other endings, such as "uniform".
 
     Args:
         name: one of `list_models()`, or "<a backbone of timm>-att<number of levels>-<concat|indep>-<dp|pc|add|sdp>".

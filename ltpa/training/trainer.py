@@ -176,8 +176,8 @@ def fit(
     """Train a model, or resume an interrupted run; a complete run is returned at once.
 
     The optimizer is Muon unless the settings name another. The learning rate rises for a part of the steps (or of the
-    minutes) and then falls linearly to zero. The test after every epoch is of the weights that are saved; it chooses
-    nothing.
+    minutes) and then falls linearly to zero. The network is tested after every epoch, but the result chooses nothing:
+    the run keeps the last weights.
 
     SIGTERM and Ctrl-C (a notebook's stop button) take effect after the current step, which is saved. A file that cannot
     be written is reported, and training continues. A second process on the same machine waits for the folder.
@@ -186,8 +186,8 @@ def fit(
         config: the settings. Under torchrun `batch_size` is divided among the processes.
         data: the data set, used as it is (`hold_out` splits it for validation); None loads what the settings name.
         resume: False refuses a folder that holds a run.
-        callbacks: callbacks, or functions that are called with the run after every epoch; of a run with epochs they
-            are called once at the start, so that a curve begins with these.
+        callbacks: callbacks, or functions that are called with the run after every epoch; for a run that is resumed,
+            also once at the start, so that a curve shows the earlier epochs.
         progress: show a progress bar and messages; False prints nothing.
     """
     check_arguments(config, data)
