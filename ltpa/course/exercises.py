@@ -115,7 +115,7 @@ answer = (factor, reason)
     ),
     "relative": Exercise(
         variable="relative",
-        hint="A map without preference gives each of the n positions the same weight. How much is that?",
+        hint="Divide every weight by the even share. `weights.numel()` is the number of positions.",
         solution="""
 def relative(weights):
     return weights * weights.numel()  # a_i / (1/n)
@@ -188,7 +188,7 @@ def add(local, g, W_l, W_g, u):
     ),
     "gates": Exercise(
         variable="gated",
-        hint="The gates are `scores.sigmoid()`. The sum is that of softmax, divided by the number of positions.",
+        hint="The gates are `scores.sigmoid()`. The sum is the same as with softmax, divided by the number of positions.",
         solution="""
 def gated(local, scores):
     gates = scores.sigmoid()
