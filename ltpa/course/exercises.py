@@ -188,7 +188,7 @@ def add(local, g, W_l, W_g, u):
     ),
     "gates": Exercise(
         variable="gated",
-        hint="The gates are `scores.sigmoid()`. The sum is the same as with softmax, divided by the number of positions.",
+        hint="The gates are `scores.sigmoid()`. The sum is as with softmax, divided by the number of positions.",
         solution="""
 def gated(local, scores):
     gates = scores.sigmoid()
