@@ -56,5 +56,5 @@ def _mounted() -> bool:
 def _advice(problem: str) -> str:
     return (
         f"Google Drive {problem}. Run the cell again and allow the access that Colab asks for, or set "
-        "runs_on_drive=False: the runs then stay on this machine, which Colab takes away after some hours"
+        "runs_on_drive=False: the runs then stay on this machine, which Colab deletes after a few hours"
     )

@@ -36,7 +36,7 @@ def check_shift(answer: Any) -> None:
     first = value.flatten()[0].item()
     if _differs(value, torch.ones_like(value), 1e-3):
         if abs(first - math.exp(5)) < 1:
-            raise Wrong("e to the 5 is the factor of every numerator. What happens to the sum that it is divided by?")
+            raise Wrong("Every numerator gets the factor e^5. What happens to the sum that it is divided by?")
         if first == 0:
             raise Wrong("A factor of 0 would make all weights vanish. How large is the new weight over the old one?")
         if first in (5, 6):
@@ -80,9 +80,9 @@ def check_positions(answer: Any) -> None:
         given = count(*[1 / equal] * equal, *[0.0] * (n - equal))
         if abs(given - equal) > 1e-3:
             mistakes = {
-                "That is the entropy itself: the number of positions is e to it.": math.log(equal),
+                "That is the entropy itself: take its exponential.": math.log(equal),
                 "That is the entropy as a fraction of that of the uniform map.": math.log(equal) / math.log(n),
-                "That is one over it.": 1 / equal,
+                "That is its reciprocal.": 1 / equal,
             }
             why = _mistake(given, mistakes)
             raise Wrong(f"{equal} equal weights among {n} should count as {equal}; you give {given:.3g}. {why}".strip())

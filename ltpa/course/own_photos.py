@@ -254,7 +254,7 @@ def keep(run: Run) -> Path:
     """Save the network for `ltpa.load_pretrained` in the run's folder; print how to use it."""
     folder = run.model.save_pretrained(run.path / "model")
     print(
-        f"The network, what rebuilds it, and a card about it are in {folder}. From Python:\n"
+        f"The network, its settings and its model card are in {folder}. From Python:\n"
         f'  ltpa.load_pretrained("{folder}")\n'
         "From a terminal, for new photos:\n"
         f"  python -m ltpa show PHOTO --model {folder} --save maps.png"

@@ -247,7 +247,7 @@ WRONG = {
     "positions": [
         (entropy, "That is the entropy itself"),
         (lambda weights: entropy(weights) / math.log(weights.numel()), "as a fraction of that of the uniform map"),
-        (lambda weights: weights.max(), "That is one over it"),
+        (lambda weights: weights.max(), "That is its reciprocal"),
         (lambda weights: (weights > 0).sum(), "yours goes 2, 2, 2.* Counting .* is not enough"),
         (lambda weights: (weights >= 1 / weights.numel()).sum(), "Counting those above a threshold"),
         (lambda weights: (-(weights * weights.log()).sum()).exp(), "contains a nan or an infinity"),
