@@ -131,6 +131,13 @@ def _ranks(values: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=torch.float64).scatter_(1, order, (first + last).double() / 2)
 
 
+def order_ranks(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the rank of each of the weights (N, n), 0 for the largest of its row, with ties in random order."""
+    shuffled = torch.rand(weights.shape, generator=generator).argsort(dim=1)
+    order = weights.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    return shuffled.gather(1, order).argsort(dim=1)
+
+
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     """Return Pearson's correlation of float64 rows (N, n), as float32; NaN if a row is constant."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)

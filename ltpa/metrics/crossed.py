@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .statistics import LEAST_SEEDS, Interval, bootstrap_interval, student_t, tail_of
+from .statistics import CONFIDENCE, LEAST_SEEDS, Interval, bootstrap_interval, student_t, tail_of
 
 SIMILAR = 0.05  # p-value of Brown and Forsythe's test from which on the spreads of models are taken as equal
 _DRAWS_IN_TAIL = 50  # of the bootstrap over images
@@ -27,9 +27,9 @@ class Difference:
     freedom: float = math.nan
     images: int = 0
 
-    def interval(self, comparisons: int = 1, confidence: float = 0.95) -> Interval:
-        """Return the interval within [-1, 1]; `comparisons` intervals hold together (Bonferroni correction)."""
-        tail = tail_of(comparisons, confidence)
+    def interval(self, comparisons: int = 1) -> Interval:
+        """Return the 95 % interval within [-1, 1]; `comparisons` of them hold together (Bonferroni correction)."""
+        tail = tail_of(comparisons)
         if math.isnan(self.error):
             return Interval(self.mean, n=self.images)
         reach = float(student_t().ppf(1 - tail, self.freedom)) * self.error
@@ -77,28 +77,24 @@ def crossed_difference(scores: ArrayLike, baseline: ArrayLike, pool: Iterable[Ar
     return Difference(difference, math.sqrt(_variance(parts)), freedom, images)
 
 
-def holm(differences: Sequence[Difference], value: float = 0.0, confidence: float = 0.95) -> list[Interval]:
+def holm(differences: Sequence[Difference], value: float = 0.0) -> list[Interval]:
     """Return the interval of each difference at the level at which Holm's method (1979) tests it against `value`.
 
     An interval excludes the value exactly where the method rejects it, so that all these verdicts together are right
-    with `confidence`. (That all intervals hold together is not claimed.)
+    with 95 %. (That all intervals hold together is not claimed.)
     """
     order = sorted(range(len(differences)), key=lambda k: differences[k].p_value(value))
     intervals, left = dict[int, Interval](), len(differences)
     going_on = True
     for k in order:
-        intervals[k] = differences[k].interval(left, confidence)
-        going_on = going_on and differences[k].p_value(value) < (1 - confidence) / left
+        intervals[k] = differences[k].interval(left)
+        going_on = going_on and differences[k].p_value(value) < (1 - CONFIDENCE) / left
         left -= going_on
     return [intervals[k] for k in range(len(differences))]
 
 
 def two_level_interval(
-    values: ArrayLike,
-    minus: ArrayLike | None = None,
-    comparisons: int = 1,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
+    values: ArrayLike, minus: ArrayLike | None = None, comparisons: int = 1, resamples: int = 10_000
 ) -> Interval:
     """Return the interval of a mean over seeds and images, for new seeds and for new images; n counts images.
 
@@ -111,14 +107,14 @@ def two_level_interval(
         values: (seeds, images), such as the difference of two measures in each image of each trained network. An image
             that has a NaN anywhere is left out.
         minus: values of another model for the same images, (its seeds, images), whose mean is subtracted.
-        comparisons: how many intervals hold together with `confidence` (Bonferroni correction).
+        comparisons: how many intervals hold together with 95 % (Bonferroni correction).
         resamples: of the bootstrap; more where `comparisons` ask for a far tail, 50 in it.
     """
     tables = [np.asarray(table, dtype=np.float64) for table in (values, minus) if table is not None]
     if any(table.ndim != 2 or table.shape[1:] != tables[0].shape[1:] for table in tables):
         shapes = " and ".join(str(table.shape) for table in tables)
         raise ValueError(f"values must be tables (seeds, images) of the same images, not {shapes}")
-    tail = tail_of(comparisons, confidence)
+    tail = tail_of(comparisons)
     known = ~np.any([np.isnan(table).any(0) for table in tables], axis=0)
     tables = [table[:, known] for table in tables]
     by_image = tables[0].mean(0) - (tables[1].mean(0) if minus is not None else 0)
@@ -127,7 +123,7 @@ def two_level_interval(
         return Interval(float(by_image.mean()) if images else math.nan, n=images)
     if min(map(len, tables)) < LEAST_SEEDS:
         draws = max(resamples, round(_DRAWS_IN_TAIL / tail))
-        return bootstrap_interval(by_image, comparisons, confidence, resamples=draws)
+        return bootstrap_interval(by_image, comparisons, draws)
     return _crossed(by_image, tables, tail)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.augment import choose_augmentation
 from ..data.dataset import Split
 from ..inference import Model, attend, choose_precision, to_float
-from ..maps import check_maps, resize
+from ..maps import check_maps, order_ranks, resize
 from ..models.classifier import ImageClassifier, chosen_classes
 from ..models.foreign import Normalization, as_classifier
 from ..training.loader import Loader, epoch_batches, steps_per_epoch
@@ -143,9 +143,7 @@ def _cell_ranks(maps: Tensor, images: Tensor, seed: int) -> Tensor:
         raise ValueError(f"there must be one map for each image, not {len(maps)} for {len(images)}")
     pixels = resize(maps, images.shape[2:]).unsqueeze(1)
     weights = torch.nn.functional.adaptive_avg_pool2d(pixels, CELLS).flatten(1)
-    shuffled = torch.rand(weights.shape, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    order = shuffled.gather(1, weights.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
-    return order.argsort(1)
+    return order_ranks(weights, torch.Generator().manual_seed(seed))
 
 
 def each_cell_hidden(model: Model, images: Tensor) -> Iterator[tuple[str, Tensor]]:

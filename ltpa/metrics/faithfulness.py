@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import closest, counted
 from ..inference import Model, attend, attend_batches, images_at_once, to_float
-from ..maps import check_maps, resize
+from ..maps import check_maps, order_ranks, resize
 from ..models.attention import Attention
 from ..models.classifier import chosen_classes
 from ..models.foreign import Normalization, as_classifier, uncompiled
@@ -89,9 +89,10 @@ def deletion_insertion(
         part = slice(start, min(start + batch_size, len(images)))
         batch = to_float(images[part])
         filled = _filled(batch, fill, generator)
-        rank = _ranks(resize(maps[part].cpu(), batch.shape[2:]), generator).to(batch.device)
+        weights = resize(maps[part].cpu(), batch.shape[2:]).flatten(1)
+        rank = order_ranks(weights, generator).view(len(batch), 1, *batch.shape[2:]).to(batch.device)
         for k, count in enumerate(counts.tolist()):
-            strongest = (rank < count).unsqueeze(1)
+            strongest = rank < count
             for curve, inside, outside in ((deletion, filled, batch), (insertion, batch, filled)):
                 changed = torch.where(strongest, inside, outside)
                 (((_, output),)) = attend_batches(network, changed, precision, batch_size)
@@ -109,16 +110,6 @@ def _filled(images: Tensor, fill: str, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     order = torch.rand(count, height * width, generator=generator).argsort(1).to(images.device)
     return images.flatten(2).gather(2, order.unsqueeze(1).expand(-1, 3, -1)).view_as(images)
-
-
-def _ranks(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """Return each pixel's rank, 0 for the strongest, with ties in random order; (N, H, W)."""
-    weights = maps.flatten(1)
-    shuffled = torch.rand(weights.shape, generator=generator).argsort(dim=1)
-    order = weights.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
-    order = shuffled.gather(1, order)
-    ranks = torch.arange(weights.shape[1]).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, ranks).view(maps.shape)
 
 
 def permuted_attention(model: Model, images: Tensor, seed: int = 0) -> dict[str, Tensor]:

@@ -46,7 +46,6 @@ def randomization(
         Spearman's and Pearson's correlation, as absolute values, since an inverted map keeps its structure. So they are
         above 0 even between unrelated maps, the more the fewer positions a map has. NaN if a map is constant.
     """
-    check_images(images)
     model = unwrapped(model)
     maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
     layers = layers_top_down(model, images)
@@ -71,19 +70,13 @@ def randomization(
 
 
 def entropy_rise(
-    model: Model,
-    images: Tensor,
-    maps_of: MapsByName | None = None,
-    *,
-    seed: int = 0,
-    draws: int = 5,
-    bins: int = 100,
+    model: Model, images: Tensor, maps_of: MapsByName | None = None, *, seed: int = 0, draws: int = 5
 ) -> dict[str, dict[str, Tensor]]:
     """Return by how much the entropy of each map rises when the whole model becomes random (eMPRT).
 
-    The entropy H is that of a histogram of the map's values in `bins` equal bins from its lowest to its highest. A map
-    that shows what the model learned should be less orderly without it: higher is better, and 0 means that learning
-    leaves no trace. Unlike `randomization` it compares no positions and needs no order of layers.
+    The entropy H is that of `histogram_entropy`. A map that shows what the model learned should be less orderly without
+    it: higher is better, and 0 means that learning leaves no trace. Unlike `randomization` it compares no
+    positions and needs no order of layers.
 
     Maps with few positions fill few bins, so compare maps of one size. Arguments as in `randomization`.
 
@@ -92,17 +85,16 @@ def entropy_rise(
         huge where a map is almost one spot, so take medians; "difference": (N,), H_random - H in nats}. Both are means
         over `draws` sets of random weights; "relative" is NaN where all values of a map are equal.
     """
-    check_images(images)
     model = unwrapped(model)
     maps_of = maps_of or (lambda net, batch: attend(net, batch, "fp32").maps)
     layers = layers_top_down(model, images)
-    before = {name: histogram_entropy(maps, bins) for name, maps in _maps(maps_of, model, images).items()}
+    before = {name: histogram_entropy(maps) for name, maps in _maps(maps_of, model, images).items()}
     after = {name: torch.zeros_like(value) for name, value in before.items()}
     for draw in range(draws):
         *_, (_, changed) = _random_from_the_top(model, layers, seed + draw * 1_000_003)
         maps = maps_of(changed, images)
         for name in before:
-            after[name] += histogram_entropy(maps[name], bins) / draws
+            after[name] += histogram_entropy(maps[name]) / draws
     rises = {name: after[name] - before[name] for name in before}
     return {
         name: {"relative": (rise / before[name]).where(before[name] > 0, torch.nan), "difference": rise}

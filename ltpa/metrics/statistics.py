@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval is useless
 TOO_FEW_SEEDS = f"Fewer than {LEAST_SEEDS} seeds: no interval over seeds can be given."
 COLUMNS = (
@@ -51,33 +52,28 @@ class Interval:
 
 
 def t_interval(
-    values: ArrayLike,
-    comparisons: int = 1,
-    confidence: float = 0.95,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    values: ArrayLike, comparisons: int = 1, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Interval:
     """Return Student's t-interval of the mean of a few values (n,), such as the accuracies of a few seeds.
 
     Args:
         values: independent values; fewer than three, or equal ones, which show no spread, give no interval.
-        comparisons: how many intervals hold together with `confidence` (Bonferroni correction).
+        comparisons: how many intervals hold together with 95 % (Bonferroni correction).
         bounds: limits of the quantity, such as (0, 1) for an accuracy; the interval is cut there.
     """
     x = _checked(values)
     mean = float(x.mean())
-    tail = tail_of(comparisons, confidence)
+    tail = tail_of(comparisons)
     if len(x) < LEAST_SEEDS or np.ptp(x) == 0:
         return Interval(mean, n=len(x))
     reach = float(student_t().ppf(1 - tail, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(mean, max(mean - reach, bounds[0]), min(mean + reach, bounds[1]), len(x))
 
 
-def bootstrap_interval(
-    values: ArrayLike, comparisons: int = 1, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: ArrayLike, comparisons: int = 1, resamples: int = 10_000) -> Interval:
     """Return the percentile bootstrap interval (Efron 1979) of the mean of many values (n,), such as one per image.
 
-    NaN values are left out; `comparisons` is the number of intervals that hold together with `confidence`.
+    NaN values are left out; `comparisons` is the number of intervals that hold together with 95 %.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[~np.isnan(x)] if x.ndim == 1 else x
@@ -86,10 +82,10 @@ def bootstrap_interval(
     x = _checked(x)
     if len(x) < 2:
         return Interval(float(x.mean()), n=len(x))
-    tail = tail_of(comparisons, confidence)
+    tail = tail_of(comparisons)
     # Right and wrong answers have few distinct values, so it is enough to draw how often each occurs.
     distinct, counts = np.unique(x, return_counts=True)
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     at_once = max(1, 10**7 // len(distinct))
     means = [
         draw.multinomial(len(x), counts / len(x), size=min(at_once, resamples - start)) @ distinct / len(x)
@@ -142,9 +138,7 @@ class Effect:
 def effects_frame(effects: Iterable[Effect]) -> pd.DataFrame:
     """Return effects as a table with `COLUMNS`, rounded to six decimals."""
     rows = [
-        {name: getattr(e, name) for name in ("claim", "model", "baseline", "measure", "data", "budget", "seeds")}
-        | {"n": e.interval.n, "effect": e.interval.mean, "low": e.interval.low, "high": e.interval.high}
-        | {"margin": e.margin, "verdict": e.verdict}
+        vars(e) | {"n": e.interval.n, "effect": e.interval.mean, "low": e.interval.low, "high": e.interval.high}
         for e in effects
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).round({"effect": 6, "low": 6, "high": 6})
@@ -184,10 +178,8 @@ def student_t() -> Any:
     return t
 
 
-def tail_of(comparisons: int, confidence: float) -> float:
-    """Return the probability beyond one end of the interval."""
-    if not 0 < confidence < 1 or comparisons < 1:
-        raise ValueError(
-            f"confidence must be between 0 and 1, not {confidence}; comparisons at least 1, not {comparisons}"
-        )
-    return (1 - confidence) / 2 / comparisons
+def tail_of(comparisons: int) -> float:
+    """Return the probability beyond one end of an interval, of which so many hold together with 95 %."""
+    if comparisons < 1:
+        raise ValueError(f"comparisons must be at least 1, not {comparisons}")
+    return (1 - CONFIDENCE) / 2 / comparisons

@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,8 +148,8 @@ def make_plan(
     records, problems = dict[str, Record](), dict[str, None]()
     for own in varied:
         parameters = {**common, **own}
-        problems |= dict.fromkeys(_problems(target, parameters))
-        identity = _identity(target, parameters)
+        identity, lines = _checked(target, parameters)
+        problems |= dict.fromkeys(lines)
         records.setdefault(_key(identity), Record(_name(own, target), parameters, identity, target.source))
     merged, differences = _with_known(folder, list(records.values()))
     problems |= dict.fromkeys(differences)
@@ -199,29 +198,19 @@ def _plain_words(value: Any) -> Any:
     return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def _problems(target: Target, parameters: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with one variant's parameters, a line each."""
-    known = list(target.defaults)
+def _checked(target: Target, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return all values of a variant, written in one way, and what is wrong with its parameters, a line each."""
+    known, values = list(target.defaults), {**target.defaults, **parameters}
     lines = [f"unknown parameter {n!r}: {closest(n, known)}" for n in parameters if known and n not in known]
     if target.settings is not None:
-        own = target.settings.defaults()
+        own = {name: value for name, value in values.items() if name in target.settings.defaults()}
         try:
-            target.settings.from_text({n: v for n, v in {**target.defaults, **parameters}.items() if n in own})
+            values |= vars(target.settings.from_text(own))
         except ValueError as error:
             lines += str(error).splitlines()
     if parameters.get("run_dir") is not None:
         lines.append("run_dir is chosen by the sweep: each variant has its own below --out")
-    return lines
-
-
-def _identity(target: Target, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all values of a variant, checked and written in one way."""
-    values = {**target.defaults, **parameters}
-    if target.settings is not None:
-        own = {name: value for name, value in values.items() if name in target.settings.defaults()}
-        with suppress(ValueError):  # which _problems reports
-            values |= vars(target.settings.from_text(own))
-    return {name: _plain(value) for name, value in sorted(values.items()) if name not in _NOT_IDENTITY}
+    return {name: _plain(value) for name, value in sorted(values.items()) if name not in _NOT_IDENTITY}, lines
 
 
 def _plain(value: Any) -> Any:

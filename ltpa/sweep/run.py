@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import statistics
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ from ..cores import available_cores
 from ..errors import duration
 from ..inference import choose_device
 from ..progress import logger, messages
+from ..training.callbacks import handled
 from ..training.run import locked
 from .plan import MISSING, Plan
 from .record import Record
@@ -56,7 +55,7 @@ def run_sweep(
         import distributed  # noqa: F401
     except ImportError as error:
         raise ImportError(MISSING.format("dask.distributed")) from error
-    with messages(True, []), locked(plan.folder), _signals_as_interrupts():
+    with messages(True, []), locked(plan.folder), handled(_interrupt, "SIGTERM", "SIGHUP"):
         plan = plan.current()  # after the wait for another sweep
         for record in plan.open:
             replace(record, state="waiting").save(plan.folder)
@@ -140,23 +139,8 @@ def _own_group() -> Any:
     return OwnGroup()
 
 
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass

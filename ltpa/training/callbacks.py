@@ -117,17 +117,14 @@ class HealthCheck(Callback):
 class Slowdown(Callback):
     """Warn once that an epoch's steps take far longer than those after the first check, as beside other programs."""
 
-    def __init__(self) -> None:
-        self._expected = 0.0  # seconds a step on whole pictures
-        self._warmed_up = self._noted = False
+    _expected = 0.0  # seconds a step on whole pictures
+    _warmed_up = _noted = False
 
     def on_start(self, trainer: Trainer) -> None:
-        """Start the clock."""
+        """Start the clock, again after every test."""
         self._since, self._steps = time.monotonic(), 0.0
 
-    def on_epoch(self, trainer: Trainer) -> None:
-        """Start the clock again, after the test."""
-        self.on_start(trainer)
+    on_epoch = on_start
 
     def on_step(self, trainer: Trainer) -> None:
         """Compare the steps of the epoch with the expected time, whenever `HealthCheck` has waited for the GPU."""
@@ -242,8 +239,7 @@ class Ending(Callback):
 class ProgressBar(Callback):
     """Show a bar over steps or seconds."""
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
+    _bar: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         """Show the bar."""
@@ -254,21 +250,16 @@ class ProgressBar(Callback):
         self._bar = Progress(self._whole, self._position(trainer))
 
     def on_step(self, trainer: Trainer) -> None:
-        """Move the bar."""
-        self._show(trainer)
+        """Move the bar; after a test show its results."""
+        if self._bar:
+            self._bar.update(self._position(trainer), partial(_describe, trainer))
 
-    def on_epoch(self, trainer: Trainer) -> None:
-        """Show the results of the test."""
-        self._show(trainer)
+    on_epoch = on_step
 
     def on_stop(self, trainer: Trainer) -> None:
         """Leave the bar as it is."""
         if self._bar:
             self._bar.close()
-
-    def _show(self, trainer: Trainer) -> None:
-        if self._bar:
-            self._bar.update(self._position(trainer), partial(_describe, trainer))
 
     def _position(self, trainer: Trainer) -> int:
         schedule = trainer.schedule
@@ -324,15 +315,23 @@ class Interrupted:
 def interrupts() -> Iterator[Interrupted]:
     """Within a `with` block, let SIGINT and SIGTERM only set a flag, so that no step or save is cut in two."""
     interrupted = Interrupted()
+    with handled(interrupted._set, "SIGINT", "SIGTERM"):
+        yield interrupted
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], object], *names: str) -> Iterator[None]:
+    """Within a `with` block in the main thread, let a function handle the signals that this system has."""
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield
         return
-    before = {number: signal.signal(number, interrupted._set) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield interrupted
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set in Python
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)  # None: one that was not set in Python
 
 
 def _describe(trainer: Trainer) -> tuple[str, str]:
