@@ -248,10 +248,8 @@ def _spellings(name: str) -> list[str]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("files of parameters need PyYAML: pip install pyyaml") from error
+    import yaml
+
     try:
         values = yaml_values(Path(file).expanduser().read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_images
-from .errors import closest
+from .errors import closest, optional_module
 from .inference import Model, attend_batches, to_float
 from .maps import resize
 from .models.classifier import ImageClassifier, chosen_classes, evaluation_mode
@@ -124,11 +124,7 @@ def _attention(model: ImageClassifier, images: Tensor, level: str | None) -> Ten
 
 
 def _captum() -> Any:
-    try:
-        import captum.attr
-    except ImportError as error:
-        raise ImportError("this method needs captum: pip install 'ltpa[notebooks]'") from error
-    return captum.attr
+    return optional_module("captum.attr", "this method needs captum")
 
 
 def _saliency(model: ImageClassifier, images: Tensor, target: Tensor, _: str | None) -> Tensor:

@@ -1,8 +1,10 @@
-"""Words for messages."""
+"""Words for messages, and checks that several rooms share."""
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 
 def closest(name: object, allowed: Iterable[str]) -> str:
@@ -30,6 +32,14 @@ def duration(seconds: float) -> str:
 def with_article(noun: str) -> str:
     """Return a noun with its article: "an arrow", "a star"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def optional_module(name: str, purpose: str, package: str = "'ltpa[notebooks]'") -> Any:
+    """Return a module that need not be installed; an ImportError says what needs it, and what to install."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{purpose}: pip install {package}") from error
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:

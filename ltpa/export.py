@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import optional_module
 from .models.classifier import ImageClassifier, evaluation_mode
 
 OPSET = 18
@@ -38,11 +39,8 @@ def export_onnx(
         half: store kernels and matrices in float16, in half the space. The program that reads the file computes with
             float32; weights that come with ltpa lose nothing, because they are stored so.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
-    except ImportError as error:
-        raise ImportError("ONNX files need two more packages: pip install 'ltpa[onnx]'") from error
+    needs = ("onnx", "onnxscript")  # the second is for torch's exporter
+    onnx, _ = (optional_module(name, "ONNX files need two more packages", "'ltpa[onnx]'") for name in needs)
     path = Path(path).expanduser()
     if path.suffix != ".onnx":
         raise ValueError(f"the file must end in .onnx, not {path.name!r}")

@@ -162,13 +162,6 @@ def test_files_that_cannot_be_used(trained, content, words, capsys):
     assert trained == []
 
 
-def test_without_pyyaml(trained, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    assert main(["train", "-f", "some.yaml"]) == 1
-    assert "pip install pyyaml" in capsys.readouterr().err
-    assert main(["train", "--device", "cpu"]) == 0
-
-
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [

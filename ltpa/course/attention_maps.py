@@ -30,7 +30,7 @@ from ..config import (
     settings,
 )
 from ..data.dataset import Dataset
-from ..errors import closest, counted
+from ..errors import closest, counted, optional_module
 from ..maps import entropy
 from ..metrics.overlap import localization_tensors
 from ..metrics.statistics import SUPPORTED, bootstrap_interval
@@ -191,10 +191,7 @@ def photos(look: LookConfig) -> list[Any]:
     """Return the photo that the parameters name; without one a cat, an astronaut and a cup, from scikit-image."""
     if look.photo is not None:
         return [look.photo]
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise ImportError("name a photo, or install scikit-image: pip install 'ltpa[notebooks]'") from error
+    data = optional_module("skimage", "name a photo, or install scikit-image").data
     return [data.chelsea(), data.astronaut(), data.coffee()]
 
 

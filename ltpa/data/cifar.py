@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from ..errors import optional_module
 from .download import WINDOW, DownloadError, RemoteFile, fetch, only_process
 from .split import Split
 
@@ -144,10 +145,7 @@ def load_cifar(name: str, root: Path, splits: Sequence[str], download: bool) -> 
 
 def load_svhn(root: Path, splits: Sequence[str], download: bool) -> list[Split]:
     """Read splits of SVHN from `root`, downloading what is missing if allowed."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ValueError("dataset 'svhn' needs scipy to be read: pip install 'ltpa[notebooks]'") from error
+    loadmat = optional_module("scipy.io", "dataset 'svhn' needs scipy to be read").loadmat
     parts = []
     for file in (SVHN[split] for split in splits):
         if not file.is_in(root):

@@ -5,6 +5,8 @@ from itertools import combinations
 
 import pandas as pd
 
+from ..errors import optional_module
+
 
 def measure_agreement(scores: pd.DataFrame, lower_is_better: Collection[str] = ()) -> pd.DataFrame:
     """Return Kendall's tau-b between every two measures, a row for each pair, the worst agreement first.
@@ -22,10 +24,7 @@ def measure_agreement(scores: pd.DataFrame, lower_is_better: Collection[str] = (
         differently, without ties), "best_of_first" and "best_of_second" (names of their best maps), and "contradict":
         whether tau < 0 and p < 0.05.
     """
-    try:
-        from scipy.stats import kendalltau
-    except ImportError as error:
-        raise ImportError("Kendall's tau needs scipy: pip install 'ltpa[notebooks]'") from error
+    kendalltau = optional_module("scipy.stats", "Kendall's tau needs scipy").kendalltau
     if unknown := set(lower_is_better) - set(scores.columns):
         raise ValueError(f"lower_is_better names no column of the table: {', '.join(sorted(map(str, unknown)))}")
     oriented = scores.astype("float64")

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ..errors import optional_module
+
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # with two, Student's t has one degree of freedom, and the interval is useless
@@ -171,11 +173,7 @@ def _checked(values: ArrayLike) -> np.ndarray:
 
 def student_t() -> Any:
     """Return scipy's Student's t distribution; an ImportError says how to install it."""
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError("confidence intervals need scipy: pip install 'ltpa[notebooks]'") from error
-    return t
+    return optional_module("scipy.stats", "confidence intervals need scipy").t
 
 
 def tail_of(comparisons: int) -> float:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SettingsBase, TrainConfig, yaml_values
-from ..errors import closest
+from ..errors import closest, optional_module
 from .record import Record, read_records
 
-MISSING = "a sweep needs {}: pip install 'ltpa[sweep]'"
+EXTRA = "'ltpa[sweep]'"
 _NOT_IDENTITY = {"run_dir", "device"}  # where a variant is kept and computed does not make it another one
 _WORDS: dict[str, Any] = {"none": None, "null": None, "true": True, "false": False}
 
@@ -76,18 +76,14 @@ def fit_alone() -> Target:
 
 def read_notebook(path: str) -> Target:
     """Read a notebook, from a file or from an address that papermill knows, and the names of its parameters."""
+    inspection = optional_module("papermill.inspection", "a sweep needs papermill", EXTRA)
     try:
-        from papermill.inspection import inspect_notebook
-        from papermill.iorw import load_notebook_node
-    except ImportError as error:
-        raise ImportError(MISSING.format("papermill")) from error
-    try:
-        notebook = load_notebook_node(path)
+        notebook = inspection.load_notebook_node(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no notebook {path}") from error
     except Exception as error:  # papermill's readers raise what their libraries raise
         raise ValueError(f"{path} cannot be read as a notebook: {error}") from error
-    defaults = {name: _literal(entry["default"]) for name, entry in inspect_notebook(path).items()}
+    defaults = {name: _literal(entry["default"]) for name, entry in inspection.inspect_notebook(path).items()}
     return Target(path, notebook, defaults, None)
 
 

@@ -15,12 +15,12 @@ import pandas as pd
 import psutil
 
 from ..cores import available_cores
-from ..errors import duration
+from ..errors import duration, optional_module
 from ..inference import choose_device
 from ..progress import logger, messages
 from ..training.callbacks import handled
 from ..training.run import locked
-from .plan import MISSING, Plan
+from .plan import EXTRA, Plan
 from .record import Record
 from .table import load_sweep, save_table
 
@@ -51,10 +51,7 @@ def run_sweep(
         kernel: name of the Jupyter kernel; None is the notebook's own.
         notebooks: folder or address for the executed notebooks; None is the variant's folder.
     """
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise ImportError(MISSING.format("dask.distributed")) from error
+    optional_module("distributed", "a sweep needs dask.distributed", EXTRA)
     with messages(True, []), locked(plan.folder), handled(_interrupt, "SIGTERM", "SIGHUP"):
         plan = plan.current()  # after the wait for another sweep
         for record in plan.open:

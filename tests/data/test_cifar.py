@@ -675,7 +675,7 @@ def test_svhn(server, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="404"):
         load_data("svhn", tmp_path)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ValueError, match="'svhn' needs scipy"):
+    with pytest.raises(ImportError, match="'svhn' needs scipy"):
         load_data("svhn", tmp_path, download=False)
 
 
