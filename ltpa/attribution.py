@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checks import check_images
 from .errors import closest, optional_module
-from .inference import Model, attend_batches, to_float
+from .inference import Model, attend, to_float
 from .maps import resize
 from .models.classifier import ImageClassifier, chosen_classes, evaluation_mode
 from .models.foreign import ForeignNetwork, Normalization, as_classifier, uncompiled
@@ -63,20 +63,20 @@ def explain(
         raise ValueError(f"{method} explains the whole model, not layer {layer!r}; leave layer out, or take gradcam")
     check_images(images)
     network = as_classifier(model, normalize)
+    size = (images.shape[2], images.shape[3])
+    if not len(images):
+        return torch.zeros(0, *size)
     if method == "attention":
         return _attention(network, images, layer)
-    size = (images.shape[2], images.shape[3])
-    step = _images_at_once(size, network)
-    results = [torch.zeros(0, *size, dtype=torch.float32)]
+    results = []
     with _exact_gradients(network):
-        targets = _targets(target, len(images))
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            batch = to_float(images[part].detach().to(network.mean.device)).to(network.mean.dtype, copy=True)
-            with torch.no_grad():
-                logits = network(batch)
-            classes = logits.argmax(1) if targets is None else chosen_classes(targets[part], logits)
-            maps = _METHODS[method](network, batch.requires_grad_(), classes, layer)
+        logits = attend(network, images, "fp32").logits
+        classes = logits.argmax(1) if target is None else chosen_classes(target, logits)
+        # Copied, because a tensor of inference mode could not be used for gradients.
+        classes, step = classes.expand(len(images)).clone(), _images_at_once(size, network)
+        for some, of in zip(images.split(step), classes.split(step), strict=True):
+            batch = to_float(some.detach().to(network.mean.device)).to(network.mean.dtype, copy=True)
+            maps = _METHODS[method](network, batch.requires_grad_(), of.to(batch.device), layer)
             results.append(resize(maps.detach().float().cpu(), size))
     return torch.cat(results)
 
@@ -98,29 +98,15 @@ def _exact_gradients(network: ImageClassifier) -> Iterator[None]:
         yield
 
 
-def _targets(target: Tensor | int | None, count: int) -> Tensor | None:
-    if target is None:
-        return None
-    try:
-        classes = torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"target must be a class, or one for each of {count} images, not {target!r}") from error
-    if classes.shape not in ((), (count,)):
-        raise ValueError(f"target must be a class, or one for each of {count} images, not of shape {classes.shape}")
-    return classes.expand(count).clone()  # a tensor of inference mode could not be used for gradients
-
-
 def _attention(model: ImageClassifier, images: Tensor, level: str | None) -> Tensor:
+    maps = attend(model, images, "fp32").maps
+    if not maps:
+        raise ValueError("this model has no attention maps; methods for every model: saliency, gradcam, occlusion")
+    name = list(maps)[-1] if level is None else level
+    if name not in maps:
+        raise ValueError(f"unknown level {name!r}: {closest(name, maps)}")
     size = (images.shape[2], images.shape[3])
-    results = [torch.zeros(0, *size, dtype=torch.float32)]
-    for _, output in attend_batches(model, images, "fp32"):
-        if not output.maps:
-            raise ValueError("this model has no attention maps; methods for every model: saliency, gradcam, occlusion")
-        name = list(output.maps)[-1] if level is None else level
-        if name not in output.maps:
-            raise ValueError(f"unknown level {name!r}: {closest(name, output.maps)}")
-        results.append(resize(output.maps[name].float().cpu(), size))
-    return torch.cat(results)
+    return torch.cat([resize(some, size) for some in maps[name].split(_images_at_once(size, model))])
 
 
 def _captum() -> Any:

@@ -100,14 +100,6 @@ class Processes:
             for values in tensors:
                 dist.broadcast(values, 0)
 
-    def copied_from_first(self, value: Result) -> Result:
-        """Return the first process's value, a picklable object."""
-        if self.count == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, 0)
-        return values[0]
-
     def together(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in every process; if one fails, the first raises the error and the others SystemExit."""
         result: Any = None

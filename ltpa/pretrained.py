@@ -97,11 +97,6 @@ def read_index() -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}, the index of the weights that come with ltpa, is damaged; {_REMEDY}") from error
 
 
-def digest(content: bytes) -> str:
-    """Return the SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """Return facts, tensors and their file, whose checksum is verified first."""
     index = read_index()
@@ -111,9 +106,10 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, though these weights come with ltpa; {_REMEDY}")
     content, expected = path.read_bytes(), index[name]
-    if digest(content) != expected["sha256"]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected["sha256"]:
         raise ValueError(
-            f"{path} was altered or cut off: it has {len(content)} bytes with SHA-256 {digest(content)[:12]}..., and "
+            f"{path} was altered or cut off: it has {len(content)} bytes with SHA-256 {digest[:12]}..., and "
             f"should have {expected['bytes']} bytes with {expected['sha256'][:12]}...; {_REMEDY}"
         )
     tensors, facts = load_tensors(path)

@@ -1,5 +1,6 @@
 """Weights that come with the package, and how they are made: whole or refused, and in agreement with their card."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -87,7 +88,7 @@ def test_index_names_every_file_with_its_checksum():
     assert NAME in index
     for name, entry in index.items():
         content = (pretrained.FOLDER / f"{name}.safetensors").read_bytes()
-        assert entry == {"sha256": pretrained.digest(content), "bytes": len(content)}
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         assert len(content) < 4_000_000
         assert (pretrained.FOLDER / f"{name}.md").is_file()
 

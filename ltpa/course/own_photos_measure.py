@@ -89,7 +89,6 @@ def permuted(maps: Tensor, seed: int) -> Tensor:
     return maps.flatten(1).gather(1, order).view(maps.shape)
 
 
-@torch.inference_mode()
 def image_interval(values: Tensor, comparisons: int = 1) -> Interval:
     """Return the bootstrap interval of the mean over photos (N,); `comparisons` of them hold together with 95 %."""
     return bootstrap_interval(values.double().numpy(), comparisons, resamples=2_000)

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import counted
-from .images import MAX_SIDE, MIN_SIDE, crop_square, decode, is_image, to_rgb
+from .images import MAX_SIDE, MIN_SIDE, crop_square, decode, to_rgb
+from .tree import Folder
 
 _NAMED = 5  # files that an error names
 _OTHER_SHAPE = 0.02  # relative difference of two aspect ratios from which on a mask belongs to another picture
@@ -61,12 +62,7 @@ def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; put pictures into images/ and their masks into masks/")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        with path.open("rb") as file:
-            if not is_image(file.read(32)):
-                continue
+    for path in Folder(folder).all_images():
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
             raise ValueError(f"{files[name]} and {path} have the same name; rename one of them")

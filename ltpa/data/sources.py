@@ -16,17 +16,8 @@ from torch import Tensor
 
 from ..checks import check_values
 from ..errors import check_whole, with_article
-from .images import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    MAX_SIDE,
-    MIN_SIDE,
-    check_pixels,
-    is_image,
-    open_image,
-    reduce_large,
-    to_rgb,
-)
+from .images import IMAGE_FORMATS, MAX_SIDE, MIN_SIDE, check_pixels, is_image, open_image, reduce_large, to_rgb
+from .tree import Folder
 
 MAX_ASPECT = 4  # longer pictures are squeezed to this ratio of the sides, to bound the memory
 DEFAULT_SIDE = 224  # to which larger pictures are scaled unless a side is given; a phone's photo would fill the memory
@@ -70,20 +61,6 @@ def at_resolution(picture: Tensor, side: int) -> Tensor:
     return _tensor(image.resize((wide, high), Image.Resampling.BILINEAR))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures directly in a folder, by name; unknown extensions are recognized by content."""
-
-    def is_picture(path: Path) -> bool:
-        if path.name.startswith(".") or not path.is_file():
-            return False
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return True
-        with path.open("rb") as file:
-            return is_image(file.read(32))
-
-    return sorted(path for path in folder.iterdir() if is_picture(path))
-
-
 def fetch_picture(url: str, seconds: float = URL_SECONDS, max_bytes: int = URL_BYTES) -> bytes:
     """Return the encoded picture at an address (http or https).
 
@@ -122,7 +99,7 @@ def _parts(picture: Any) -> Iterator[tuple[str, Tensor]]:
     if not path.is_dir():
         yield path.name, _read(path)
         return
-    files, broken = pictures_in(path), list[str]()
+    files, broken = Folder(path).images, list[str]()
     if len(files) > MAX_FOLDER:
         warnings.warn(f"{path} holds {len(files)} pictures: the first {MAX_FOLDER} are read", stacklevel=4)
     for file in files[:MAX_FOLDER]:

@@ -1,5 +1,5 @@
 """A hundred variants of a notebook or of a training: planned, executed on one machine or many, read as a table."""
 
-from .table import load_sweep
+from .record import load_sweep
 
 __all__ = ["load_sweep"]

@@ -1,11 +1,14 @@
-"""What is known about a variant of a sweep: a file `variant.json` in its folder."""
+"""What is known about the variants of a sweep: a file `variant.json` in the folder of each, and a table of all."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas as pd
 
 from ..training.checkpoint import write
 
@@ -68,3 +71,35 @@ def _natural(name: str) -> list[tuple[float, str]]:
     """Return a key by which "seed=2" comes before "seed=10"."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [(float(part), "") if number % 2 else (0.0, part) for number, part in enumerate(parts)]
+
+
+def load_sweep(folder: str | Path) -> pd.DataFrame:
+    """Return the results of `python -m ltpa sweep`, a row for each variant.
+
+    The columns are the parameters that were given, under their names; `state` (done, failed or waiting); the last row
+    of the run's `history.csv` (`test_accuracy` among them) and `training_seconds`; what the notebook displayed with
+    `IPython.display.JSON`; `seconds`, the time of the last execution; `path` and `notebook`, the run folder and the
+    executed notebook; `error`. Where two have the same name, the parameter is kept, then the metric.
+    """
+    folder = Path(folder).expanduser()
+    records = read_records(folder)
+    if not records:
+        raise FileNotFoundError(f"{folder} holds no sweep; python -m ltpa sweep NOTEBOOK --out {folder} makes one")
+    names = list(dict.fromkeys(name for record in records for name in record.parameters))
+    return pd.DataFrame([_row(folder / record.name, record, names) for record in records])
+
+
+def _row(folder: Path, record: Record, names: list[str]) -> dict[str, Any]:
+    # A later, larger grid varies what had the notebook's own value before.
+    row = {name: record.parameters.get(name, record.identity.get(name)) for name in names}
+    row["state"] = record.state
+    places = {"path": record.run, "notebook": record.notebook}
+    for values in (
+        record.metrics,
+        record.recorded,
+        {"seconds": math.nan if record.seconds is None else record.seconds},
+        {name: p if p is None or "://" in p else str(folder / p) for name, p in places.items()},
+        {"error": record.failure().removeprefix(f"{record.name}: ")},
+    ):
+        row |= {**values, **row}
+    return row

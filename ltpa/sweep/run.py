@@ -19,13 +19,14 @@ from ..errors import duration, optional_module
 from ..inference import choose_device
 from ..progress import logger, messages
 from ..training.callbacks import handled
+from ..training.checkpoint import write
 from ..training.run import locked
 from .plan import EXTRA, Plan
-from .record import Record
-from .table import load_sweep, save_table
+from .record import Record, load_sweep
 
 EACH_BYTES = 1.5e9  # memory of a worker with its kernel, beside its data
 ATTEMPTS = 2
+TABLE = "sweep.csv"
 STOP_SECONDS = 9.0  # for running variants to save and end
 
 
@@ -60,8 +61,10 @@ def run_sweep(
         if plan.open:
             with _client(plan, workers, scheduler, say) as client:
                 _Sweep(plan, client, say, kernel, notebooks or str(plan.folder.absolute())).run()
-        say(f"the table is {save_table(plan.folder)}")
-        return load_sweep(plan.folder)
+        table = load_sweep(plan.folder)
+        write(plan.folder / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
+        say(f"the table is {plan.folder / TABLE}")
+        return table
 
 
 def _warn_of_other_notebooks(plan: Plan) -> None:

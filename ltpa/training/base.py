@@ -1,5 +1,6 @@
-"""A training under way, and the moments at which it calls its callbacks."""
+"""A training under way, the moments at which it calls its callbacks, and the errors that end it."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,9 @@ from .checkpoint import State
 from .loader import Loader, steps_per_epoch
 from .optim import Clock, Steps
 from .run import Run
+
+# What the messages of a CPU, of CUDA, and of cuBLAS or cuDNN contain.
+_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass
@@ -84,3 +88,28 @@ class Callback:
 
     def on_stop(self, trainer: Trainer) -> None:
         """Run at the end: complete, interrupted or failed."""
+
+
+class TrainingDiverged(FloatingPointError):
+    """Loss or weights are not finite; the weights of the last finished epoch are kept."""
+
+
+class OutOfMemory(MemoryError):
+    """A batch does not fit into the device's memory; what was saved of the run is kept."""
+
+
+def check_finite(trainer: Trainer) -> None:
+    """Raise TrainingDiverged unless loss and weights are finite; call this before anything is saved."""
+    state, run = trainer.state, trainer.run
+    finite = all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
+    if trainer.processes.largest(not finite or not math.isfinite(state.sums[0].item()))[0]:
+        kept = f"the weights of epoch {len(run.history)} are kept in {run.path}" if run.history else "nothing was saved"
+        raise TrainingDiverged(
+            f"the {'loss' if finite else 'loss or a weight'} is not finite after step {state.step}; {kept}. "
+            f"Try a lower learning rate (it was {trainer.peak}) or precision='fp32'"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether torch found too little memory, on any device."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in _MEMORY)

@@ -16,9 +16,8 @@ from ..data.dataset import Dataset
 from ..errors import counted
 from ..inference import evaluate_images
 from ..progress import Progress, logger
-from .base import Callback, Trainer
+from .base import Callback, Trainer, check_finite
 from .checkpoint import load_tensors, remove_checkpoints
-from .failures import check_finite
 from .health import problems
 from .optim import Clock, Steps, computing
 from .run import Run, rescue_weights, save_epoch, save_snapshot, snapshot_files, snapshot_indices

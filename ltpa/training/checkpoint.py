@@ -103,7 +103,7 @@ class State:
             return
         kept = [(number, key, value.shape, value.dtype) for number, key, value in self._optimizer_tensors()]
         own = self.step, self.seconds, self.history, self.scaler.state_dict(), kept
-        self.step, self.seconds, self.history[:], scaler, kept = processes.copied_from_first(own)
+        self.step, self.seconds, self.history[:], scaler, kept = processes.gather(own)[0]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
         processes.copy_from_first(*self.model.state_dict().values(), *(self._room(*place) for place in kept))

@@ -99,14 +99,13 @@ class FeatureLoader(Loader):
             )
         self.bytes = self.kept * row
         self._rows: Tensor | None = None
-        self._known = torch.zeros(self.kept, dtype=torch.bool)
+        self._known = torch.zeros(wanted, dtype=torch.bool)
 
     def of(self, index: Tensor, epoch: int) -> Tensor:
         """Return the features (n, length) of samples (n,) as this epoch sees them."""
         view = epoch % self.views
         rows = view * len(self.train) + index
-        stored = rows < self.kept
-        stored[stored.clone()] = self._known[rows[stored]]
+        stored = self._known[rows]
         missing = index[~stored]
         fresh = torch.empty(0)
         if len(missing):
@@ -116,9 +115,9 @@ class FeatureLoader(Loader):
             fresh = self.network.packed(augmented_batch(images, here, mode, self.seed, view, at), self.dtype).cpu()
             if self._rows is None:
                 self._rows = torch.empty(self.kept, self.network.length, dtype=fresh.dtype)
-            keep = rows[~stored] < self.kept
-            self._rows[rows[~stored][keep]] = fresh[keep]
-            self._known[rows[~stored][keep]] = True
+            keep = ~stored & (rows < self.kept)
+            self._rows[rows[keep]] = fresh[keep[~stored]]
+            self._known[rows[keep]] = True
         if len(missing) == len(index):
             return fresh
         assert self._rows is not None

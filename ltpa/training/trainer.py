@@ -24,11 +24,10 @@ from ..distributed import Processes, joined
 from ..inference import autocast, choose_device, choose_precision, evaluate_images, to_float
 from ..models.networks import backbone_of
 from ..progress import logger, messages
-from .base import Callback, Trainer
+from .base import Callback, OutOfMemory, Trainer, TrainingDiverged, check_finite, is_out_of_memory
 from .callbacks import all_callbacks, as_callbacks, interrupts
 from .checkpoint import State
 from .choices import chosen, log_choices, numbers_of
-from .failures import OutOfMemory, TrainingDiverged, check_finite, is_out_of_memory
 from .features import frozen_parts
 from .inputs import check_alike, check_arguments, check_data, data_for, seed_generators
 from .loader import Loader, epoch_batches, steps_per_epoch

@@ -7,6 +7,7 @@ The card and the table in docs/models.md are made from the facts in the file alo
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -99,7 +100,7 @@ def pack(
     save_tensors(path, packed | maps, facts)
     content, index_path = path.read_bytes(), folder / "index.json"
     index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else {}
-    index[name] = {"sha256": pretrained.digest(content), "bytes": len(content)}
+    index[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     write(index_path, (json.dumps(dict(sorted(index.items())), indent=2) + "\n").encode())
     write(folder / f"{name}.md", card(load_tensors(path)[1]).encode())
     return path

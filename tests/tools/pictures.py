@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from ltpa import attend, load_pretrained
-from ltpa.data.sources import pictures_in, read_pictures
+from ltpa.data.sources import read_pictures
+from ltpa.data.tree import Folder
 from ltpa.viz import attention_figure, captions, to_png
 from ltpa.viz.explorer import Explorer
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Write maps_cifar10.png and explorer.png."""
     files = {
-        name: pictures_in(arguments.data_dir.expanduser() / "test" / name)[arguments.number]
+        name: Folder(arguments.data_dir.expanduser() / "test" / name).images[arguments.number]
         for name in (*DRAWN, EXPLORED)
     }
     model = load_pretrained()

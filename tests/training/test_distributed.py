@@ -248,7 +248,6 @@ def test_alone_everything_is_trivial():
     assert ALONE.gather("x") == ["x"]
     assert ALONE.largest(1.25, True) == (1.25, True)
     assert torch.equal(ALONE.total(values), values)
-    assert ALONE.copied_from_first(values) is values
     assert ALONE.in_turn(int, "3") == ALONE.in_first(int, "3") == 3
     with pytest.raises(KeyError, match="as it is"):
         ALONE.together({}.__getitem__, "as it is")
