@@ -3,7 +3,6 @@
 The gradient and occlusion methods are captum's (`pip install 'ltpa[notebooks]'`).
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_images
-from .errors import closest, optional_module
+from .errors import alike, closest, optional_module
 from .inference import Model, attend, to_float
 from .maps import resize
 from .models.classifier import ImageClassifier, chosen_classes, evaluation_mode
@@ -174,11 +173,8 @@ def _module(model: ImageClassifier, name: str | None) -> nn.Module:
             f"gradcam of this network needs layer=, the name of a module that returns feature maps, usually one of the "
             f"last; its parts: {', '.join(parts) or 'none'}, and their parts as in model.named_modules()"
         )
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {match[0]!r}? " if match else ""
-    raise ValueError(
-        f"unknown layer {name!r}: {hint}known: {', '.join(parts)}, and every name of model.named_modules()"
-    )
+    known_parts = f"known: {', '.join(parts)}, and every name of model.named_modules()"
+    raise ValueError(f"unknown layer {name!r}: {alike(name, known)}{known_parts}")
 
 
 def _mean_color(model: ImageClassifier, images: Tensor) -> Tensor:

@@ -10,10 +10,15 @@ from typing import Any
 def closest(name: object, allowed: Iterable[str]) -> str:
     """The end of an error message: the closest allowed name, if one is close, then all of them."""
     allowed = list(allowed)
-    text = str(name).lower()
+    return f"{alike(name, allowed)}known: {', '.join(allowed)}"
+
+
+def alike(name: object, allowed: Iterable[str]) -> str:
+    """The beginning of `closest`: a question with the closest allowed name, or nothing."""
+    allowed, text = list(allowed), str(name).lower()
     longer = [one for one in allowed if one.lower().startswith((f"{text}-", f"{text}_"))] if text else []
     match = longer[:1] or difflib.get_close_matches(text, allowed, n=1, cutoff=0.5)
-    return (f"did you mean {match[0]!r}? " if match else "") + f"known: {', '.join(allowed)}"
+    return f"did you mean {match[0]!r}? " if match else ""
 
 
 def counted(number: float, noun: str, plural: str = "") -> str:

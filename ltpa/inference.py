@@ -251,13 +251,10 @@ def evaluate_images(
         raise ValueError(f"one label an image is needed: {len(split)} images, labels {tuple(split.labels.shape)}")
     bounds = processes.bounds(len(split))
     labels = split.labels[bounds]
-    if outputs is None:
-        answers: Iterable[tuple[slice, AttentionOutput]] = attend_batches(
-            model, split.part(bounds), precision, batch_size, normalize=normalize
-        )
-    else:
-        answers = outputs(bounds)
-    own = list(_evaluated_batches(answers, labels)) if len(labels) else []
+    outputs = outputs or (
+        lambda part: attend_batches(model, split.part(part), precision, batch_size, normalize=normalize)
+    )
+    own = list(_evaluated_batches(outputs(bounds), labels)) if len(labels) else []
     batches = [batch for theirs in processes.gather(own) for batch in theirs]
     return Evaluation(
         torch.cat([batch.predictions for batch in batches]),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import closest
+from ..errors import alike, closest
 from .attention import COMPATIBILITIES, EXTRA_COMPATIBILITIES, NORMALIZERS, Attention
 from .backbones import (
     BN_EPS,
@@ -289,9 +289,9 @@ def check_name(name: str) -> str:
     """Return a name that `create_model` knows; for others a ValueError names the closest one."""
     if name in PAPER_NAMES:
         return name
-    alike = closest(name, list_models()).partition("known: ")[0]
+    hint = alike(name, list_models())
     problem = (
-        f"{alike}known: {', '.join(PAPER_NAMES)}; and backbones of timm with such an ending: resnet50-att3-concat-add"
+        f"{hint}known: {', '.join(PAPER_NAMES)}; and backbones of timm with such an ending: resnet50-att3-concat-add"
     )
     parts = parse_name(name) if isinstance(name, str) else None
     if parts is not None:
@@ -299,7 +299,7 @@ def check_name(name: str) -> str:
             check_backbone(parts.backbone)
             return name
         except ValueError as error:
-            if not alike.startswith(("did you mean 'vgg-", "did you mean 'resnet164-")):
+            if not hint.startswith(("did you mean 'vgg-", "did you mean 'resnet164-")):
                 problem = str(error)
     raise ValueError(f"unknown model {name!r}: {problem}")
 

@@ -14,6 +14,40 @@ if TYPE_CHECKING:
     from .classifier import ImageClassifier
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
+CARD_TEXT = """---
+library_name: ltpa
+pipeline_tag: image-classification
+tags: [attention, learn-to-pay-attention, image-classification]
+---
+
+# {name}
+
+An image classifier with attention maps (Jetley et al., ICLR 2018), {parameters:,} parameters, made with \
+[ltpa](https://pypi.org/project/ltpa/) {version}.
+
+```python
+import ltpa
+
+model = ltpa.load_pretrained("FOLDER or owner/name")
+ltpa.show("photo.jpg", model)
+```
+
+## Classes
+
+{classes}.
+
+## Training and accuracy
+
+{training}
+
+## Limits
+
+- It answers every picture with one of its classes, even if none fits or the picture is unlike those it was trained \
+on, and often with confidence.
+- Pictures are values in [0, 1], at least 32x32 pixels{pixels}.
+- An attention map shows what the classifier reads with more weight. It is not proof of a cause: measure it before \
+you rely on it.
+"""
 
 
 def save_model(model: "ImageClassifier", folder: str | Path) -> Path:
@@ -53,47 +87,17 @@ def push_model(model: "ImageClassifier", repository: str, private: bool, token: 
 def model_card(model: "ImageClassifier") -> str:
     """Return a model card in Markdown: what the network is, what it was trained on, how good it is, its limits."""
     facts: dict[str, Any] = model.facts
-    count = sum(parameter.numel() for parameter in model.parameters())
     classes = list(model.classes or [])
     names = ", ".join(classes[:100]) + (", ..." if len(classes) > 100 else "")
-    lines = [
-        "---",
-        "library_name: ltpa",
-        "pipeline_tag: image-classification",
-        "tags: [attention, learn-to-pay-attention, image-classification]",
-        "---",
-        "",
-        f"# {model.name}",
-        "",
-        f"An image classifier with attention maps (Jetley et al., ICLR 2018), {count:,} parameters, made with "
-        f"[ltpa](https://pypi.org/project/ltpa/) {__version__}.",
-        "",
-        "```python",
-        "import ltpa",
-        "",
-        'model = ltpa.load_pretrained("FOLDER or owner/name")',
-        'ltpa.show("photo.jpg", model)',
-        "```",
-        "",
-        "## Classes",
-        "",
-        f"{counted(len(classes), 'class')}: {names}." if classes else "The names of the classes are not known.",
-        "",
-        "## Training and accuracy",
-        "",
-        *(_training(facts) or ["Not recorded."]),
-        "",
-        "## Limits",
-        "",
-        "- It answers every picture with one of its classes, even if none fits or the picture is unlike those it was "
-        "trained on, and often with confidence.",
-        "- Pictures are values in [0, 1], at least 32x32 pixels"
-        + (f"; it was trained on {facts['image_size']}x{facts['image_size']}." if "image_size" in facts else "."),
-        "- An attention map shows what the classifier reads with more weight. It is not proof of a cause: measure it "
-        "before you rely on it.",
-        "",
-    ]
-    return "\n".join(lines)
+    pixels = f"; it was trained on {facts['image_size']}x{facts['image_size']}" if "image_size" in facts else ""
+    return CARD_TEXT.format(
+        name=model.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        version=__version__,
+        classes=f"{counted(len(classes), 'class', 'classes')}: {names}" if classes else "Their names are not known",
+        training="\n".join(_training(facts) or ["Not recorded."]),
+        pixels=pixels,
+    )
 
 
 def _training(facts: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import closest
+from ..errors import alike, closest
 from ..progress import logger
 from .backbones import Trunk
 
@@ -56,7 +56,7 @@ def check_backbone(name: str) -> None:
     if not timm.is_model(name):
         architecture, _, tag = name.partition(".")
         known = timm.list_models() if not tag or not timm.is_model(architecture) else timm.list_pretrained(f"{name}*")
-        match = closest(architecture, known).partition("known: ")[0]
+        match = alike(architecture, known)
         raise ValueError(f"timm has no backbone {name!r}: {match}timm.list_models() names all; tested: {_listed()}")
 
 
