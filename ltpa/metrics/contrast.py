@@ -18,13 +18,12 @@ def class_contrast(
 ) -> dict[str, dict[str, Tensor]]:
     """Return whether the maps of two classes lie on the objects of these classes, for scenes with both.
 
-    The weight of a map on one object is compared with its weight on both, so 0.5 is chance, whatever the objects'
-    sizes do to maps that are wide; what lies on neither counts for nothing. It is the pointing of the grid of two
-    pictures (Böhle et al. 2021, arXiv 2104.00032; compared with others in 2303.11884) in scenes that were drawn whole.
+    Of a map's weight on both objects, the part on one of them counts, so 0.5 is chance; weight on neither object counts
+    for nothing. This is the grid pointing game (Böhle et al. 2021, arXiv 2104.00032; compared with others in
+    2303.11884), with whole scenes in place of two pictures side by side.
 
-    The maps of attention are the same for all classes. So its "own" is 0.5 and its "right" 0.5 by construction: it
-    cannot say which object speaks for which class. "answer" can be higher: whether the object that the map prefers is
-    the one that the model names.
+    An attention map is the same for all classes, so its "own" and its "right" are 0.5 by construction: it cannot say
+    which object speaks for which class. Its "answer" can be higher: the map may prefer the object that the model names.
 
     Args:
         model: a run, any model of `ltpa.create_model`, or your own module; trained on pictures of one object.
@@ -35,9 +34,9 @@ def class_contrast(
 
     Returns:
         name -> {"own": (N,), the part of the weight on both objects that is on the class's own, mean of both classes;
-        "right": (N,), for how many of the two classes that is above one half (a tie counts half), divided by two;
-        "answer": (N,), "own" for the model's first answer alone, NaN where it names neither object}. NaN where a map
-        has no weight on either object, but for "right", which counts that as a tie.
+        "right": (N,), the fraction of the two classes for which that is above one half (a tie counts half);
+        "answer": (N,), "own" for the model's first answer alone, NaN where it names neither object}. A map without
+        weight on either object gives NaN; "right" counts it as a tie.
     """
     if scenes.masks is None or scenes.masks.ndim != 4 or scenes.labels.shape != (len(scenes), 2):
         raise ValueError('contrast needs scenes of two objects: ltpa.load_data("shapes", objects=2).test')

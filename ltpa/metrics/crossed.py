@@ -43,11 +43,11 @@ class Difference:
 
 
 def crossed_difference(scores: ArrayLike, baseline: ArrayLike, pool: Iterable[ArrayLike] = ()) -> Difference:
-    """Estimate the difference of two models' mean scores, with the chance in seeds and in images.
+    """Estimate the difference of two models' mean scores, and its error for new seeds and new images.
 
     The variance of the difference is V_a / S_a + V_b / S_b + W / N - E_a / (S_a N) - E_b / (S_b N), where V is the
     variance of the seeds' means, W that of the images' mean differences, and E the residual mean square of a table,
-    which V and W both hold. It is not taken as smaller than the part of the seeds or that of the images.
+    which V and W both contain. It is not taken as smaller than the part of the seeds or that of the images.
 
     Args:
         scores, baseline: (S_a, N) and (S_b, N), for each seed and image a number such as 1 for a right answer. With
@@ -98,17 +98,18 @@ def two_level_interval(
 ) -> Interval:
     """Return the interval of a mean over seeds and images, for new seeds and for new images; n counts images.
 
-    The variance of the mean has a part of the seeds, one of the images, and one of both together, estimated from the
-    table (crossed random effects). Seeds and images each have their own quantile of Student's t, and the squares of
-    their reaches are added: this never misses more often than it may, also far out in the tail (tested). With fewer
-    than three seeds there is no such interval: then it is that of these networks alone, a bootstrap over the images.
+    The variance of the mean has a part from the seeds, one from the images, and one from both together, estimated from
+    the table (crossed random effects). The half-width is the root of the sum of two squares, one from the seeds and
+    one from the images, each with its own quantile of Student's t. Simulations show that the interval misses the truth
+    no more often than it may, even far out in the tail. With fewer than three seeds, the interval is a bootstrap over
+    the images, for these networks alone.
 
     Args:
         values: (seeds, images), such as the difference of two measures in each image of each trained network. An image
             that has a NaN anywhere is left out.
         minus: values of another model for the same images, (its seeds, images), whose mean is subtracted.
         comparisons: how many intervals hold together with 95 % (Bonferroni correction).
-        resamples: of the bootstrap; more where `comparisons` ask for a far tail, 50 in it.
+        resamples: of the bootstrap; more are drawn if `comparisons` needs them, so that 50 lie in the tail.
     """
     tables = [np.asarray(table, dtype=np.float64) for table in (values, minus) if table is not None]
     if any(table.ndim != 2 or table.shape[1:] != tables[0].shape[1:] for table in tables):

@@ -37,19 +37,19 @@ def train_with_hidden_cells(
     augment: str = "flip+shift",
     normalize: Normalization | None = None,
 ) -> ImageClassifier:
-    """Return a copy of a model that was trained on with a random part of every picture hidden.
+    """Return a copy of a model, trained further with a random part of every picture hidden.
 
-    Of each picture every cell is hidden with the same probability, which is drawn for each picture anew: u² with u
-    uniform in [0, 1), so that any part may be hidden, and a small one often. So the pictures of `delete_cells` are in
-    the distribution of this training, except that there the map chooses the cells. Look at the accuracy of the copy on
-    whole pictures before you trust what it says; it falls a little.
+    Each cell of a picture is hidden with the same probability, drawn anew for each picture: u² with u uniform in [0, 1),
+    so that any part may be hidden, and a small part is frequent. So the copy knows pictures like those of
+    `delete_cells`, except that there the map chooses the cells. Before you trust the copy, look at its accuracy on
+    whole pictures, which is a little lower.
 
     Args:
         model: a run, any model of `ltpa.create_model`, or your own module; it stays as it is.
         train: the training images, best in memory.
         seed: of order, augmentation and hidden cells.
         epochs: passes through the images; AdamW, whose rate rises for a tenth of the steps and falls to zero.
-        augment: "flip+shift", "shift", "crop+flip" or "none"; digits bear no flips.
+        augment: "flip+shift", "shift", "crop+flip" or "none"; do not flip digits.
         normalize: (mean, std) per channel, for your own module if it reads normalized images.
     """
     network = copy.deepcopy(as_classifier(model, normalize)).requires_grad_(True).train()
@@ -108,12 +108,12 @@ def delete_cells(
 ) -> Deletion:
     """Return what hiding cells in both orders of a map does to the probability of a class.
 
-    Deletion in one order alone depends on how a model takes holes, which the difference of both orders, the symmetric
+    Deletion in one order alone depends on how a model reacts to holes, which the difference of both orders, the symmetric
     relevance gain (Blücher et al. 2024, arXiv 2401.06654), nearly removes. Only the order of a map's cells counts.
 
     Args:
-        model: best one of `train_with_hidden_cells`, with its own maps (as IDSDS does) or those of the model that it
-            comes from (as F-Fidelity does).
+        model: preferably a copy from `train_with_hidden_cells`, with the copy's own maps (as in IDSDS) or those of the
+            original model (as in F-Fidelity).
         images: (N, 3, H, W), uint8 or float in [0, 1].
         maps: non-negative weights (N, h, w); cells of equal weight come in random order.
         target: the class whose probability is measured, one or (N,); by default the predicted ones.
@@ -154,7 +154,7 @@ def each_cell_hidden(model: Model, images: Tensor) -> Iterator[tuple[str, Tensor
     the total variation distance.
 
     Args:
-        model: best one of `train_with_hidden_cells`.
+        model: preferably a copy from `train_with_hidden_cells`.
         images: (N, 3, H, W), uint8 or float in [0, 1].
     """
     color, images = as_classifier(model).mean, to_float(images).cpu()

@@ -33,10 +33,10 @@ class Interventions:
 
 
 def changed_scenes(images: Tensor, seed: int = 1, redraws: int = 2) -> dict[str, Split]:
-    """Return drawn pictures without their object, and with another object, background and places of distractors.
+    """Draw pictures again with one thing changed: no object, another object or background, or moved distractors.
 
-    Everything else stays as it is, noise included. The changes are named "no object", "other object 1" and so on, each
-    but the first drawn `redraws` times. The labels say which object is there, or was there before.
+    Everything else stays as it is, noise included. The changes are named "no object", "other object 1" and so on; all
+    but the first are drawn `redraws` times. The labels say which object is there, or was there before.
 
     Args:
         images: the first N pictures of "shapes" with one object.
