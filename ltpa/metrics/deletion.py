@@ -39,8 +39,8 @@ def train_with_hidden_cells(
 ) -> ImageClassifier:
     """Return a copy of a model, trained further with a random part of every picture hidden.
 
-    Each cell of a picture is hidden with the same probability, drawn anew for each picture: u² with u uniform in [0, 1),
-    so that any part may be hidden, and a small part is frequent. So the copy knows pictures like those of
+    Each cell of a picture is hidden with the same probability, drawn anew for each picture: u² with u uniform in
+    [0, 1), so that any part may be hidden, and a small part is frequent. So the copy knows pictures like those of
     `delete_cells`, except that there the map chooses the cells. Before you trust the copy, look at its accuracy on
     whole pictures, which is a little lower.
 
@@ -108,8 +108,8 @@ def delete_cells(
 ) -> Deletion:
     """Return what hiding cells in both orders of a map does to the probability of a class.
 
-    Deletion in one order alone depends on how a model reacts to holes, which the difference of both orders, the symmetric
-    relevance gain (Blücher et al. 2024, arXiv 2401.06654), nearly removes. Only the order of a map's cells counts.
+    Deletion in one order alone depends on how a model reacts to holes. The difference of both orders, the symmetric
+    relevance gain (Blücher et al. 2024, arXiv 2401.06654), nearly removes this. Only the order of a map's cells counts.
 
     Args:
         model: preferably a copy from `train_with_hidden_cells`, with the copy's own maps (as in IDSDS) or those of the
