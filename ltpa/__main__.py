@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .config import Settings, SettingsBase, TrainConfig, yaml_values
+from .config import Settings, SettingsBase, TrainConfig, yaml_file
 from .distributed import launched
 from .export import export_onnx
 from .models.classifier import SMALLEST
@@ -248,12 +248,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml_values(Path(file).expanduser().read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+    values = yaml_file(file)
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold lines such as 'epochs: 10', not {str(values)[:40]!r}")

@@ -225,6 +225,16 @@ def _from_text(value: Any, hint: Any) -> Any:
     return value
 
 
+def yaml_file(file: str) -> Any:
+    """Return the `yaml_values` of a file; a ValueError names one that is not YAML."""
+    import yaml
+
+    try:
+        return yaml_values(Path(file).expanduser().read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+
+
 def yaml_values(text: str) -> Any:
     """Return the values of a YAML text; all but plain decimal numbers, switches and null stays text, as written.
 

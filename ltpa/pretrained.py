@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import TrainConfig
@@ -21,8 +20,8 @@ from .inference import choose_device
 from .models.classifier import ImageClassifier
 from .models.networks import create_model
 from .models.sharing import CONFIG, FILES, WEIGHTS
-from .training.checkpoint import load_tensors
-from .training.run import by_level, facts_of, load_run, model_of
+from .training.checkpoint import fill, load_tensors
+from .training.run import by_level, facts_of, load_run, model_of, placed
 
 DEFAULT = "cifar10-small"
 DRAWN = "shapes-small"  # trained on pictures drawn by code, which need no download
@@ -36,7 +35,7 @@ def list_pretrained() -> list[str]:
     return sorted(read_index())
 
 
-def load_pretrained(name: str | Path = DEFAULT, device: str = "auto") -> ImageClassifier:
+def load_pretrained(name: str | os.PathLike = DEFAULT, device: str = "auto") -> ImageClassifier:
     """Return a trained network, in evaluation mode and with its `.classes`.
 
     Its `.facts` say what it was trained on and how accurate it is. Weights that come with the package are stored in
@@ -137,14 +136,9 @@ def _from_folder(folder: Path, device: str) -> ImageClassifier:
         raise ValueError(f"{folder / CONFIG} does not describe a saved network ({error!r})") from error
     with torch.random.fork_rng(devices=[]):
         model = create_model(**{**options, "pretrained": False})
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged or belongs to another network: {error}") from error
-    model.options = options
-    model.classes = None if classes is None else tuple(classes)
-    model.facts = dict(config.get("facts") or {})
-    return model.to(choose_device(device)).to(memory_format=torch.channels_last).eval()
+    fill(model, load_tensors(folder / WEIGHTS)[0], folder / WEIGHTS)
+    model.options, model.facts = options, dict(config.get("facts") or {})
+    return placed(model, None if classes is None else tuple(classes), choose_device(device))
 
 
 def _from_hub(repository: str, device: str) -> ImageClassifier:

@@ -16,7 +16,7 @@ from ..inference import attend, to_float
 from ..maps import border
 from ..models.classifier import ImageClassifier
 from ..pretrained import DEFAULT
-from ..viz.show import find_model, network_of
+from ..viz.show import network_of
 
 
 def border_table(model: ImageClassifier, images: Tensor) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def plain_pictures(count: int = 200, size: int = 32, seed: int = 0) -> Tensor:
 
 def main(name: str = DEFAULT) -> None:
     """Print the tables for the weights or the run of this name."""
-    model = network_of(find_model(name))
+    model = network_of(name)
     pictures = {
         "pictures of a single color": plain_pictures(),
         "drawn pictures": load_data("shapes", train_limit=10, test_limit=500).test.images,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import SettingsBase, TrainConfig, yaml_values
+from ..config import SettingsBase, TrainConfig, yaml_file, yaml_values
 from ..errors import closest, optional_module
 from .record import Record, read_records
 
@@ -108,21 +108,16 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 def read_variants(file: str) -> list[dict[str, Any]]:
     """Return the variants of a CSV file (a column for each parameter) or a YAML file (a list of mappings)."""
-    path = Path(file).expanduser()
-    try:
-        if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as lines:
+    if file.lower().endswith(".csv"):
+        try:
+            with Path(file).expanduser().open(encoding="utf-8-sig", newline="") as lines:
                 table = list(csv.DictReader(lines, strict=True))
-            # An empty cell leaves the parameter out.
-            rows: Any = [{name: parse_value(text) for name, text in row.items() if text} for row in table]
-        else:
-            rows = yaml_values(path.read_text("utf-8"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
-        raise
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        # An empty cell leaves the parameter out.
+        rows: Any = [{name: parse_value(text) for name, text in row.items() if text} for row in table]
+    else:
+        rows = yaml_file(file)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row for row in rows):
         raise ValueError(f"{file} must hold a list of variants, each with names and values, such as '- {{seed: 1}}'")
     return [{str(name): value for name, value in row.items()} for row in rows]

@@ -162,17 +162,18 @@ def model_of(
     with torch.random.fork_rng(devices=[]):
         model = config.create_model(len(classes), pretrained=False)  # the weights are those of the file
     fill(model, weights, source)
-    return _placed(model, classes, choose_device(device))
+    return placed(model, classes, choose_device(device))
 
 
 def new_run(config: TrainConfig, data: Dataset, device: torch.device, notes: list[str]) -> Run:
     """Return a run without epochs, its model with random weights."""
     own = {} if is_backbone(config.model) else {"mean": data.mean, "std": data.std}
     model = config.create_model(len(data.classes), **own)
-    return Run(config, data.classes, _placed(model, data.classes, device), config.path, notes=notes)
+    return Run(config, data.classes, placed(model, data.classes, device), config.path, notes=notes)
 
 
-def _placed(model: ImageClassifier, classes: tuple[str, ...], device: torch.device) -> ImageClassifier:
+def placed(model: ImageClassifier, classes: tuple[str, ...] | None, device: torch.device) -> ImageClassifier:
+    """Return a model on a device, in evaluation mode, with the names of its classes."""
     model.classes = classes
     return model.to(device).to(memory_format=torch.channels_last).eval()
 

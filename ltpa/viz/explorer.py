@@ -28,7 +28,7 @@ from ..models.networks import AttentionOutput
 from . import composer, style
 from .composer import MAXIMUM, UNIFORM, Row, fit_for_display
 from .figures import UNSURE
-from .show import Model, class_names, find_model, known_classes, network_of, readable
+from .show import Model, class_names, known_classes, network_of, readable
 from .words import METHOD_NAMES, model_in_words
 
 IN_ORDER, UNCERTAIN, WRONG = "all, in order", "least certain first", "misclassified"
@@ -67,11 +67,11 @@ def explore(
     """Show the explorer in a notebook and return it; `.png()` returns its picture, also outside a notebook.
 
     Args:
-        model: a run, a model, the name of weights that come with ltpa, or a run's folder.
+        model: a run, a model, or a name or folder for `ltpa.load_pretrained`.
         images: a data set (its test images), a split, or any pictures that `ltpa.show` takes, such as a folder; None
             waits for a photo. A label below 0 means that the image belongs to none of the classes.
         classes: class names, for models that know none.
-        others: name -> run, model, name of weights or folder that the second row can show.
+        others: name -> what the second row can show, each like `model`.
         folder: where the save button writes PNG and PDF files.
     """
     explorer = Explorer(model, images, classes=classes, others=others, folder=folder)
@@ -97,8 +97,7 @@ class Explorer:
     ) -> None:
         if clash := {NOTHING, "", *METHODS} & set(others or {}):
             raise ValueError(f"others: {sorted(clash)[0]!r} cannot name a model; choose another name")
-        model = find_model(model)
-        self.models = {name: network_of(find_model(one)) for name, one in {"": model, **(others or {})}.items()}
+        self.models = {name: network_of(one) for name, one in {"": model, **(others or {})}.items()}
         self.folder = Path(folder)
         self._name = model_in_words(self.models[""].name or type(self.models[""]).__name__)
         self._photo: Tensor | None = None
@@ -107,7 +106,7 @@ class Explorer:
         self._cache: dict[Any, Any] = {}
         self._pace = math.inf  # seconds of a forward pass for each pixel, the least that was measured
         of_data = self._take_images(images)
-        self._classes = class_names(model, of_data if classes is None else classes, self._try_out())
+        self._classes = class_names(self.models[""], of_data if classes is None else classes, self._try_out())
         self.chosen = list(range(len(self._images)))
         self._build()
         self._update()

@@ -3,7 +3,6 @@
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 
 from ..data.images import MIN_SIDE
 from ..data.sources import DEFAULT_SIDE, MAX_ASPECT, Picture, at_resolution, read_named
-from ..errors import closest
 from ..inference import attend
 from ..maps import named_maps
 from ..models.classifier import ImageClassifier
 from ..models.foreign import unwrapped
-from ..pretrained import list_pretrained, load_pretrained
-from ..training.run import Run, load_run
+from ..pretrained import DEFAULT, load_pretrained
+from ..training.run import Run
 from .composer import fit_for_display
 from .figures import LINE, UNSURE, attention_figure, captions
 from .style import FONT
@@ -27,7 +25,7 @@ SHOWN = 600  # most pixels of a picture's longer side in the figure; the model r
 _NAMED = 12  # classes that are named under a figure
 
 Model = Run | ImageClassifier | str | os.PathLike
-"""A run, a model, the name of weights that come with ltpa, or the folder of a run."""
+"""A run, a model, or a name or folder that `ltpa.load_pretrained` knows."""
 
 
 def show(
@@ -50,8 +48,8 @@ def show(
     Args:
         images: one or more paths, addresses (https://...), encoded files, Pillow images, arrays (H, W, 3) or tensors
             (3, H, W); or a folder, or a batch.
-        model: whose maps to draw: a run, a model, the name of weights, or a run's folder; without it and `maps`,
-            `ltpa.load_pretrained()` (the ten classes of CIFAR-10).
+        model: whose maps to draw: a run, a model, or a name or folder for `ltpa.load_pretrained`; without it and
+            `maps`, the weights for CIFAR-10 that come with ltpa.
         maps: maps of any other network instead: name -> non-negative weights (N, h, w).
         side: pixels of the shorter side that the model reads; by default that of the picture, but 32 to 224.
         classes: class names, for models that know none.
@@ -70,12 +68,11 @@ def show(
     if maps is not None:
         drawn = named_maps(maps)
     else:
-        model = find_model("cifar10-small" if model is None else model)
-        network = network_of(model)
+        network = network_of(DEFAULT if model is None else model)
         outputs = [attend(network, readable(picture, side)[None]) for picture in pictures]
         drawn = {level: [output.maps[level][0] for output in outputs] for level in outputs[0].maps}
         logits = torch.cat([output.logits for output in outputs])
-        known = class_names(model, classes, logits.shape[1])
+        known = class_names(network, classes, logits.shape[1])
         answers = captions(logits, known, unsure=unsure)
         caption = "" if drawn else "This network has no attention maps. "
         caption += known_classes(known, unsure if any(answer.startswith("unsure") for answer in answers) else None)
@@ -93,23 +90,9 @@ def show(
     return figure
 
 
-def find_model(model: Any) -> Any:
-    """Return the model or run of a name or a folder; return anything else unchanged."""
-    if not isinstance(model, str | os.PathLike):
-        return model
-    name = os.fspath(model)
-    if name in list_pretrained():
-        return load_pretrained(name)
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        known = closest(name, list_pretrained())
-        raise FileNotFoundError(f"{name!r} is neither the folder of a run nor the name of weights; {known}")
-    return load_run(folder)
-
-
 def network_of(model: Any) -> ImageClassifier:
-    """Return the network of a run, or the model itself."""
-    network = unwrapped(model)
+    """Return the network of a run, of a name or a folder that `ltpa.load_pretrained` knows, or the model itself."""
+    network = load_pretrained(model) if isinstance(model, str | os.PathLike) else unwrapped(model)
     if not isinstance(network, ImageClassifier):
         raise TypeError(
             f"a run or a model of ltpa is needed, not {type(network).__name__}; maps of any other model can be shown "
@@ -118,10 +101,10 @@ def network_of(model: Any) -> ImageClassifier:
     return network
 
 
-def class_names(model: Any, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return the given class names, or those that a run or a model knows, or numbers; there must be `count`."""
+def class_names(network: ImageClassifier, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Return the given class names, or those that a network knows, or numbers; there must be `count`."""
     if names is None:
-        names = getattr(model, "classes", None) or [str(number) for number in range(count)]
+        names = network.classes or [str(number) for number in range(count)]
     if len(names) != count:
         raise ValueError(f"the model knows {count} classes, but {len(names)} names were given")
     return tuple(names)
