@@ -226,7 +226,7 @@ def test_commands_name_every_setting_that_differs(packed):
 
     parser = argparse.ArgumentParser()
     add_train_options(parser)
-    config = settings_from(ltpa.TrainConfig, vars(parser.parse_args(lossless.split()[4:])), [])
+    config = settings_from(vars(parser.parse_args(lossless.split()[4:])), [])
     assert config.identity() == {**packed[1]["settings"], "dataset": "cifar10"}
 
 

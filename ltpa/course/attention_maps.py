@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -257,7 +255,7 @@ def describe_maps(maps: Mapping[str, Tensor], right: Tensor, masks: Tensor | Non
     verdicts = {}
     for level, level_maps in maps.items():
         share = localization_tensors(level_maps, masks)["share"]
-        verdicts[level] = verdict_of(bootstrap_interval(_finite(share - area), 3 * len(maps)))
+        verdicts[level] = verdict_of(bootstrap_interval(share - area, 3 * len(maps)))
         answers = _compare_answers(share, right, 3 * len(maps), 1, 100)
         lines.append(f"  {level}: {answers}; more than the even share: {verdicts[level]}")
     return "\n".join([*lines, _conclude(verdicts)])
@@ -276,8 +274,9 @@ def _conclude(verdicts: Mapping[str, str]) -> str:
 
 def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: int, scale: float = 1) -> str:
     """Return the means of right and of wrong answers with intervals, and whether they differ in the digits printed."""
-    groups = {"right": _finite(values[right]), "wrong": _finite(values[~right])}
-    intervals = {name: bootstrap_interval(group, comparisons) for name, group in groups.items() if len(group)}
+    groups = {"right": values[right], "wrong": values[~right]}
+    intervals = {name: bootstrap_interval(group, comparisons) for name, group in groups.items()}
+    intervals = {name: interval for name, interval in intervals.items() if interval.n}
     words = ", ".join(f"{name} {interval.text(digits, scale)}" for name, interval in intervals.items())
     if len(intervals) < 2:
         return words
@@ -285,7 +284,3 @@ def _compare_answers(values: Tensor, right: Tensor, comparisons: int, digits: in
     apart = a.low > b.high or b.low > a.high
     printed_apart = round(scale * a.mean, digits) != round(scale * b.mean, digits)
     return words + (", they differ" if apart and printed_apart else ", no difference is shown")
-
-
-def _finite(values: Tensor) -> NDArray[np.float64]:
-    return values[~values.isnan()].double().numpy()

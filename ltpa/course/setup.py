@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from ..config import (
     FilePath,
     LearningRate,
     Limit,
+    Settings,
     SettingsBase,
     TrainConfig,
     Width,
@@ -29,7 +30,6 @@ from ..training.report import report as report
 from ..training.trainer import data_for
 from .drive import runs_on_drive
 
-Config = TypeVar("Config", bound=SettingsBase)
 _INJECTED = "# Parameters"  # how papermill's cell begins
 
 
@@ -58,7 +58,7 @@ class QuickRuns(SettingsBase):
 _started: dict[Path, Path] = {}  # the project's folder -> the folder that the notebook started in
 
 
-def parameters(namespace: Mapping[str, Any], kind: type[Config]) -> Config:
+def parameters(namespace: Mapping[str, Any], kind: type[Settings]) -> Settings:
     """Return the parameters in a notebook's `globals()` as settings, and move to the project's folder.
 
     papermill accepts misspelled parameters silently. So the names that the cell of the parameters and papermill's
@@ -111,7 +111,7 @@ def _enter_project() -> Path:
     return _started.get(project, project)
 
 
-def _beside(folder: Path, name: str, value: Any, kind: type[Config]) -> Any:
+def _beside(folder: Path, name: str, value: Any, kind: type[Settings]) -> Any:
     """Return a path that the user named as one in the notebook's folder, if there is something of that name."""
     hint = get_type_hints(kind, include_extras=True)[name]
     is_path = FilePath in (hint, *get_args(hint))

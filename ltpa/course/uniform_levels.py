@@ -69,14 +69,11 @@ def uniform_effects(answers: dict[str, Tensor], data: str, budget: str) -> Seque
     return [
         Effect(
             claim=CLAIM, model=name, baseline="uniform weights", measure="test accuracy", data=data, budget=budget,
-            seeds=1, interval=bootstrap_interval(_lost(answers, name), len(others)), margin=MARGIN,
+            seeds=1, margin=MARGIN,
+            interval=bootstrap_interval(answers["none"].double() - answers[name].double(), len(others)),
         )
         for name in others
     ]  # fmt: skip
-
-
-def _lost(answers: dict[str, Tensor], name: str) -> list[float]:
-    return (answers["none"].double() - answers[name].double()).tolist()
 
 
 def _descriptors(

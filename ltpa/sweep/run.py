@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,6 @@ STOP_SECONDS = 9.0  # for running variants to save and end
 
 def run_sweep(
     plan: Plan,
-    say: Callable[[str], object] = print,
     *,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -46,7 +45,6 @@ def run_sweep(
 
     Args:
         plan: from `make_plan`.
-        say: gets the messages.
         workers: how many variants at once; None is as many as cores and memory allow, and one on a GPU.
         scheduler: address of a Dask cluster that exists; None starts workers on this machine.
         kernel: name of the Jupyter kernel; None is the notebook's own.
@@ -59,11 +57,11 @@ def run_sweep(
             replace(record, state="waiting").save(plan.folder)
         _warn_of_other_notebooks(plan)
         if plan.open:
-            with _client(plan, workers, scheduler, say) as client:
-                _Sweep(plan, client, say, kernel, notebooks or str(plan.folder.absolute())).run()
+            with _client(plan, workers, scheduler) as client:
+                _Sweep(plan, client, kernel, notebooks or str(plan.folder.absolute())).run()
         table = load_sweep(plan.folder)
         write(plan.folder / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
-        say(f"the table is {plan.folder / TABLE}")
+        logger.info(f"the table is {plan.folder / TABLE}")
         return table
 
 
@@ -77,7 +75,7 @@ def _warn_of_other_notebooks(plan: Plan) -> None:
 
 
 @contextmanager
-def _client(plan: Plan, workers: int | None, scheduler: str | None, say: Callable[[str], object]) -> Iterator[Any]:
+def _client(plan: Plan, workers: int | None, scheduler: str | None) -> Iterator[Any]:
     """Connect to a cluster that exists, or start one on this machine."""
     import dask
     from distributed import Client, LocalCluster
@@ -102,8 +100,8 @@ def _client(plan: Plan, workers: int | None, scheduler: str | None, say: Callabl
             )
             client = stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
             client.register_plugin(_own_group())
-            say(f"{count} workers with {threads} threads each")
-        say(f"dashboard: {client.dashboard_link}")
+            logger.info(f"{count} workers with {threads} threads each")
+        logger.info(f"dashboard: {client.dashboard_link}")
         yield client
 
 
@@ -149,7 +147,6 @@ class _Sweep:
 
     plan: Plan
     client: Any
-    say: Callable[[str], object]
     kernel: str | None
     notebooks: str  # folder or address
     pending: dict[Any, tuple[Record, int]] = field(default_factory=dict)
@@ -168,11 +165,11 @@ class _Sweep:
                 self._report()
                 time.sleep(0.25)
         except KeyboardInterrupt:
-            self.say("stopping: running trainings save first; the same command continues from there")
+            logger.info("stopping: running trainings save first; the same command continues from there")
             self._stop()
             raise
         for record in self.failed:
-            self.say(f"failed: {record.failure()}")
+            logger.info(f"failed: {record.failure()}")
 
     def _submit(self, record: Record, attempt: int) -> None:
         from .execute import execute
@@ -209,7 +206,7 @@ class _Sweep:
         except Exception as error:
             result = replace(record, state="failed", error=_worker_error(error))
         if result.state == "failed" and attempt < ATTEMPTS:
-            self.say(f"failed, trying once more: {result.failure()}")
+            logger.info(f"failed, trying once more: {result.failure()}")
             self._submit(record, attempt + 1)
             return
         own = self.plan.folder.absolute() / record.name
@@ -227,7 +224,7 @@ class _Sweep:
         state = f"{done} of {len(self.plan.records)} done, {running} running, {len(self.failed)} failed"
         if state != self.state:
             left = (len(self.pending) - running / 2) * statistics.mean(self.seconds or [0]) / max(1, running)
-            self.say(state + (f", about {duration(left)} left" if left else ""))
+            logger.info(state + (f", about {duration(left)} left" if left else ""))
         self.state = state
 
     def _stop(self) -> None:

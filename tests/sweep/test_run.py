@@ -63,10 +63,10 @@ def notebook(tmp_path_factory):
     return str(path)
 
 
-def test_a_failing_variant_among_good_ones(cluster, notebook, tmp_path):
-    lines = []
+def test_a_failing_variant_among_good_ones(cluster, notebook, tmp_path, capsys):
     made = make_plan(tmp_path, read_notebook(notebook), {}, {"x": [2, 13]})
-    run_sweep(made, lines.append, scheduler=cluster.scheduler_address)
+    run_sweep(made, scheduler=cluster.scheduler_address)
+    lines = capsys.readouterr().out.splitlines()
     assert "failed: x=13: cell 4: AssertionError: no luck" in lines[-2]
     assert sum("failed, trying once more: x=13" in line for line in lines) == 1
     table = ltpa.load_sweep(tmp_path)
@@ -144,17 +144,16 @@ def _is_kernel(process, folder):
         return False
 
 
-def test_a_second_sweep_in_the_folder_waits_and_finds_what_the_first_has_done(tmp_path):
+def test_a_second_sweep_in_the_folder_waits_and_finds_what_the_first_has_done(tmp_path, capsys):
     made = make_plan(tmp_path, fit_alone(), {}, {"seed": [0]})
-    lines = []
-    second = threading.Thread(target=run_sweep, args=[made, lines.append])
+    second = threading.Thread(target=run_sweep, args=[made])
     with FileLock(tmp_path / ".lock"):
         second.start()
-        second.join(0.3)
-        assert not lines
+        second.join(0.5)
+        assert capsys.readouterr().out.endswith("waiting until it ends\n")
         replace(made.records[0], state="done", error="of the first").save(tmp_path)
     second.join(10)
-    assert lines == [f"the table is {tmp_path / 'sweep.csv'}"]
+    assert capsys.readouterr().out == f"the table is {tmp_path / 'sweep.csv'}\n"
     assert list(ltpa.load_sweep(tmp_path)["error"]) == ["of the first"]
 
 
