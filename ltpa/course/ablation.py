@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..errors import counted
-from ..metrics.crossed import crossed_difference, holm
+from ..metrics.crossed import holm
 from ..metrics.statistics import Effect, packed, t_interval, write_effects
 from ..viz.style import FONT, LINE_COLORS, MARKERS, new_figure, style_axes
 from ..viz.words import model_in_words
@@ -18,14 +18,13 @@ from .effects import (
     MARGIN,
     Scores,
     add_legend,
-    check_same_images,
+    compare_pairs,
     comparison_table,
     draw_row,
     few_seeds,
     paragraph,
     sorted_out,
     style_rows,
-    table_of,
 )
 from .global_feature import attention_models, exchanged_maps, gradient_table, moved_attention
 from .grid import MODELS, AblationConfig, Cell, Grid, Result, collect, train_missing
@@ -63,22 +62,9 @@ def compare(
     pairs = planned or [
         (f"Better than {baseline}", n, baseline) for n in scores if n != baseline and baseline in scores
     ]
-    if not pairs:
-        return []
-    check_same_images(scores, pairs[0][2])
     compared = dict.fromkeys([*(name for pair in pairs for name in pair[1:]), *(n for n in also if n in scores)])
-    tables = {name: table_of(scores[name]) for name in compared}
-    found = [
-        crossed_difference(tables[name], tables[other], [t for n, t in tables.items() if n not in (name, other)])
-        for _, name, other in pairs
-    ]
-    return [
-        Effect(
-            claim=claim, model=name, baseline=other, measure="test accuracy", data=data, budget=budget,
-            seeds=min(len(tables[name]), len(tables[other])), interval=interval, margin=MARGIN,
-        )
-        for (claim, name, other), interval in zip(pairs, holm(found, MARGIN), strict=True)
-    ]  # fmt: skip
+    words = {"measure": "test accuracy", "data": data, "budget": budget}
+    return compare_pairs({name: scores[name] for name in compared}, pairs, partial(holm, value=MARGIN), **words)
 
 
 def conclusion(effects: Sequence[Effect]) -> str:

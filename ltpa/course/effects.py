@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..metrics.crossed import crossed_difference
+from ..metrics.crossed import Difference, crossed_difference
 from ..metrics.statistics import CONTRADICTED, LEAST_SEEDS, SUPPORTED, TOO_FEW_SEEDS, Effect, Interval
 from ..viz.style import FONT, LINE_COLORS, new_figure, style_axes
 from ..viz.style import add_legend as add_handles
@@ -45,23 +45,36 @@ def compare_scores(
     `data` is what was measured on, if not what the models were tested on. `together` is how many intervals hold
     together with 95 %, if not just these (Bonferroni correction).
     """
-    if baseline not in scores:
+    pairs = [(claim, name, baseline) for name in scores if name != baseline and baseline in scores]
+    words = {"measure": measure, "data": data or config.data_described(), "budget": config.described()}
+    return compare_pairs(scores, pairs, lambda found: [d.interval(together or len(pairs)) for d in found], **words)
+
+
+def compare_pairs(
+    scores: Scores,
+    pairs: Sequence[tuple[str, str, str]],
+    intervals_of: Callable[[Sequence[Difference]], list[Interval]],
+    **words: str,
+) -> list[Effect]:
+    """Compare pairs (claim, model, baseline); the spread is pooled over all models that have scores.
+
+    `intervals_of` makes intervals of the differences, and `words` say what was measured on which data.
+    """
+    if not pairs:
         return []
-    check_same_images(scores, baseline)
+    check_same_images(scores, pairs[0][2])
     tables = {name: table_of(of_seeds) for name, of_seeds in scores.items()}
-    others = [name for name in scores if name != baseline]
-    effects = []
-    for name in others:
-        pool = [table for other, table in tables.items() if other not in (name, baseline)]
-        found = crossed_difference(tables[name], tables[baseline], pool)
-        effects.append(
-            Effect(
-                claim=claim, model=name, baseline=baseline, measure=measure, data=data or config.data_described(),
-                budget=config.described(), seeds=min(len(tables[name]), len(tables[baseline])),
-                interval=found.interval(together or len(others)), margin=MARGIN,
-            )
-        )  # fmt: skip
-    return effects
+    differences = [
+        crossed_difference(tables[name], tables[other], [t for n, t in tables.items() if n not in (name, other)])
+        for _, name, other in pairs
+    ]
+    return [
+        Effect(
+            claim=claim, model=name, baseline=other, seeds=min(len(tables[name]), len(tables[other])),
+            interval=interval, margin=MARGIN, **words,
+        )
+        for (claim, name, other), interval in zip(pairs, intervals_of(differences), strict=True)
+    ]  # fmt: skip
 
 
 def check_same_images(scores: Scores, baseline: str) -> None:
