@@ -198,6 +198,7 @@ def test_a_large_photo_is_not_read_at_its_full_size_unasked(monkeypatch):
 
 def test_show_names_the_answer_of_a_run(data, tmp_path):
     run = Run(ltpa.TrainConfig(), data.classes, model(), tmp_path)
+    run.model.classes = data.classes
     figure = ltpa.show(data.test.images[:2], run)
     assert any(re.match(rf"(unsure: )?({'|'.join(data.classes)}) \d+ %", axes.get_title()) for axes in figure.axes)
     figure = ltpa.show(photo(), model("vgg-late"), classes=list("abcdefghij"))
@@ -492,7 +493,7 @@ def test_names_of_weights_and_folders_of_photos(tmp_path):
     titles = [axes.get_title() for axes in figure.axes if ".png" in axes.get_title()]
     assert [title.partition("\n")[0] for title in titles] == ["a.png", "b.png"]
     for call in (ltpa.show, lambda pictures, name: Explorer(name, pictures)):
-        with pytest.raises(FileNotFoundError, match=r"'cifar10-smal' is neither.*did you mean 'cifar10-small'"):
+        with pytest.raises(ValueError, match=r"unknown weights 'cifar10-smal': did you mean 'cifar10-small'"):
             call(tmp_path, "cifar10-smal")
 
 
