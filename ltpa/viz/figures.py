@@ -58,9 +58,7 @@ def attention_figure(
     return _grid(images, columns, titles, masks, scale)
 
 
-def snapshot_figure(
-    images: Tensor, snapshots: Mapping[int, Mapping[str, Tensor]], level: str, *, titles: Sequence[str] | None = None
-) -> Figure:
+def snapshot_figure(images: Tensor, snapshots: Mapping[int, Mapping[str, Tensor]], level: str) -> Figure:
     """Draw how the maps of one level changed during training: a row for each image, a column for each epoch.
 
     `snapshots` maps epoch -> level -> weights (N, h, w). At most 5 epochs are drawn, the first and last among them.
@@ -72,7 +70,7 @@ def snapshot_figure(
             raise ValueError(f"unknown level {level!r} at epoch {epoch}: {closest(level, maps)}")
     epochs = sorted(snapshots)
     chosen = {epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, _MOST_SNAPSHOTS)}
-    figure = _grid(images, {f"epoch {epoch}": snapshots[epoch][level] for epoch in sorted(chosen)}, titles)
+    figure = _grid(images, {f"epoch {epoch}": snapshots[epoch][level] for epoch in sorted(chosen)})
     figure.suptitle(f"{level} {_size(snapshots[epochs[-1]][level])}", fontsize=FONT)
     return figure
 
@@ -111,7 +109,7 @@ def learning_curve(history: Sequence[Mapping[str, float]], epochs: int | None = 
 def _grid(
     images: Tensor | Sequence[Tensor],
     columns: Mapping[str, Tensor | Sequence[Tensor]],
-    titles: Sequence[str] | None,
+    titles: Sequence[str] | None = None,
     masks: Tensor | None = None,
     scale: float | None = None,
 ) -> Figure:
@@ -279,17 +277,15 @@ def _draw_color_bar(figure: Figure, axes: Any, end: float, clipped: bool) -> Non
     bar.ax.axhline(0, color="white", linewidth=2)
 
 
-def captions(
-    logits: Tensor, classes: Sequence[str], labels: Tensor | None = None, *, unsure: float = UNSURE
-) -> list[str]:
+def captions(logits: Tensor, classes: Sequence[str], labels: Tensor | None = None) -> list[str]:
     """Return the network's answers as titles: "deer 97 %", or, if wrong, "deer 97 % | truth: cat".
 
     `logits` has the shape (N, num_classes), `labels` (N,); a label below 0 means none of the classes. An answer whose
-    probability is below `unsure` begins with "unsure: ".
+    probability is below 50 % begins with "unsure: ".
     """
     probability, answer = logits.float().softmax(dim=1).max(dim=1)
     texts = [
-        ("unsure: " if p < unsure else "") + f"{classes[a]} {p:.0%}".replace("%", " %")
+        ("unsure: " if p < UNSURE else "") + f"{classes[a]} {p:.0%}".replace("%", " %")
         for a, p in zip(answer.tolist(), probability.tolist(), strict=True)
     ]
     if labels is None:

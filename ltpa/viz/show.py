@@ -38,7 +38,6 @@ def show(
     titles: Sequence[str] | None = None,
     masks: Tensor | None = None,
     scale: float | None = None,
-    unsure: float = UNSURE,
 ) -> Figure:
     """Draw pictures with their attention maps, one row for each picture; save the figure with `figure.savefig(path)`.
 
@@ -56,12 +55,9 @@ def show(
         titles: one for each picture, instead of the model's answers.
         masks: bool (N, H, W), drawn as outlines; needs pictures of one size.
         scale: upper end of the color scale, in multiples of the even share; by default chosen from the maps.
-        unsure: the probability under which an answer is marked as unsure, 0 to 1.
     """
     if model is not None and maps is not None:
         raise ValueError("give either a model (or a run) or maps={name: weights (N, h, w)}")
-    if not 0 <= unsure <= 1:
-        raise ValueError(f"unsure must be a probability from 0 to 1, not {unsure}")
     names, pictures = map(list, zip(*read_named(images), strict=True))
     drawn: dict[str, Any]
     caption = ""
@@ -73,9 +69,9 @@ def show(
         drawn = {level: [output.maps[level][0] for output in outputs] for level in outputs[0].maps}
         logits = torch.cat([output.logits for output in outputs])
         known = class_names(network, classes, logits.shape[1])
-        answers = captions(logits, known, unsure=unsure)
+        answers = captions(logits, known)
         caption = "" if drawn else "This network has no attention maps. "
-        caption += known_classes(known, unsure if any(answer.startswith("unsure") for answer in answers) else None)
+        caption += known_classes(known, any(answer.startswith("unsure") for answer in answers))
         titles = _with_names(answers, names) if titles is None else titles
     if masks is None:
         titles = [""] * len(pictures) if titles is None else titles
@@ -110,15 +106,11 @@ def class_names(network: ImageClassifier, names: Sequence[str] | None, count: in
     return tuple(names)
 
 
-def known_classes(names: Sequence[str], unsure: float | None = None) -> str:
-    """Return a sentence on the classes that a network knows, and on the threshold of unsure answers."""
+def known_classes(names: Sequence[str], unsure: bool = False) -> str:
+    """Return a sentence on the classes that a network knows, and one on unsure answers if there are some."""
     listed = ", ".join(names[:_NAMED]) + (f" ... ({len(names)} classes)" if len(names) > _NAMED else "")
     text = f"The network can answer only: {listed}."
-    return (
-        text
-        if unsure is None
-        else f"{text} Unsure: its answer has a probability under {unsure:.0%}.".replace("%", " %")
-    )
+    return text + f" Unsure: its answer has a probability under {100 * UNSURE:.0f} %." * unsure
 
 
 def readable(picture: Tensor, side: int | None = None) -> Tensor:

@@ -204,7 +204,6 @@ def test_show_names_the_answer_of_a_run(data, tmp_path):
     figure = ltpa.show(photo(), model("vgg-late"), classes=list("abcdefghij"))
     assert re.match(r"unsure: [a-j] \d+ %", figure.axes[0].get_title())
     assert "answer only: a, b, c, d, e, f, g, h, i, j. Unsure:" in " ".join(figure.get_supxlabel().split())
-    assert "unsure" not in ltpa.show(photo(), model("vgg-late"), unsure=0).axes[0].get_title()
     assert ltpa.show(photo(), model(), titles=["mine"]).axes[0].get_title() == "mine"
 
 
@@ -227,7 +226,6 @@ def test_show_takes_maps_of_any_network(data):
         ({"maps": {"a": torch.rand(3, 4, 4)}}, ValueError, r"maps of a 4x4 .*\(N, h, w\) for N = 1 images"),
         ({"maps": {"a": torch.rand(4, 4)}}, ValueError, r"maps of a.* must have the shape"),
         ({"maps": {"a": "heat"}}, TypeError, "maps of a must be a tensor or an array"),
-        ({"model": model(), "unsure": 50}, ValueError, "unsure must be a probability"),
         ({"maps": {"a": -torch.rand(1, 4, 4)}}, ValueError, "are they scores"),
         ({"model": model(), "side": 8}, ValueError, "at least 32"),
     ],

@@ -293,9 +293,9 @@ def test_what_does_not_fit_is_named(change, message):
 @pytest.mark.parametrize(("epochs", "shown"), [([10, 0, 5], [0, 5, 10]), (range(0, 101), [0, 25, 50, 75, 100])])
 def test_snapshots_show_the_first_the_last_and_some_between(epochs, shown):
     snapshots = {epoch: {"conv10": torch.full((1, 16, 16), 1.0 + epoch), "conv7": None} for epoch in epochs}
-    figure = viz.snapshot_figure(some_images(1), snapshots, "conv10", titles=["a cat"])
+    figure = viz.snapshot_figure(some_images(1), snapshots, "conv10")
     (row,) = panels(figure, len(shown))
-    assert [axes.get_title() for axes in row] == ["a cat", *(f"epoch {epoch}" for epoch in shown)]
+    assert [axes.get_title() for axes in row] == ["", *(f"epoch {epoch}" for epoch in shown)]
     assert {axes.get_xlabel() for axes in row[1:]} == {"entropy 1.00"}
     assert figure.get_suptitle() == "conv10 16x16"
     assert bar_of(figure).get_ylabel() == "times the even share"
