@@ -51,7 +51,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
-    """Check all settings at once, print them, and train."""
+    """Train a model, or continue a run; the options are the fields of TrainConfig."""
     first = launched().first
     config = settings_from(options, unknown)
     if first:
@@ -84,7 +84,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
-    """Check all parameters of all variants at once, then execute what is not done."""
+    """Execute a notebook, or train, in many variants; done ones are skipped."""
     from .course import settings_of
     from .sweep import cost, plan, run
 
@@ -151,7 +151,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
-    """Write a network as an ONNX file."""
+    """Write a network as an ONNX file: logits and attention maps."""
     refuse(unknown)
     check_parent(options["file"])
     model = load_pretrained(options["model"], device="cpu")
@@ -175,15 +175,12 @@ def check_parent(file: str) -> None:
         raise FileNotFoundError(f"there is no folder {str(Path(file).parent)!r} for {Path(file).name!r}")
 
 
-COMMANDS = {  # name: (help, function that adds the options, function that gets known options and unknown words)
-    "train": (
-        "train a model, or continue a run; options are the fields of TrainConfig",
-        add_train_options,
-        train,
-    ),
-    "sweep": ("execute a notebook, or train, in many variants; done ones are skipped", add_sweep_options, sweep),
-    "show": ("save a picture of photos with their attention maps", add_show_options, show),
-    "export": ("write a network as an ONNX file: logits and attention maps", add_export_options, export),
+# What adds the options of a command; and what runs it, with known options and unknown words. Its docstring is the help.
+COMMANDS = {
+    "train": (add_train_options, train),
+    "sweep": (add_sweep_options, sweep),
+    "show": (add_show_options, show),
+    "export": (add_export_options, export),
 }
 
 
@@ -196,13 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ltpa", description="Attention CNNs you can look into.", allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for name, (text, add_options, _) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    for name, (add_options, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         command._negative_number_matcher = re.compile(r"-\.?\d")  # argparse takes -1e-3 for an option
         add_options(command)
     options, unknown = parser.parse_known_args(arguments)
     try:
-        COMMANDS[options.command][2](vars(options), unknown)
+        COMMANDS[options.command][1](vars(options), unknown)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one of the processes of a machine
             print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .files import FileSplit, Findings, read_images
 from .images import MIN_SIDE, Levels
-from .layout import Layout, Listing
+from .layout import Layout
 from .split import Split, at_most, part_off
 
 NAMED = 20  # broken pictures that an error names; a note names fewer
@@ -29,21 +28,21 @@ class FolderOptions:
 
 def read_folder(root: Path, layout: Layout, options: FolderOptions) -> tuple[Split, Split, list[str]]:
     """Return training images, test images, and notes for the user."""
-    train, test, notes = _listings(root, layout, options)
+    train, test, notes = _parts(root, layout, options)
     train, test = (
-        _chosen(part, at_most(part[1], limit, options.seed))
+        part.part(at_most(part.labels, limit, options.seed))
         for part, limit in zip((train, test), options.limits, strict=True)
     )
-    streamed, memory_notes = _streamed(len(train[0]), len(test[0]), options)
-    splits, found = _read_both((train, test), options.size, streamed)
+    streamed, memory_notes = _streamed(len(train), len(test), options)
+    splits, found = _read_both((train, test), streamed)
     broken = [line for part in found for line in part.broken]
-    notes += memory_notes + _notes_on_broken(broken, len(train[0]) + len(test[0]), options.skip_broken)
-    if lost := {*train[1].tolist()} - {*splits[0].labels.tolist()}:
+    notes += memory_notes + _notes_on_broken(broken, len(train) + len(test), options.skip_broken)
+    if lost := {*train.labels.tolist()} - {*splits[0].labels.tolist()}:
         names = ", ".join(layout.classes[label] for label in sorted(lost))
         raise ValueError(f"none of the training images of {names} can be read; repair them, or move the folder away")
     if values := [pair for part in found for pair in part.values]:
-        levels, note = _common_levels(values, layout, {*train[0], *test[0]})
-        splits, found = _read_both((train, test), options.size, streamed, levels)
+        levels, note = _common_levels(values, layout, {*train.files, *test.files})
+        splits, found = _read_both((train, test), streamed, levels)
         notes.append(note)
     counts = Counter(found[1].digests)
     if copies := sum(counts[digest] for digest in set(found[0].digests)):
@@ -51,30 +50,26 @@ def read_folder(root: Path, layout: Layout, options: FolderOptions) -> tuple[Spl
     return *splits, notes
 
 
-def _listings(root: Path, layout: Layout, options: FolderOptions) -> tuple[Listing, Listing, list[str]]:
+def _parts(root: Path, layout: Layout, options: FolderOptions) -> tuple[FileSplit, FileSplit, list[str]]:
     """Return training and test files, before limits, and notes on them."""
-    train, test, notes = layout.train, layout.test, list(layout.notes)
+    train, notes = FileSplit(*layout.train, options.size), list(layout.notes)
+    test = None if layout.test is None else FileSplit(*layout.test, options.size)
     if options.validation and layout.validation is not None:
-        test = layout.validation
+        test = FileSplit(*layout.validation, options.size)
         notes.append("validation is set: the test images are those of the folder's own validation split")
     if test is None:
-        count = len(train[0])
-        kept, chosen = part_off(train[1], max(1, round(count * 0.2)), options.seed)
-        train, test = _chosen(train, kept), _chosen(train, chosen)
+        count = len(train)
+        kept, chosen = part_off(train.labels, max(1, round(count * 0.2)), options.seed)
+        train, test = train.part(kept), train.part(chosen)
         notes.append(
             f"{root} has no train/ and test/: {len(chosen)} of {count} images were set aside for the test, "
             f"stratified, seed {options.seed}"
         )
-        if len(train[1].unique()) < len(layout.classes):
+        if len(train.labels.unique()) < len(layout.classes):
             raise ValueError(f"{root} has too few images to set some aside for the test; give each class at least two")
-    if absent := [name for label, name in enumerate(layout.classes) if not (test[1] == label).any()]:
+    if absent := [name for label, name in enumerate(layout.classes) if not (test.labels == label).any()]:
         notes.append(f"no test images of: {', '.join(absent)}")
     return train, test, notes
-
-
-def _chosen(listing: Listing, index: slice | Tensor) -> Listing:
-    files, labels = listing
-    return [files[i] for i in torch.arange(len(files))[index].tolist()], labels[index]
 
 
 def _streamed(train_count: int, test_count: int, options: FolderOptions) -> tuple[tuple[bool, bool], list[str]]:
@@ -92,24 +87,23 @@ def _streamed(train_count: int, test_count: int, options: FolderOptions) -> tupl
 
 
 def _read_both(
-    listings: tuple[Listing, Listing], size: int, streamed: tuple[bool, bool], levels: Levels | None = None
+    parts: tuple[FileSplit, FileSplit], streamed: tuple[bool, bool], levels: Levels | None = None
 ) -> tuple[tuple[Split, Split], tuple[Findings, Findings]]:
     """Return training and test images; every file is decoded once, so broken ones are found now."""
-    train, in_train = _read(listings[0], size, streamed[0], 0, levels)
+    train, in_train = _read(parts[0], streamed[0], 0, levels)
     # A run's checksum of the test images continues that of the training images.
     start = train.checksum() if streamed[1] else 0
-    test, in_test = _read(listings[1], size, streamed[1], start, levels)
+    test, in_test = _read(parts[1], streamed[1], start, levels)
     return (train, test), (in_train, in_test)
 
 
-def _read(listing: Listing, size: int, streamed: bool, start: int, levels: Levels | None) -> tuple[Split, Findings]:
-    files, labels = listing
+def _read(part: FileSplit, streamed: bool, start: int, levels: Levels | None) -> tuple[Split, Findings]:
     if streamed:
-        split = FileSplit(files, labels, size, levels)
+        split = FileSplit(part.files, part.labels, part.size, levels)
         found = split.scan(start)
         return split.without_broken(found), found
-    images, found = read_images(files, size, levels)
-    return Split(images, labels[torch.tensor(found.good, dtype=torch.int64)]), found
+    images, found = read_images(part.files, part.size, levels)
+    return Split(images, part.labels[torch.tensor(found.good, dtype=torch.int64)]), found
 
 
 def _notes_on_broken(broken: list[str], count: int, skip: bool) -> list[str]:
