@@ -5,6 +5,7 @@ written. It knows no solution: a solution has to pass like a student's answer.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -273,12 +274,9 @@ def _call(function: Any, variable: str, *inputs: Any) -> Any:
 
 def _line(error: Exception, function: Any) -> str:
     """Return in which line of the student's function an error came up, in words."""
-    code, trace, line = getattr(function, "__code__", None), error.__traceback__, None
-    while code is not None and trace is not None:
-        if trace.tb_frame.f_code is code:
-            line = trace.tb_lineno - code.co_firstlineno + 1
-        trace = trace.tb_next
-    return "" if line is None else f" (line {line} of your function)"
+    code = getattr(function, "__code__", None)
+    lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+    return f" (line {lines[-1] - code.co_firstlineno + 1} of your function)" if code and lines else ""
 
 
 def _number(value: Any) -> float:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -118,10 +119,8 @@ def _execute(source: str, namespace: dict[str, Any]) -> str:
         exec(_compiled(source), namespace)
     except BaseException as error:  # also SystemExit
         text = " ".join(str(error).split())[:200]
-        line, trace = getattr(error, "lineno", None), error.__traceback__
-        while line is None and trace is not None:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == "cell" else None
-            trace = trace.tb_next
+        in_cell = (n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == "cell")
+        line = getattr(error, "lineno", None) or next(in_cell, None)
         text = error.msg if isinstance(error, SyntaxError) else text
         return f"{type(error).__name__}: {text}" + (f" (line {line} of the cell)" if line else "")
     return ""

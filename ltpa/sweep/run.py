@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import statistics
 import time
 import uuid
@@ -51,7 +52,7 @@ def run_sweep(
         notebooks: folder or address for the executed notebooks; None is the variant's folder.
     """
     optional_module("distributed", "a sweep needs dask.distributed", EXTRA)
-    with messages(True, []), locked(plan.folder), handled(_interrupt, "SIGTERM", "SIGHUP"):
+    with messages(True, []), locked(plan.folder), handled(signal.default_int_handler, "SIGTERM", "SIGHUP"):
         plan = plan.current()  # after the wait for another sweep
         for record in plan.open:
             replace(record, state="waiting").save(plan.folder)
@@ -135,10 +136,6 @@ def _own_group() -> Any:
                 os.setpgid(0, 0)
 
     return OwnGroup()
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @dataclass

@@ -261,13 +261,9 @@ class Explorer:
 
     def _at_random(self) -> None:
         self._photo = None
-        if not self.chosen:
-            self._update()
-            return
-        before, last = self.position.value, len(self.chosen) - 1
-        number = random.randrange(max(1, last))
-        self.position.value = number + (number >= before) if last else 0  # a different one
-        if self.position.value == before:
+        if others := [number for number in range(len(self.chosen)) if number != self.position.value]:
+            self.position.value = random.choice(others)
+        else:
             self._update()
 
     def _take_photo(self) -> None:
