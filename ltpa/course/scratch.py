@@ -18,8 +18,8 @@ from ..data.shapes import CLASSES, draw_shapes
 from ..errors import with_article as with_article
 from ..viz.style import FONT, WIDTH, new_figure
 from . import setup
+from .exercise_checks import numbers as numbers
 from .exercises import Checks as Checks
-from .exercises import numbers as numbers
 from .setup import report as report
 
 _COLORS = ("#e41a1c", "#377eb8", "#ff7f00", "#984ea3")

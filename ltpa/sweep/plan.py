@@ -76,9 +76,10 @@ def fit_alone() -> Target:
 
 def read_notebook(path: str) -> Target:
     """Read a notebook, from a file or from an address that papermill knows, and the names of its parameters."""
-    inspection = optional_module("papermill.inspection", "a sweep needs papermill", EXTRA)
+    modules = ("papermill.inspection", "papermill.iorw")
+    inspection, iorw = (optional_module(name, "a sweep needs papermill", EXTRA) for name in modules)
     try:
-        notebook = inspection.load_notebook_node(path)
+        notebook = iorw.load_notebook_node(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no notebook {path}") from error
     except Exception as error:  # papermill's readers raise what their libraries raise
