@@ -14,7 +14,7 @@ from ..metrics.crossed import two_level_interval
 from ..metrics.interventions import CHANCE_MARGIN
 from ..metrics.overlap import DIFFERENCE, OTSU
 from ..metrics.statistics import CONTRADICTED, LEAST_SEEDS, SUPPORTED, UNDECIDED, Effect, Interval
-from .map_quality_maps import ATTENTION, CENTER, CONTROL, FEATURES, LEVEL, METHOD, NAMES, NETWORK, NORM, UNIFORM
+from .map_quality_maps import ATTENTION, CENTER, CONTROL, FEATURES, KINDS, LEVEL, METHOD, NAMES, NETWORK, NORM, UNIFORM
 from .map_quality_measure import Measured
 
 BEATS_PICTURE = "The attention map finds the object better than maps without a network"
@@ -77,7 +77,7 @@ class Values:
     """What was measured, as tables (seeds, images), with the best layer of each network.
 
     `layers[model]` is {seed: layer}: the attention level, or where there is none the layer whose feature norm has the
-    best average precision on the held-out images.
+    best average precision on the held-out images. `kinds` is {family: kind}, in the order of the tables.
     """
 
     def __init__(self, measured: Measured) -> None:
@@ -87,6 +87,8 @@ class Values:
         self.maps = frame.drop_duplicates(["model", "seed", "map"]).set_index(["model", "seed"])
         self._values = frame.set_index(["model", "map", "seed", "image"]).sort_index()
         self.layers = {model: self._best_layers(model) for model in self.models}
+        kinds = self.maps.drop_duplicates("family").set_index("family")["kind"]
+        self.kinds = dict(sorted(kinds.items(), key=lambda item: KINDS.index(item[1])))
 
     def _best_layers(self, model: str) -> dict[int, str]:
         maps = self.maps.loc[[model]].droplevel(0)
@@ -288,16 +290,20 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
 
 def summary(values: Values, measure: str = "average_precision") -> pd.DataFrame:
     """Return means with 95 % intervals: a row for each family, at the best layer of a model, and a column a model."""
-    families = list(dict.fromkeys(values.maps["family"]))
     columns: dict[str, dict[str, str]] = {}
     for model in values.models:
-        tables = {family: values.table(model, family, measure) for family in families}
+        tables = {family: values.table(model, family, measure) for family in values.kinds}
         columns[model] = {
             family: two_level_interval(table, resamples=_FEW).text(2)
             for family, table in tables.items()
             if table is not None
         }
-    return pd.DataFrame(columns, index=families).dropna(how="all").fillna("").rename_axis(measure.replace("_", " "))
+    return (
+        pd.DataFrame(columns, index=list(values.kinds))
+        .dropna(how="all")
+        .fillna("")
+        .rename_axis(measure.replace("_", " "))
+    )
 
 
 def means(values: Values, measures: Sequence[str]) -> pd.DataFrame:

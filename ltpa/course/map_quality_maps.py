@@ -19,6 +19,7 @@ from ..models.networks import VGGGAP
 from ..viz.words import METHOD_NAMES
 
 LEVEL, FEATURES, METHOD, CONTROL, ORACLE = "level", "features", "method", "control", "oracle"  # kinds of maps
+KINDS = (LEVEL, FEATURES, METHOD, CONTROL, ORACLE)  # in the order of tables and figures
 NETWORK = "network"  # the kind of a row that is about no map
 ATTENTION, NORM, OBJECT = "attention", "feature norm", "the object"  # families
 UNIFORM, NOISE, CENTER = CONTROLS

@@ -40,8 +40,8 @@ def scores_figure(values: Values) -> Figure:
 
     The best layer of each network was chosen on the held-out images. `summary` has the numbers by model.
     """
-    kinds = values.maps.drop_duplicates("family").set_index("family")["kind"]
-    families = [family for kind in _KINDS if kind != ORACLE for family in kinds.index[kinds == kind]]
+    kinds = {family: kind for family, kind in values.kinds.items() if kind != ORACLE}
+    families = list(kinds)
     figure = new_figure(0.36 * len(families) + 1.6)
     for panel, (measure, title) in zip(figure.subplots(1, len(_PANELS), sharey=True), _PANELS.items(), strict=True):
         style_axes(panel, title=title, grid="x")
@@ -57,7 +57,7 @@ def scores_figure(values: Values) -> Figure:
         panel.set_xlim(0, 1)
         for place in range(1, len(families)):
             panel.axhline(place - 0.5, color="0.85", linewidth=0.8, zorder=0)
-    shown = [_KINDS[kind] for kind in _KINDS if kind != ORACLE and kind in set(kinds)]
+    shown = [_KINDS[kind] for kind in _KINDS if kind in kinds.values()]
     add_legend(figure, [Line2D([], [], marker="o", color=color, label=words) for words, color, _ in shown], columns=4)
     return figure
 
