@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .config import TrainConfig, yaml_file
+from .config import Settings, SettingsBase, TrainConfig, yaml_file
 from .distributed import launched
 from .export import export_onnx
 from .models.classifier import SMALLEST
@@ -29,31 +29,14 @@ _MISSING = "\0"  # the value of an option without one; no text of a command line
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `train`: `-f` for parameter files, and one for every field of the settings."""
-    parser.add_argument(
-        "-f",
-        "--file",
-        action="append",
-        default=[],
-        metavar="FILE.yaml",
-        help="settings from a file; options on the command line win",
-    )
-    descriptions, hints = TrainConfig.descriptions(), get_type_hints(TrainConfig)
-    for name, default in TrainConfig.defaults().items():
-        is_switch = isinstance(default, bool)
-        choices = f"; {', '.join(get_args(hints[name]))}" if get_origin(hints[name]) is Literal else ""
-        text = f"{descriptions[name]}{choices} (default: {default})".strip().replace("%", "%%")
-        value: dict[str, Any] = {"nargs": "?", "const": "true" if is_switch else _MISSING, "metavar": "VALUE"}
-        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, help=text, **value)
-        if is_switch:
-            no: dict[str, Any] = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS}
-            parser.add_argument(*_spellings(f"no-{name}"), dest=name, help=argparse.SUPPRESS, **no)
+    """Add the options of `train`."""
+    add_options(parser, TrainConfig)
 
 
 def train(options: Mapping[str, Any], unknown: Sequence[str]) -> None:
     """Train a model, or continue a run; the options are the fields of TrainConfig."""
     first = launched().first
-    config = settings_from(options, unknown)
+    config = settings_from(TrainConfig, options, unknown)
     if first:
         report(config)
     try:
@@ -209,12 +192,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def settings_from(options: Mapping[str, Any], unknown: Sequence[str]) -> TrainConfig:
+def add_options(parser: argparse.ArgumentParser, kind: type[SettingsBase]) -> None:
+    """Add `-f` for parameter files, and an option for every field of the settings."""
+    parser.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE.yaml",
+        help="settings from a file; options on the command line win",
+    )
+    descriptions, hints = kind.descriptions(), get_type_hints(kind)
+    for name, default in kind.defaults().items():
+        is_switch = isinstance(default, bool)
+        choices = f"; {', '.join(get_args(hints[name]))}" if get_origin(hints[name]) is Literal else ""
+        text = f"{descriptions[name]}{choices} (default: {default})".strip().replace("%", "%%")
+        value: dict[str, Any] = {"nargs": "?", "const": "true" if is_switch else _MISSING, "metavar": "VALUE"}
+        parser.add_argument(*_spellings(name), default=argparse.SUPPRESS, help=text, **value)
+        if is_switch:
+            no: dict[str, Any] = {"action": "store_const", "const": "false", "default": argparse.SUPPRESS}
+            parser.add_argument(*_spellings(f"no-{name}"), dest=name, help=argparse.SUPPRESS, **no)
+
+
+def settings_from(kind: type[Settings], options: Mapping[str, Any], unknown: Sequence[str]) -> Settings:
     """Return the settings of files and options; one ValueError names all problems."""
     values: dict[str, Any] = {}
     for file in options["file"]:
         values |= _read(file)
-    values |= {name: options[name] for name in TrainConfig.defaults() if name in options}
+    values |= {name: options[name] for name in kind.defaults() if name in options}
     missing = [name for name, value in values.items() if value == _MISSING]
     lines = [f"{_spellings(name)[0]} needs a value: {_spellings(name)[0]} VALUE" for name in missing]
     values = {name: value for name, value in values.items() if name not in missing}
@@ -226,7 +231,7 @@ def settings_from(options: Mapping[str, Any], unknown: Sequence[str]) -> TrainCo
             lines.append(f"unexpected {word!r}: settings are given as --name value")
         before = word
     try:
-        settings = TrainConfig.from_text(values)
+        settings = kind.from_text(values)
     except ValueError as error:
         lines = [*str(error).splitlines(), *lines]
     if lines:

@@ -223,10 +223,11 @@ def test_commands_name_every_setting_that_differs(packed):
     import argparse
 
     from ltpa.__main__ import add_train_options, settings_from
+    from ltpa.config import TrainConfig
 
     parser = argparse.ArgumentParser()
     add_train_options(parser)
-    config = settings_from(vars(parser.parse_args(lossless.split()[4:])), [])
+    config = settings_from(TrainConfig, vars(parser.parse_args(lossless.split()[4:])), [])
     assert config.identity() == {**packed[1]["settings"], "dataset": "cifar10"}
 
 
