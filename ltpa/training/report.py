@@ -19,15 +19,14 @@ from ..models.networks import is_backbone
 _NOT_OF_BACKBONES = ("width", "progressive_resizing")  # settings that change nothing there
 
 
-def report(config: Any, device_name: str | None = None, own: Any = None) -> None:
+def report(config: Any, own: Any = None) -> None:
     """Print versions, commit, device, precision and settings.
 
     Args:
         config: the settings of the run; for a notebook of many runs, the notebook's parameters.
-        device_name: the device in use, if it is not the one of the settings.
-        own: the notebook's parameters, beside the settings of its run.
+        own: the notebook's parameters, beside the settings of its run; they name the device.
     """
-    device = choose_device(device_name or config.device)
+    device = choose_device((own or config).device)
     dtype = choose_precision(getattr(config, "precision", "auto"), device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{available_cores()} cores"
     versions = [f"Python {platform.python_version()}", f"ltpa {__version__} ({_origin()})"]

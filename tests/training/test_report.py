@@ -86,8 +86,8 @@ def test_the_folder_of_the_package_is_found():
 
 def test_everything_is_in_it(capsys):
     config = TrainConfig(dataset="shapes", seed=7, device="cpu", precision="bf16")
-    look = LookConfig(examples=3)
-    report.report(config, "cpu", look)
+    look = LookConfig(examples=3, device="cpu")
+    report.report(config, look)
     out = capsys.readouterr().out
     for package in ("torch", "torchvision", "numpy", "matplotlib"):
         assert f"{package} {metadata.version(package)}" in out
