@@ -97,7 +97,7 @@ def test_everything_is_in_it(capsys):
     lines = out.splitlines()
     own, of_run = lines.index("parameters of this notebook"), lines.index(f"run folder {config.path}")
     assert lines[own + 1 : of_run] == [
-        f"  {f.name} = {getattr(look, f.name)!r}" + ("  (changed)" if f.name == "examples" else "")
+        f"  {f.name} = {getattr(look, f.name)!r}" + ("  (changed)" if f.name in ("examples", "device") else "")
         for f in fields(look)
     ]
     changed = ("dataset", "seed", "device", "precision")
