@@ -38,7 +38,9 @@ class AblationConfig(QuickRuns):
     baseline: Variant = Field(
         "vgg-late", description="what the other `models` are compared with, where nothing else is planned"
     )
-    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0, 1, 2), description="each variant is trained once with each")
+    seeds: Annotated[Sequence[Seed], EachOnce] = Field(
+        (0, 1, 2), description="each variant is trained once for each seed"
+    )
     budget: Annotated[float, Field(ge=0)] | None = Field(
         None, description="minutes for training; 0 trains nothing and collects what is there, None trains all"
     )

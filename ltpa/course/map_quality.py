@@ -51,7 +51,8 @@ class MapQualityConfig(AblationConfig):
         description="names of `ltpa.list_models()`, with the normalizer behind the name where it is not softmax",
     )
     seeds: Annotated[Sequence[Seed], EachOnce] = Field(
-        (0,), description=f"each model is trained once with each; fewer than {LEAST_SEEDS} say nothing about new ones"
+        (0,),
+        description=f"each model is trained once for each seed; fewer than {LEAST_SEEDS} say nothing about new ones",
     )
     dataset: Literal["shapes"] = "shapes"
     methods: Annotated[

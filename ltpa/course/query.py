@@ -69,7 +69,7 @@ class QueryConfig(setup.QuickRuns):
         300, description="optimizer steps of the model that is trained with queries; 0 leaves that out"
     )
     examples: Annotated[int, Field(ge=1, le=64)] = Field(3, description="pictures a figure")
-    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0,), description="each of the models is trained once with each")
+    seeds: Annotated[Sequence[Seed], EachOnce] = Field((0,), description="each model is trained once for each seed")
     seed: Seed = Field(0, description="of the queries")
 
     @classmethod

@@ -24,7 +24,7 @@ COMMANDS = {  # name: (module, what it does)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; what a user can mend is told in a line or two, without a traceback.
+    """Runs one command; errors that the user can mend are one or two lines, without a traceback.
 
     Returns:
         the exit status: 0, 1 after an error, or 130 after Ctrl-C; wrong use of a command exits with 2.
