@@ -74,7 +74,7 @@ def write_page(
     (docs / "images" / "ablation_rates.png").write_bytes(to_png(curves))
     page = docs / "results" / "03_ablation.md"
     _write(page, "summary", summary(effects))
-    _write(page, "accuracy", "\n\n".join([f"{PICTURES}\n\nTrained on {_machine(runs)}.", _markdown(model_table(runs))]))
+    _write(page, "accuracy", f"{PICTURES}\n\n{_markdown(model_table(runs))}")
     _write(
         page,
         "effects",
@@ -109,6 +109,7 @@ def model_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "GMAC": f"{of['gmac'].iloc[0]:.4f}",
                 "rate": f"{of['learning_rate'].iloc[0]:g}",
                 "entropy of conv7, conv10, conv13": ", ".join(f"{e:.2f}" if e == e else "-" for e in entropies),
+                "trained on": ", ".join("CPU" if device == "cpu" else device for device in of["device"].unique()),
             }
         )
     return pd.DataFrame(rows)
@@ -152,11 +153,6 @@ def write_levels(name: str, answers: dict[str, torch.Tensor], docs: Path = DOCS)
     table = _markdown(uniform_table({name: answers}).reset_index())
     print(table)
     _write(docs / "results" / "03_ablation.md", "levels", table)
-
-
-def _machine(runs: pd.DataFrame) -> str:
-    (device,) = runs["device"].unique()
-    return "a CPU" if device == "cpu" else f"one {device}"
 
 
 def _write(page: Path, name: str, text: str) -> None:
